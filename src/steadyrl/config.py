@@ -1,0 +1,374 @@
+"""The recipe: one frozen tree that says everything a run depends on.
+
+A recipe is a TOML file. It chooses the variants (which model, task, engine, objective); single values are then
+changed from the command line (``--optimizer.learning_rate 1e-4``). Below ``loop.py`` nothing reads this tree:
+functions take plain keyword arguments.
+"""
+
+import difflib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+JsonDict = dict[str, Any]
+
+
+class RecipeError(ValueError):
+    """A recipe, or a flag, that cannot be run. The message names the field, the value and the way out."""
+
+
+class Section(BaseModel):
+    """A part of the recipe: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class PretrainedModel(Section):
+    """A causal language model of transformers, from a folder or from the hub."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str
+    """Folder of a saved model, or its name on the hub."""
+    revision: str | None = None
+    """Commit, branch or tag on the hub."""
+    trust_remote_code: bool = False
+    """Run the model's own Python code. Off: a model that needs it is refused."""
+
+
+class TinyModel(Section):
+    """A small model with random weights, built from its transformers config, with a character tokenizer."""
+
+    kind: Literal["tiny"] = "tiny"
+    family: str = "qwen3_moe"
+    """The `model_type` of transformers."""
+    alphabet: str = "0123456789+-=;>"
+    """The characters the tokenizer knows, one token each."""
+    config: JsonDict = Field(default_factory=dict)
+    """Fields of the transformers config: sizes, experts, heads."""
+
+
+class ModelOptions(Section):
+    """How the trained model is held."""
+
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the weights, the forward and the optimizer's moments."""
+    device: str = "cpu"
+    """`cpu`, `cuda`, `cuda:1`, …"""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    threads: Count = 0
+    """CPU threads of torch; 0 keeps torch's own choice. A run resumes bit-identically on the same number."""
+
+
+class ChainsTask(Section):
+    """Chains of + and − modulo ten, worked out with running totals; the task of the demo."""
+
+    kind: Literal["chains"] = "chains"
+    min_terms: Annotated[int, Field(ge=2, le=40)] = 3
+    """Fewest digits in a chain."""
+    max_terms: Annotated[int, Field(ge=2, le=40)] = 8
+    """Most digits in a chain."""
+    teacher_noise: Fraction = 0.0
+    """Chance that a worked solution replaces a running total by a random digit, and carries it on."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ChainsTask":
+        if self.min_terms > self.max_terms:
+            raise ValueError(f"min_terms = {self.min_terms} is above max_terms = {self.max_terms}")
+        return self
+
+
+class ReasoningGymTask(Section):
+    """Any dataset of reasoning-gym, scored by its own verifier."""
+
+    kind: Literal["reasoning_gym"] = "reasoning_gym"
+    dataset: str
+    """Name in reasoning-gym, such as `chain_sum`."""
+    parameters: JsonDict = Field(default_factory=dict)
+    """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
+    min_score: Fraction = 1.0
+    """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+
+
+class QuestionsTask(Section):
+    """Question/answer pairs: a JSONL file or a Hugging Face dataset."""
+
+    kind: Literal["questions"] = "questions"
+    path: str
+    """A `.jsonl` file, or the name (or folder) of a Hugging Face dataset."""
+    split: str = "train"
+    """Split of the Hugging Face dataset; a JSONL file has none."""
+    question: str = "question"
+    """Field that holds the question."""
+    answer: str = "answer"
+    """Field that holds the reference answer."""
+    solution: str | None = None
+    """Field that holds a worked solution, which the cold start imitates; without it, the answer."""
+    score: str = "math_verify"
+    """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`."""
+    held_out: PositiveInt = 256
+    """How many pairs are set aside for evaluation; never trained on."""
+
+
+TaskConfig = Annotated[ChainsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
+
+
+class Scoring(Section):
+    """Limits on the scoring of responses, which runs in worker processes."""
+
+    time_limit: PositiveFloat = 10.0
+    """Seconds one response may take to score; then its worker is stopped and the response is marked."""
+    workers: PositiveInt = 1
+    """Worker processes."""
+    max_failures: Fraction = 0.1
+    """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+
+
+class LocalEngine(Section):
+    """The embedded engine: batched decoding in this process."""
+
+    kind: Literal["local"] = "local"
+    precision: Literal["native", "fp8"] = "native"
+    """`fp8`: weights and activations of linears and experts are rounded to e4m3, as FP8 engines do."""
+    kv_precision: Literal["native", "fp8"] = "native"
+    """`fp8`: keys and values are rounded to e4m3 when they enter the cache."""
+    max_sequences: PositiveInt = 256
+    """Most sequences decoded side by side."""
+
+
+class Rollout(Section):
+    """What one global step samples."""
+
+    prompts: PositiveInt = 16
+    """B: prompts per global step."""
+    responses: Annotated[int, Field(ge=2)] = 8
+    """G: responses per prompt; the advantage is relative to this group."""
+    temperature: PositiveFloat = 1.0
+    """Sampling temperature. π and μ are both the distributions at this temperature."""
+    max_new_tokens: PositiveInt = 64
+    """A response that reaches this length is cut and counted as truncated."""
+    stop: tuple[str, ...] = ()
+    """Strings of a single token that end a response, beside the model's own end of sequence."""
+
+
+class MiniRL(Section):
+    """MiniRL, eq. 7 of arXiv 2512.01374, with the switches of the paper's arms."""
+
+    name: Literal["minirl"] = "minirl"
+    clip_low: PositiveFloat = 0.2
+    """ε_low: with Â<0 a token is masked where π_θ/π_old < 1−ε_low."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high: with Â>0 a token is masked where π_θ/π_old > 1+ε_high."""
+    clip: bool = True
+    """Off: no token is masked (the paper's arms without clipping)."""
+    importance_sampling: bool = True
+    """Off: the weight π_θ/μ_old becomes π_θ/π_old, without the train-inference correction."""
+    weight_cap: PositiveFloat | None = 5.0
+    """The importance weight is truncated from above here (TIS)."""
+    length_norm: bool = False
+    """On: 1/|y| before the sum over tokens (the paper's ablation)."""
+
+
+class GRPO(Section):
+    """GRPO, Appendix A of arXiv 2512.01374."""
+
+    name: Literal["grpo"] = "grpo"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high of the clipped ratio."""
+
+
+class CISPO(Section):
+    """CISPO, Appendix A of arXiv 2512.01374."""
+
+    name: Literal["cispo"] = "cispo"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped, gradient-free weight."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high of the clipped, gradient-free weight."""
+
+
+ObjectiveConfig = Annotated[MiniRL | GRPO | CISPO, Field(discriminator="name")]
+
+
+class Update(Section):
+    """How one global batch becomes gradient steps."""
+
+    minibatches: PositiveInt = 1
+    """N: gradient steps per global step. It must divide the prompts of a step."""
+    replay: Literal["none", "R2", "R3"] = "none"
+    """Routing Replay: experts of the trainer's θ_old pass (R2), or of the rollout engine (R3)."""
+    micro_tokens: PositiveInt = 8192
+    """Most tokens in one forward; a mini-batch is accumulated over as many as it needs."""
+
+
+class Optimizer(Section):
+    """AdamW and its schedule."""
+
+    learning_rate: PositiveFloat = 1e-6
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """Decay of the first and second moment."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    """Decoupled weight decay."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Gradients are scaled down to this norm; null leaves them."""
+    warmup_steps: Count = 0
+    """Gradient steps over which the learning rate rises linearly."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
+
+
+class Stage(Section):
+    """One stretch of the cold start."""
+
+    steps: PositiveInt
+    """Gradient steps."""
+    learning_rate: PositiveFloat = 3e-3
+    """Constant learning rate of this stage."""
+    task: JsonDict = Field(default_factory=dict)
+    """Task fields that this stage changes, such as `max_terms` (a curriculum)."""
+
+
+class ColdStart(Section):
+    """Supervised training on worked solutions before the reinforcement learning."""
+
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    """Stages, in order."""
+    batch: PositiveInt = 128
+    """Worked solutions per gradient step."""
+    aux_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    """Weight of the load-balancing loss of mixture-of-experts models; used in the cold start only."""
+    stop_at: Fraction = 1.0
+    """Stop once the sampled accuracy on held-out prompts reaches this."""
+    check_every: PositiveInt = 20
+    """Steps between looks at that accuracy, in the last stage."""
+
+
+class Evaluate(Section):
+    """Accuracy on held-out prompts."""
+
+    every: Count = 20
+    """Global steps between evaluations; 0: only before and after."""
+    prompts: PositiveInt = 256
+    """Held-out prompts."""
+    samples: PositiveInt = 1
+    """Responses per prompt (the k of avg@k)."""
+    temperature: PositiveFloat = 1.0
+    """Temperature of the sampled evaluation."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Nucleus of the sampled evaluation."""
+    top_k: Count = 0
+    """The sampled evaluation keeps this many tokens; 0: all."""
+
+
+class Checkpoints(Section):
+    """What is kept on disk."""
+
+    every: PositiveInt = 20
+    """Global steps between checkpoints."""
+    keep: PositiveInt = 2
+    """How many are kept; the newest always is."""
+
+
+class Recipe(Section):
+    """Everything that a run depends on."""
+
+    seed: Count = 0
+    """Seed of the weights, the order of the prompts and the sampling."""
+    steps: PositiveInt = 100
+    """Global steps."""
+    model: Annotated[PretrainedModel | TinyModel, Field(discriminator="kind")]
+    """The model that is trained."""
+    hold: ModelOptions = ModelOptions()
+    """Precision, device and memory of the trained model."""
+    task: TaskConfig
+    """Where prompts and rewards come from."""
+    scoring: Scoring = Scoring()
+    """Limits on the scoring."""
+    engine: LocalEngine = LocalEngine()
+    """What samples."""
+    rollout: Rollout = Rollout()
+    """What one global step samples."""
+    objective: ObjectiveConfig = MiniRL()
+    """What is maximised."""
+    update: Update = Update()
+    """How a batch becomes gradient steps."""
+    optimizer: Optimizer = Optimizer()
+    """AdamW and its schedule."""
+    cold_start: ColdStart | None = None
+    """Supervised training first, or none."""
+    evaluate: Evaluate = Evaluate()
+    """Held-out accuracy."""
+    checkpoints: Checkpoints = Checkpoints()
+    """What is kept on disk."""
+    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    """Where metrics go beside `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> "Recipe":
+        prompts, minibatches = self.rollout.prompts, self.update.minibatches
+        if prompts % minibatches:
+            divisors = [n for n in range(1, prompts + 1) if prompts % n == 0]
+            raise ValueError(
+                f"update.minibatches = {minibatches} does not divide rollout.prompts = {prompts}; use one of {divisors}"
+            )
+        return self
+
+
+def load(path: Path) -> Recipe:
+    """Read a recipe: TOML as written by people, or the resolved JSON that a run directory keeps.
+
+    Raises:
+        RecipeError: the file is missing or malformed, or a field is unknown, mistyped or out of range.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"cannot read the recipe {path}: {error}") from error
+    try:
+        tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+    except ValueError as error:
+        raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
+    return resolve(tree, source=str(path))
+
+
+def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:
+    """Validate a tree of plain values.
+
+    Raises:
+        RecipeError: one line per mistake, each with the field, what was found, and what is near it.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"  {_explain(detail)}" for detail in error.errors()]
+        raise RecipeError("\n".join([f"{source}: {len(lines)} mistake(s) in the recipe", *lines])) from error
+
+
+def _explain(detail: Mapping[str, Any]) -> str:
+    """One validation error as `field: what is wrong (found …)`, with a suggestion for a misspelt key."""
+    place = [str(part) for part in detail["loc"] if part not in _TAGS]
+    field = ".".join(place) or "recipe"
+    if detail["type"] == "extra_forbidden":
+        known = {name for section in (Recipe, *Section.__subclasses__()) for name in section.model_fields}
+        near = difflib.get_close_matches(place[-1], sorted(known), n=1)
+        hint = f"; did you mean `{near[0]}`?" if near else ""
+        return f"{field}: unknown key{hint}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] in ("missing", "value_error"):
+        return f"{field}: {message}"
+    return f"{field}: {message} (found {detail['input']!r})"
+
+
+# pydantic names the variant in an error's location; the recipe's writer did not
+_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions", "minirl", "grpo", "cispo"}
