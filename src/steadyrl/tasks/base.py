@@ -1,7 +1,9 @@
 """What a task is."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
+
+Split = Literal["train", "held_out"]
 
 
 class TaskError(ValueError):
@@ -24,30 +26,20 @@ class Example:
 
 
 class Task(Protocol):
-    """A stream of training problems, a held-out set, and a verifier.
+    """Training problems, held-out problems, and a verifier.
 
-    Both streams are pure functions of the task's parameters, the seed and the index, so that a resumed run, and a
+    Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run, and a
     worker process that only scores, see the same problems without sharing any state.
     """
 
-    @property
-    def train_size(self) -> int | None:
-        """How many training problems there are; None: any index is one."""
+    def size(self, split: Split) -> int | None:
+        """How many problems the split has; None: every index is one. No problem is in both splits."""
         ...
 
-    @property
-    def held_out_size(self) -> int | None:
-        """How many held-out problems there are; None: any index is one. None of them is a training problem."""
+    def example(self, split: Split, index: int) -> Example:
+        """The problem at `index`."""
         ...
 
-    def train(self, index: int) -> Example:
-        """The training problem at `index`."""
-        ...
-
-    def held_out(self, index: int) -> Example:
-        """The held-out problem at `index`."""
-        ...
-
-    def score(self, example: Example, completion: str) -> float:
-        """Reward of a response, in [0, 1]."""
+    def score(self, split: Split, index: int, completion: str) -> float:
+        """Reward of a response to the problem at `index`, in [0, 1]."""
         ...
