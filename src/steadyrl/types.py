@@ -95,7 +95,33 @@ class TokenBatch:
     """Flat index (row · columns + column) of the fed position that predicts each response token."""
     targets: Int[Tensor, "tokens"]
     """The response tokens."""
-    routes: Routes | None
-    """e^μ at each fed position, the sentinel at padding; None for a dense model."""
     fed_tokens: int
     """Fed positions that are not padding."""
+    routes: Routes | None = None
+    """e^μ at each fed position, the sentinel at padding; None for a dense model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """What one forward and backward of an update takes: the positions, and the facts about their response tokens."""
+
+    batch: TokenBatch
+    """The packed positions."""
+    rollout_logprobs: Float[Tensor, "tokens"]
+    """As in `Tokens`."""
+    advantages: Float[Tensor, "tokens"]
+    """As in `Tokens`."""
+    response_tokens: Float[Tensor, "tokens"]
+    """As in `Tokens`."""
+    group_tokens: Float[Tensor, "tokens"]
+    """As in `Tokens`."""
+
+    def tokens(self, old_logprobs: Float[Tensor, "tokens"]) -> Tokens:
+        """What an objective needs, once the θ_old pass has been made."""
+        return Tokens(
+            rollout_logprobs=self.rollout_logprobs,
+            old_logprobs=old_logprobs,
+            advantages=self.advantages,
+            response_tokens=self.response_tokens,
+            group_tokens=self.group_tokens,
+        )

@@ -28,8 +28,8 @@ class Example:
 class Task(Protocol):
     """Training problems, held-out problems, and a verifier.
 
-    Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run, and a
-    worker process that only scores, see the same problems without sharing any state.
+    Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run,
+    and a worker process that only scores, see the same problems without sharing any state.
     """
 
     def size(self, split: Split) -> int | None:

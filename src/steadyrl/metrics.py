@@ -1,0 +1,321 @@
+"""What a run measures, and where the numbers go.
+
+`METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
+steadyrl.metrics``). The JSON Lines files of the run directory are the truth; TensorBoard, trackio and W&B are
+optional copies.
+"""
+
+import importlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+Value = float | int | str | bool | None
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One number of a run: its name in the files, its unit, and its meaning."""
+
+    name: str
+    unit: str
+    doc: str
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global steps taken, this one included: the first is 1."),
+    Metric("policy_version", "versions", "Version of the weights that sampled this step."),
+    Metric("reward/mean", "reward", "Mean reward of the step's responses."),
+    Metric("reward/accuracy", "share", "Share of responses with reward ≥ 1."),
+    Metric("reward/failures", "responses", "Responses whose scoring raised, hung or returned NaN."),
+    Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
+    Metric("response/length", "tokens", "Mean length of a response."),
+    Metric("response/truncated", "share", "Share of responses cut at the length limit."),
+    Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
+    Metric("mismatch/k1", "nats", "E_μ[log μ − log π_old]: estimates D_KL[μ‖π_old]; may come out negative."),
+    Metric("mismatch/k3", "nats", "E_μ[ρ − 1 − log ρ], ρ = π_old/μ: the same, steadier and never negative."),
+    Metric("mismatch/abs_mean", "nats", "Mean of |log π_old − log μ|."),
+    Metric("mismatch/abs_max", "nats", "Largest |log π_old − log μ|."),
+    Metric("staleness/mean", "ratio", "Mean of π_θ/π_old over the step's updates."),
+    Metric("staleness/max", "ratio", "Largest π_θ/π_old over the step's updates."),
+    Metric("staleness/k3", "nats", "Mean of r − 1 − log r, r = π_θ/π_old, over the step's updates."),
+    Metric("weight/mean", "ratio", "Mean importance weight w = π_θ/μ_old, before truncation."),
+    Metric("weight/max", "ratio", "Largest importance weight, before truncation."),
+    Metric("weight/ess", "share", "Effective sample size over token count n: (Σw)²/(n Σw²), untruncated."),
+    Metric("weight/truncated", "share", "Share of tokens whose weight lies above the cap."),
+    Metric("clip/low", "share", "Share of tokens masked with Â < 0 and π_θ/π_old < 1 − ε_low."),
+    Metric("clip/high", "share", "Share of tokens masked with Â > 0 and π_θ/π_old > 1 + ε_high."),
+    Metric(
+        "routes/disagreement",
+        "share",
+        "Share of (token, layer) expert sets that differ between the rollout engine's and the trainer's own "
+        "choice. Absent for dense models.",
+    ),
+    Metric("update/objective", "–", "Value of the maximised surrogate, mean over the step's updates."),
+    Metric("update/grad_norm", "norm", "Gradient norm before clipping, mean over the step's updates."),
+    Metric("update/skipped", "updates", "Updates skipped because loss or gradient was not finite."),
+    Metric("update/learning_rate", "rate", "Learning rate of the step's last update."),
+    Metric("update/padding", "share", "Share of padding among the token positions computed."),
+    Metric("seconds/sampling", "s", "Sampling the responses."),
+    Metric("seconds/rewards", "s", "Scoring the responses against the task."),
+    Metric("seconds/scoring", "s", "The trainer's forward with θ_old: log π_old and the routes."),
+    Metric("seconds/update", "s", "The N gradient updates."),
+    Metric("seconds/sync", "s", "Handing the new weights to the engine."),
+    Metric("seconds/step", "s", "The whole step, evaluations and checkpoints left out."),
+    Metric("throughput/tokens_per_second", "tokens/s", "Sampled response tokens over `seconds/step`."),
+    Metric("memory/peak_gib", "GiB", "Peak memory of the process, or of its GPU."),
+)
+
+EVAL_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global steps taken before the evaluation; 0 is before the first."),
+    Metric("mode", "–", "`sampled` (the recipe's temperature, top-p and top-k) or `greedy`."),
+    Metric("precision", "–", "Precision of the engine that answered: `native`, `fp8`, …"),
+    Metric("accuracy", "share", "Mean over prompts and samples of reward ≥ 1, on held-out prompts."),
+    Metric("low", "share", "Lower end of the 95% interval of the accuracy."),
+    Metric("high", "share", "Upper end of the 95% interval of the accuracy."),
+    Metric("prompts", "prompts", "Held-out prompts."),
+    Metric("samples", "responses", "Responses per prompt."),
+)
+
+COLD_START_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Gradient steps of the cold start taken."),
+    Metric("loss", "nats", "Mean −log π per token of the worked solutions."),
+    Metric("accuracy", "share", "Sampled accuracy on held-out prompts; absent where it was not looked at."),
+)
+
+SAMPLE_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global steps taken before the evaluation that sampled it."),
+    Metric("question", "–", "What the model was asked."),
+    Metric("answer", "–", "The reference answer."),
+    Metric("completion", "–", "The model's response."),
+    Metric("reward", "reward", "Its reward."),
+)
+
+
+class MetricsLog:
+    """One JSON Lines file of a run, such as `metrics.jsonl`; a line is on the disk before `log` returns.
+
+    JSON has no NaN and no infinity: such values are written as null. A last line that a kill left half
+    written is dropped when the file is opened, so that the next line starts clean.
+    """
+
+    def __init__(self, path: Path, fields: Iterable[Metric] = METRICS) -> None:
+        """Open `path`, or create it; `fields` are the names it may hold."""
+        self._path = path
+        self._names = frozenset(field.name for field in fields)
+        path.touch()
+        if not path.read_bytes().endswith(b"\n"):
+            self._rewrite(read_jsonl(path))
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Append one line: `step`, then `metrics`.
+
+        Raises:
+            ValueError: a name is not among the file's fields.
+            TypeError: a value is not a plain number, string, bool or None.
+        """
+        if unknown := sorted(set(metrics) - self._names):
+            raise ValueError(
+                f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
+            )
+        line = _line({"step": step, **metrics})
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, step: int) -> None:
+        """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
+        self._rewrite([row for row in read_jsonl(self._path) if row["step"] <= step])
+
+    def _rewrite(self, rows: Iterable[Row]) -> None:
+        write_atomically(self._path, "".join(map(_line, rows)))
+
+
+def read_jsonl(path: Path) -> list[Row]:
+    """Rows of a JSON Lines file; a last line that a kill cut in mid-write is left out.
+
+    Raises:
+        ValueError: another line is not a JSON object with a `step`; the message names the file and the line.
+    """
+    *lines, tail = path.read_bytes().split(b"\n")
+    rows = [
+        _row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()
+    ]
+    try:
+        return [*rows, _row(tail, "tail")]
+    except ValueError:
+        return rows
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace `path` by `text`; a reader, or a kill, meets the old file or the new one, never a part."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+
+
+def _row(line: bytes, where: str) -> Row:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{where} is not JSON: {error}; mend or delete that line") from error
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+        raise ValueError(f"{where} is not an object with an integer `step`; mend or delete that line")
+    return row
+
+
+def _line(row: Mapping[str, Value]) -> str:
+    for name, value in row.items():
+        if not isinstance(value, Value):
+            raise TypeError(f"{name} is a {type(value).__name__}; log a plain number (a tensor's .item())")
+    plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
+    return json.dumps(plain, allow_nan=False) + "\n"
+
+
+class Sink(Protocol):
+    """A further place for the numbers of a step."""
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Copy the finite numbers of a step."""
+        ...
+
+    def close(self) -> None:
+        """Flush and end."""
+        ...
+
+
+class MissingSink(ValueError):
+    """A sink was asked for whose package is not installed. The message says how to install it."""
+
+
+class TensorBoard:
+    """Event files in the run directory's `tensorboard` folder."""
+
+    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Open on the first `log`, whose step tells TensorBoard what a resumed run repeats."""
+        self._open: Callable[..., Any] = module.SummaryWriter
+        self._folder, self._config = run_dir / "tensorboard", config
+        self._writer: Any = None
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Add one scalar per number."""
+        if self._writer is None:
+            self._writer = self._open(log_dir=str(self._folder), purge_step=step)
+            self._writer.add_text("recipe", f"```json\n{json.dumps(self._config, indent=2)}\n```", step)
+        for name, value in _numbers(metrics).items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Close the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class Tracker:
+    """W&B or trackio, which share one interface; a resumed run continues its own curves."""
+
+    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
+        """Start, or continue, the run in the project `steadyrl`."""
+        name = f"{run_dir.resolve().name}-{_identity(run_dir)}"
+        # only W&B keys runs by an id of their own and keeps files of its own in the run directory
+        where = {"id": name, "dir": str(run_dir)} if module.__name__ == "wandb" else {}
+        self._run = module.init(project="steadyrl", name=name, config=dict(config), resume="allow", **where)
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Send one row."""
+        self._run.log(_numbers(metrics), step=step)
+
+    def close(self) -> None:
+        """Wait until everything is stored."""
+        self._run.finish()
+
+
+_SINKS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Sink]]] = {
+    "tensorboard": ("torch.utils.tensorboard", TensorBoard),
+    "trackio": ("trackio", Tracker),
+    "wandb": ("wandb", Tracker),
+}
+
+
+def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
+    """Open the sinks named, importing only their packages; `config` is the resolved recipe as plain values.
+
+    Raises:
+        ValueError: a name is no sink.
+        MissingSink: its package is not installed.
+    """
+    # every package is found before the first sink opens, so that a failure leaves none half open
+    modules = {name: _import(name) for name in names}
+    return [_SINKS[name][1](module, run_dir, config) for name, module in modules.items()]
+
+
+def _import(name: str) -> ModuleType:
+    if name not in _SINKS:
+        raise ValueError(f"sinks: {name!r} is not one of {', '.join(_SINKS)}")
+    try:
+        return importlib.import_module(_SINKS[name][0])
+    except ModuleNotFoundError as error:
+        raise MissingSink(
+            f"sinks: {name!r} needs a package that is not installed ({error.name}): "
+            f'pip install "steadyrl[{name}]", or leave it out of `sinks`'
+        ) from error
+
+
+def _identity(run_dir: Path) -> str:
+    """A random name that stays with the run directory: two runs called `demo` are two runs."""
+    path = run_dir / "tracker_id.txt"
+    if not path.exists():
+        write_atomically(path, secrets.token_hex(4))
+    return path.read_text(encoding="utf-8")
+
+
+def _numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
+    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+
+
+_PREFACE = """\
+# What a run measures
+
+<!-- Printed by `python -m steadyrl.metrics`; edit src/steadyrl/metrics.py. -->
+
+A run directory holds JSON Lines files: one object per line, each with its `step`. NaN and infinities are
+written as `null`. A mean or share runs over the response tokens, or the responses, of the whole step;
+logarithms are natural. μ is the policy of the engine that samples, π that of the trainer; θ_old are the
+weights that sampled, θ the weights now. Both policies are taken at the sampling temperature.
+"""
+
+
+def docs() -> str:
+    """The page `docs/metrics.md`."""
+    parts = [_PREFACE, "## `metrics.jsonl`: one line per global step\n"]
+    for prefix, group in groupby(METRICS, key=lambda metric: metric.name.rpartition("/")[0]):
+        parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
+    for title, fields in (
+        ("`eval.jsonl`: one line per evaluation, mode and precision", EVAL_FIELDS),
+        ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
+        ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
+    ):
+        parts += [f"## {title}\n", _table(fields)]
+    return "\n".join(filter(None, parts))
+
+
+def _table(metrics: Iterable[Metric]) -> str:
+    rows = [(f"`{m.name}`", m.unit, m.doc.replace("|", "\\|")) for m in metrics]
+    return "".join(f"| {' | '.join(row)} |\n" for row in [("name", "unit", "meaning"), ("---",) * 3, *rows])
+
+
+if __name__ == "__main__":
+    print(docs(), end="")

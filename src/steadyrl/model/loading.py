@@ -1,0 +1,135 @@
+"""Models and tokenizers: from a folder, from the hub, or built small."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from steadyrl.model.logprobs import Head
+from steadyrl.model.tiny import character_tokenizer, tiny_config
+
+RECURRENT = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe_mamba", "hybrid"}
+"""Layer types whose state would leak between sequences that share a row."""
+
+
+class ModelError(ValueError):
+    """A model that cannot be loaded or trained. The message names it and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """A model with what belongs to it."""
+
+    model: PreTrainedModel
+    """A causal language model of transformers."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
+    one_per_row: bool
+    """Sequences must not share a row: a layer carries a recurrent state."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model lives."""
+        return self.model.device
+
+    @property
+    def context(self) -> int | None:
+        """Longest sequence the model was made for, where its config says so."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+
+
+def build_tiny(
+    *, family: str, alphabet: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
+) -> Policy:
+    """A small model with weights drawn from `seed`.
+
+    Raises:
+        ModelError: the family, a field of its config or the alphabet is wrong.
+    """
+    try:
+        tokenizer = character_tokenizer(alphabet)
+        full = tiny_config(family, config, len(tokenizer))
+    except ValueError as error:
+        raise ModelError(str(error)) from error
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(full, dtype=dtype)
+    return _policy(model, tokenizer)
+
+
+def load_pretrained(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
+) -> Policy:
+    """A saved model, or one of the hub.
+
+    Raises:
+        ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
+    """
+    where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, **where)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}") from error
+    return _policy(model, tokenizer)
+
+
+def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
+    """The config alone, which is all that a dry run needs.
+
+    Raises:
+        ModelError: as `load_pretrained`.
+    """
+    try:
+        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
+
+
+def parameter_count(config: PreTrainedConfig) -> int:
+    """Number of parameters, without allocating them."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return sum(p.numel() for p in model.parameters())
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The output projection, with the scale or soft cap that some families put behind it."""
+    embedding = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    return Head(
+        weight=embedding.weight,
+        bias=getattr(embedding, "bias", None),
+        scale=(getattr(config, "logit_scale", None) or 1.0) / divisor,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+
+
+def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
+    _check_head(model)
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return Policy(model=model, tokenizer=tokenizer, one_per_row=bool(kinds & RECURRENT))
+
+
+@torch.no_grad()
+def _check_head(model: PreTrainedModel) -> None:
+    """Hold `head_of` against the model's own logits on two tokens: a family with another head is refused by name."""
+    model.eval()
+    ids = torch.tensor([[1, 0]], device=model.device)
+    own = model(input_ids=ids, use_cache=False).logits.float()
+    ours = head_of(model).logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
+        raise ModelError(
+            f"{type(model).__name__} changes its logits after the output embedding in a way that is not known here "
+            f"(largest difference {(own - ours).abs().max():.3g}); its log-probabilities would be wrong"
+        )

@@ -1,0 +1,162 @@
+"""Routing Replay: run a mixture-of-experts model with the experts that were chosen elsewhere (arXiv 2512.01374, §2).
+
+Only the discrete choice is replayed. The gate weights come from the live router's dense scores at the replayed
+experts, by the family's own formula, so gradient reaches the router. This holds for any family because the one thing
+they share is intercepted: the last `torch.topk` over all experts inside a mixture-of-experts block. Its indices are
+replaced, its values are gathered at the new indices, and the family's code goes on from there.
+
+Routes are tensors handed in and out. Nothing is kept in modules, classes or the process: the hooks live as long as
+the context, and the interception is local to the thread that runs the block.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.return_types import topk as TopK
+from transformers import PreTrainedModel
+
+from steadyrl.types import Routes
+
+
+class RoutingError(ValueError):
+    """Routes that do not fit the model. The message names the field and the sizes."""
+
+
+def route_dtype(experts: int) -> torch.dtype:
+    """The smallest unsigned type that holds every expert id and, above them, the sentinel."""
+    return torch.uint8 if experts < 256 else torch.uint16
+
+
+def moe_blocks(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Mixture-of-experts blocks in layer order, each with its number of experts.
+
+    A block is the parent of a transformers experts module. Names, not construction order, give the layer: the order
+    of `named_modules` is that of the live module list.
+    """
+    found = []
+    for _, block in model.named_modules():
+        for child in block.children():
+            if hasattr(type(child), "_apply_gate") and hasattr(child, "num_experts"):
+                found.append((block, child.num_experts))
+    return found
+
+
+def is_moe(model: nn.Module) -> bool:
+    """Whether the model has a mixture-of-experts block."""
+    return bool(moe_blocks(model))
+
+
+class Recorder:
+    """The experts that each block's own router chose, in the forwards since the context was entered."""
+
+    def __init__(self, layers: int, experts: int):
+        self._chosen: list[Tensor | None] = [None] * layers
+        self._dtype = route_dtype(experts)
+
+    def routes(self) -> Routes:
+        """Choices of the latest forward, as [positions, layers, slots], positions in row-major order.
+
+        Under `replay` this is what the live router *would* have chosen, given the replayed layers below it.
+
+        Raises:
+            RoutingError: a block has not run, or has made no choice that was seen.
+        """
+        chosen = [layer for layer in self._chosen if layer is not None]
+        if len(chosen) != len(self._chosen):
+            blind = [i for i, layer in enumerate(self._chosen) if layer is None]
+            raise RoutingError(f"no expert choice was seen in mixture-of-experts layer(s) {blind}; run a forward first")
+        return torch.stack(chosen, dim=1).to(self._dtype)
+
+    def keep(self, layer: int, indices: Tensor) -> None:
+        """Remember a block's choice, [positions, slots]; a recomputed forward overwrites it with the same."""
+        self._chosen[layer] = indices.detach()
+
+
+@contextmanager
+def record(model: PreTrainedModel) -> Iterator[Recorder]:
+    """Watch the routers while the context is open; the forward itself is unchanged."""
+    with _intercepted(model, None) as recorder:
+        yield recorder
+
+
+@contextmanager
+def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
+    """Run every forward (and recomputation) inside the context with `routes`, and watch what the routers preferred.
+
+    Args:
+        model: a mixture-of-experts model of transformers.
+        routes: [*positions, layers, slots]; leading dimensions are those of `input_ids`. Sentinel rows are routed
+            natively.
+
+    Raises:
+        RoutingError: the model is dense, or the routes have another number of layers or type.
+    """
+    blocks = moe_blocks(model)
+    if not blocks:
+        raise RoutingError(f"{type(model).__name__} is dense: it has no routes to replay")
+    layers, expected = len(blocks), route_dtype(max(experts for _, experts in blocks))
+    if routes.shape[-2] != layers:
+        raise RoutingError(f"routes have {routes.shape[-2]} layers, the model has {layers} mixture-of-experts layers")
+    if routes.dtype != expected:
+        raise RoutingError(f"routes are {routes.dtype}, this model's are {expected}")
+    flat = routes.reshape(-1, *routes.shape[-2:])
+    with _intercepted(model, flat) as recorder:
+        yield recorder
+
+
+@contextmanager
+def _intercepted(model: PreTrainedModel, routes: Routes | None) -> Iterator[Recorder]:
+    blocks = moe_blocks(model)
+    recorder = Recorder(len(blocks), max((experts for _, experts in blocks), default=0))
+    wrapped = []
+    try:
+        for layer, (block, experts) in enumerate(blocks):
+            choice = None if routes is None else routes[:, layer]
+            wrapped.append((block, block.forward))
+            block.forward = _wrap(block.forward, _LastTopK(layer, experts, recorder, choice))
+        yield recorder
+    finally:
+        for block, forward in reversed(wrapped):
+            block.forward = forward
+
+
+def _wrap(forward, mode: "_LastTopK"):
+    def intercepted(*args, **kwargs):
+        with mode:
+            return forward(*args, **kwargs)
+
+    return intercepted
+
+
+class _LastTopK(TorchFunctionMode):
+    """Inside one block: record the choice among all experts, and replace it where there is one to replay."""
+
+    def __init__(self, layer: int, experts: int, recorder: Recorder, choice: Tensor | None):
+        super().__init__()
+        self.layer, self.experts, self.recorder, self.choice = layer, experts, recorder, choice
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func not in (torch.topk, Tensor.topk) or args[0].ndim != 2 or args[0].shape[-1] != self.experts:
+            return out
+        values, native = out
+        self.recorder.keep(self.layer, native)
+        if self.choice is None:
+            return out
+        indices = self._replayed(native)
+        return TopK((args[0].gather(-1, indices), indices))
+
+    def _replayed(self, native: Tensor) -> Tensor:
+        """The choice to replay, as indices; the native one at sentinel rows."""
+        choice = self.choice
+        assert choice is not None
+        if choice.shape != native.shape:
+            raise RoutingError(
+                f"layer {self.layer}: routes are {tuple(choice.shape)} (positions, slots), "
+                f"the forward needs {tuple(native.shape)}"
+            )
+        indices = choice.to(native.dtype)
+        return torch.where(indices == torch.iinfo(choice.dtype).max, native, indices)

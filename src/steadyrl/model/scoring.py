@@ -1,0 +1,24 @@
+"""The training engine's forward: packed positions in, log-probabilities of the response tokens out."""
+
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from steadyrl.model.loading import head_of
+from steadyrl.model.logprobs import token_logprobs
+from steadyrl.types import TokenBatch
+
+
+def score(
+    model: PreTrainedModel, batch: TokenBatch, *, temperature: float
+) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
+    """log π(y_t) of every response token and the entropy of the distribution it comes from, at `temperature`.
+
+    The output projection runs at the response positions only. Run it inside `record` or `replay` to watch or fix
+    the experts.
+    """
+    hidden = model.base_model(
+        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
+    ).last_hidden_state
+    chosen = hidden.flatten(0, 1)[batch.predicting]
+    return token_logprobs(chosen, head_of(model), batch.targets, temperature=temperature)

@@ -1,0 +1,42 @@
+"""From the recipe's task section, as plain values, to a task: the same in the run and in its workers."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from steadyrl.tasks.base import Task, TaskError
+from steadyrl.tasks.checks import require_known
+
+_KINDS = ("chains", "reasoning_gym", "questions")
+
+
+def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
+    """Build a task.
+
+    Args:
+        kind: `chains`, `reasoning_gym` or `questions`.
+        seed: Seed of the problems; `questions` has nothing to draw.
+        parameters: Fields of the recipe's task section; its `kind` may be among them.
+
+    Raises:
+        TaskError: the kind or a field is unknown, missing or out of range, or the data cannot be read.
+    """
+    require_known("task", [kind], _KINDS)
+    task = _task_class(kind)
+    fields = {name: value for name, value in parameters.items() if name != "kind"}
+    expected = set(inspect.signature(task).parameters) - {"seed"}
+    require_known(f"field of the {kind} task", fields, expected)
+    if missing := expected - fields.keys():
+        raise TaskError(f"the {kind} task needs {', '.join(sorted(missing))} as well")
+    return task(**fields) if kind == "questions" else task(seed=seed, **fields)
+
+
+def _task_class(kind: str) -> Any:
+    """The class of a kind, imported only here: every worker would pay for reasoning-gym's slow import."""
+    if kind == "chains":
+        from steadyrl.tasks.chains import Chains as chosen
+    elif kind == "reasoning_gym":
+        from steadyrl.tasks.reasoning import ReasoningGym as chosen
+    else:
+        from steadyrl.tasks.questions import Questions as chosen
+    return chosen

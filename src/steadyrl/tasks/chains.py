@@ -1,0 +1,66 @@
+"""Chains of + and − modulo ten: endless, cheap to score, and hard for a model that skips a step."""
+
+import functools
+import random
+
+from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.checks import split_of
+
+_HELD_OUT_SHARE = 1 / 8
+
+
+class Chains:
+    """Digits joined by + and −, worked out from left to right modulo ten.
+
+    A solution writes every running total and then the answer behind `>`. With `teacher_noise`, each running
+    total of a solution is replaced by a random digit with that chance and carried on: an imperfect teacher,
+    which leaves reinforcement learning something to improve. Questions and answers are free of noise.
+    """
+
+    def __init__(self, *, seed: int, min_terms: int, max_terms: int, teacher_noise: float) -> None:
+        """Check the lengths and the noise; nothing is drawn yet."""
+        if not 2 <= min_terms <= max_terms:
+            raise TaskError(f"min_terms = {min_terms}, max_terms = {max_terms}: needed is 2 ≤ min ≤ max")
+        if not 0.0 <= teacher_noise <= 1.0:
+            raise TaskError(f"teacher_noise = {teacher_noise} is a chance; use a number from 0 to 1")
+        self._seed, self._terms, self._noise = seed, (min_terms, max_terms), teacher_noise
+
+    def size(self, split: Split) -> int | None:
+        """Every index is a problem."""
+        return None
+
+    def example(self, split: Split, index: int) -> Example:
+        """The chain at `index`."""
+        return _draw(self._seed, split, index, self._terms, self._noise)
+
+    def score(self, split: Split, index: int, completion: str) -> float:
+        """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
+        answer = self.example(split, index).answer
+        return float(completion.partition(">")[2].strip() == answer)
+
+
+@functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
+def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: float) -> Example:
+    """Draw chains from the stream of this index until one belongs to the split."""
+    stream = random.Random(f"{seed}/{split}/{index}")
+    while True:
+        digits = [stream.randrange(10) for _ in range(stream.randint(*terms))]
+        signs = [stream.choice("+-") for _ in digits[1:]]
+        question = str(digits[0]) + "".join(f"{s}{d}" for s, d in zip(signs, digits[1:], strict=True)) + "="
+        if split_of(question, held_out_share=_HELD_OUT_SHARE) == split:
+            answer = sum(d if s == "+" else -d for s, d in zip(["+", *signs], digits, strict=True)) % 10
+            return Example(
+                question=question, answer=str(answer), solution=_work_out(digits, signs, noise, stream)
+            )
+
+
+def _work_out(digits: list[int], signs: list[str], noise: float, stream: random.Random) -> str:
+    """The running totals, some of them wrong if the teacher is noisy, and the last one as the answer."""
+    total, steps = digits[0], ""
+    for sign, digit in zip(signs, digits[1:], strict=True):
+        result = (total + digit if sign == "+" else total - digit) % 10
+        if stream.random() < noise:
+            result = stream.randrange(10)
+        steps += f"{total}{sign}{digit}={result};"
+        total = result
+    return f"{steps}>{total}"

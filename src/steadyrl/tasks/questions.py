@@ -1,0 +1,81 @@
+"""Question/answer pairs from a JSONL file or a Hugging Face dataset."""
+
+import hashlib
+from pathlib import Path
+
+from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.pairs import read_hub, read_jsonl
+from steadyrl.tasks.verifiers import Scorer, load_function, math_verify_score
+
+
+class Questions:
+    """Pairs that somebody wrote, scored by math_verify or by the user's own function.
+
+    Which questions are held out depends on the hash of their text alone: not on a seed, nor on the order of
+    the file. A question that occurs twice is in one split only.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str,
+        split: str,
+        question: str,
+        answer: str,
+        solution: str | None,
+        score: str,
+        held_out: int,
+    ) -> None:
+        """Read all pairs and set `held_out` different questions aside."""
+        fields = {"question": question, "answer": answer, "solution": solution or answer}
+        pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, split, fields)
+        self._pairs = _divide(pairs, held_out, path)
+        self._own = _own_function(score)
+
+    def size(self, split: Split) -> int | None:
+        """How many pairs the split has."""
+        return len(self._pairs[split])
+
+    def example(self, split: Split, index: int) -> Example:
+        """The pair at `index`: training pairs in the order of the file, held-out ones by their hash."""
+        return self._pairs[split][index]
+
+    def score(self, split: Split, index: int, completion: str) -> float:
+        """What math_verify, or the user's function, says of the completion."""
+        pair = self._pairs[split][index]
+        if self._own is not None:
+            return self._own(pair.question, completion)
+        return math_verify_score(pair.answer, completion)
+
+
+def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:
+    """Hold out the questions with the lowest hashes, one pair each; train on the pairs of all others."""
+    questions = sorted({pair.question for pair in pairs}, key=_hash)
+    if not 0 < held_out < len(questions):
+        raise TaskError(
+            f"held_out = {held_out}, but {path} has {len(questions)} different question(s): "
+            "set aside at least 1 and leave at least 1 to train on"
+        )
+    # of pairs that share a question, the first by content: the order of the file does not matter
+    ordered = sorted(pairs, key=lambda pair: (pair.answer, pair.solution), reverse=True)
+    by_question = {pair.question: pair for pair in ordered}
+    chosen = questions[:held_out]
+    aside = set(chosen)
+    return {
+        "train": [pair for pair in pairs if pair.question not in aside],
+        "held_out": [by_question[question] for question in chosen],
+    }
+
+
+def _hash(question: str) -> bytes:
+    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
+
+
+def _own_function(score: str) -> Scorer | None:
+    """The user's function, or None where math_verify scores."""
+    if score == "math_verify":
+        return None
+    file, colon, name = score.rpartition(":")
+    if not (file and colon and name):
+        raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
+    return load_function(Path(file), name)

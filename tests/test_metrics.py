@@ -1,0 +1,176 @@
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from steadyrl import metrics
+from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, MissingSink, open_sinks, read_jsonl
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "metrics.jsonl"
+
+
+def test_docs_are_the_committed_page() -> None:
+    page = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    assert page == metrics.docs(), "run: python -m steadyrl.metrics > docs/metrics.md"
+
+
+def test_every_name_is_documented_once() -> None:
+    names = [metric.name for metric in METRICS]
+    assert len(names) == len(set(names))
+    assert all(metric.doc.endswith(".") and metric.unit for metric in METRICS)
+    lines = metrics.docs().splitlines()
+    prefixes = [line for line in lines if line.startswith("### ")]
+    assert len(prefixes) == len(set(prefixes)), "METRICS is not grouped by prefix"
+    columns = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert columns == {4}
+
+
+def test_importing_metrics_is_cheap() -> None:
+    code = "import steadyrl.metrics, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_lines_come_back(path: Path) -> None:
+    log = MetricsLog(path)
+    log.log(1, {"reward/mean": 0.25, "reward/failures": 0})
+    log.log(2, {"reward/mean": 0.5})
+    assert read_jsonl(path) == [
+        {"step": 1, "reward/mean": 0.25, "reward/failures": 0},
+        {"step": 2, "reward/mean": 0.5},
+    ]
+
+
+def test_unknown_names_are_refused(path: Path) -> None:
+    log = MetricsLog(path)
+    with pytest.raises(ValueError, match="unknown reward/maen"):
+        log.log(1, {"reward/mean": 1.0, "reward/maen": 1.0})
+    with pytest.raises(ValueError, match="unknown accuracy"):
+        log.log(1, {"accuracy": 1.0})
+    MetricsLog(path, EVAL_FIELDS).log(1, {"accuracy": 1.0})
+    assert read_jsonl(path) == [{"step": 1, "accuracy": 1.0}]
+
+
+def test_only_plain_values(path: Path) -> None:
+    with pytest.raises(TypeError, match="reward/mean is a list"):
+        MetricsLog(path).log(1, {"reward/mean": [1.0]})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_json_cannot_say_is_null(path: Path, value: float) -> None:
+    MetricsLog(path).log(1, {"mismatch/k1": value})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {"step": 1, "mismatch/k1": None}
+
+
+@pytest.mark.parametrize("torn", ["{", '{"step": 2, "reward/mean": 0.', '{"step": 2, "reward/mean": 0.5}'])
+def test_a_torn_last_line_is_left_out_and_the_next_line_starts_clean(path: Path, torn: str) -> None:
+    path.write_text('{"step": 1}\n' + torn)
+    held = [{"step": 1}, {"step": 2, "reward/mean": 0.5}][: 1 + torn.endswith("}")]
+    assert read_jsonl(path) == held
+    MetricsLog(path).log(3, {})
+    assert read_jsonl(path) == [*held, {"step": 3}]
+
+
+@pytest.mark.parametrize("bad", ['{"step": 2, "rew', "[1]", '{"reward/mean": 1.0}', "\xff"])
+def test_a_malformed_line_elsewhere_is_an_error(path: Path, bad: str) -> None:
+    path.write_bytes(b'{"step": 1}\n' + bad.encode("latin-1") + b'\n{"step": 3}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not"):
+        read_jsonl(path)
+
+
+def test_truncate_drops_later_steps(path: Path) -> None:
+    log = MetricsLog(path)
+    for step in (1, 2, 2, 3):
+        log.log(step, {"reward/mean": step / 3})
+    log.truncate(2)
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 2]
+    assert read_jsonl(path)[0]["reward/mean"] == 1 / 3
+    log.log(3, {})
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2, 2, 3]
+
+
+def test_truncate_is_atomic(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = MetricsLog(path)
+    log.log(1, {})
+    log.log(2, {})
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(metrics.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        log.truncate(1)
+    assert [row["step"] for row in read_jsonl(path)] == [1, 2]
+
+
+class FakeTracker:
+    """What `wandb` and `trackio` have in common."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple] = []
+
+    def init(self, **options: object) -> "FakeTracker":
+        self.calls.append(("init", options))
+        return self
+
+    def log(self, row: dict, step: int) -> None:
+        self.calls.append(("log", step, row))
+
+    def finish(self) -> None:
+        self.calls.append(("finish",))
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeTracker()
+    module.__name__ = name  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
+    for step in (1, 2):  # a run, resumed
+        [sink] = open_sinks([name], tmp_path, {"seed": 1})
+        sink.log(step, {"reward/mean": 0.5, "mismatch/k1": math.nan, "weight/max": None})
+        sink.close()
+    opened = [call[1] for call in module.calls if call[0] == "init"]
+    assert opened[0] == opened[1]
+    assert opened[0]["config"] == {"seed": 1}
+    assert opened[0]["name"].startswith(tmp_path.name)
+    assert ("id" in opened[0]) == (name == "wandb")
+    assert module.calls[1] == ("log", 1, {"reward/mean": 0.5})
+    assert module.calls[-1] == ("finish",)
+
+
+def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = FakeTracker()
+    monkeypatch.setitem(sys.modules, "trackio", module)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
+    with pytest.raises(MissingSink, match=r'pip install "steadyrl\[wandb\]"'):
+        open_sinks(["trackio", "wandb"], tmp_path, {})
+    assert module.calls == [], "trackio was opened although the run cannot start"
+
+
+def test_unknown_sinks_are_refused(tmp_path: Path) -> None:
+    assert open_sinks([], tmp_path, {}) == []
+    with pytest.raises(ValueError, match="'csv' is not one of tensorboard, trackio, wandb"):
+        open_sinks(["csv"], tmp_path, {})
+
+
+def test_tensorboard_writes(tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first in (1, 2):  # resumed after step 1: steps 2 and 3 are repeated
+        [sink] = open_sinks(["tensorboard"], tmp_path, {"seed": 1})
+        for step in range(first, 4):
+            sink.log(step, {"reward/mean": step / 2 + first, "mismatch/k1": math.nan})
+        sink.close()
+    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["reward/mean"]
+    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [
+        (1, 1.5),
+        (2, 3.0),
+        (3, 3.5),
+    ]

@@ -1,0 +1,206 @@
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+
+from steadyrl import report
+from steadyrl.config import Recipe, resolve
+from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, SAMPLE_FIELDS, MetricsLog
+
+RECIPE = {
+    "steps": 120,
+    "model": {"kind": "tiny", "config": {"num_experts": 8}},
+    "task": {"kind": "chains", "min_terms": 3, "max_terms": 9},
+    "engine": {"precision": "fp8"},
+    "update": {"minibatches": 4, "replay": "R3"},
+    "optimizer": {"learning_rate": 2e-4},
+}
+
+
+ARM = {"name": "minirl", "clip": False, "length_norm": True}
+
+
+def new_run(folder: Path, **changes) -> Path:
+    recipe: Recipe = resolve(RECIPE | changes, source="test")
+    folder.mkdir()
+    (folder / "recipe.json").write_text(recipe.model_dump_json(indent=2))
+    return folder
+
+
+def step_metrics(step: int, draw: random.Random) -> dict[str, float]:
+    """Numbers such as a healthy run of a small mixture of experts gives."""
+    learnt = 1 - math.exp(-step / 40)
+    near, seconds = draw.lognormvariate(0, 0.15), 2.1 + 0.3 * draw.random()
+    return {
+        "policy_version": step,
+        "reward/mean": 0.36 + 0.55 * learnt + draw.gauss(0, 0.03),
+        "reward/failures": 0,
+        "reward/uniform_groups": 0.1 + 0.5 * learnt + draw.gauss(0, 0.04),
+        "response/length": 31 - 6 * learnt + draw.gauss(0, 0.6),
+        "response/truncated": max(0.0, 0.08 * (1 - learnt) + draw.gauss(0, 0.01)),
+        "policy/entropy": 0.42 - 0.3 * learnt + draw.gauss(0, 0.008),
+        "mismatch/k1": 2.0e-3 * near + draw.gauss(0, 1e-3),
+        "mismatch/k3": 2.1e-3 * near,
+        "staleness/k3": 8e-4 * near * (1 + learnt),
+        "weight/mean": 1 + draw.gauss(0, 0.002),
+        "weight/max": 1.6 + draw.lognormvariate(0, 0.8),
+        "weight/ess": 0.985 - 0.02 * abs(draw.gauss(0, 0.5)),
+        "clip/low": 0.002 * near,
+        "clip/high": 0.0035 * near * (0.5 + learnt),
+        "routes/disagreement": 0.09 + 0.02 * learnt + draw.gauss(0, 0.003),
+        "update/grad_norm": 0.6 * draw.lognormvariate(0, 0.3),
+        "update/skipped": 0,
+        "seconds/sampling": 0.5 * seconds,
+        "seconds/rewards": 0.03 * seconds,
+        "seconds/scoring": 0.12 * seconds,
+        "seconds/update": 0.3 * seconds,
+        "seconds/sync": 0.01 * seconds,
+        "seconds/step": seconds,
+    }
+
+
+def evaluation(step: int, mode: str, precision: str) -> dict[str, float | str]:
+    accuracy = (
+        0.38 + 0.55 * (1 - math.exp(-step / 40)) + 0.03 * (mode == "greedy") - 0.01 * (precision == "fp8")
+    )
+    half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 256)
+    bounds = {"low": accuracy - half, "high": min(1.0, accuracy + half)}
+    return {
+        "mode": mode,
+        "precision": precision,
+        "accuracy": accuracy,
+        **bounds,
+        "prompts": 256,
+        "samples": 1,
+    }
+
+
+def fill(run: Path, steps: int, *, seed: int = 0) -> Path:
+    """Train for `steps`, in appearance."""
+    draw = random.Random(seed)
+    log = MetricsLog(run / "metrics.jsonl")
+    evals = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    samples = MetricsLog(run / "samples.jsonl", SAMPLE_FIELDS)
+    for step in range(steps + 1):
+        if step:
+            log.log(step, step_metrics(step, draw))
+        if step % 20 == 0:
+            for mode, precision in (("sampled", "fp8"), ("sampled", "native"), ("greedy", "native")):
+                evals.log(step, evaluation(step, mode, precision))
+            for index in range(3):
+                right = draw.random() < 0.4 + step / 200
+                text = f"{index}+4=4;4-7=7;>{7 if right else 3}"
+                row = {"question": f"{index}+4-7=", "answer": "7", "completion": text, "reward": float(right)}
+                samples.log(step, row)
+    cold = MetricsLog(run / "cold_start.jsonl", COLD_START_FIELDS)
+    for step in range(1, 201):
+        looked = {"accuracy": 0.4 * step / 200} if step % 20 == 0 else {}
+        cold.log(step, {"loss": 2.5 * math.exp(-step / 40) + 0.2 * draw.lognormvariate(0, 0.1), **looked})
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    run = fill(new_run(tmp_path_factory.mktemp("runs") / "demo"), 60)
+    with (run / "samples.jsonl").open("a") as file:
+        row = {"step": 60, "question": "1<2?", "answer": "<b>", "completion": "<script>alert(1)</script>"}
+        file.write(json.dumps({**row, "reward": None}) + "\n")
+    assert report.write_report(run) == run / "report.html"
+    return (run / "report.html").read_text()
+
+
+def test_says_what_was_run_and_how_it_went(page: str) -> None:
+    facts = ["qwen3_moe", "chains of 3–9 terms", "MiniRL", "R3", "16 × 8", "fp8", "float32", "0.0002"]
+    facts += ["37.0%", "79.7%", "31.1%–42.9%", '60 <span class="soft">/ 120', "update.replay"]
+    assert [fact for fact in facts if fact not in page] == []
+
+
+def test_shows_every_chart(page: str) -> None:
+    titles = [chart.title for chart in (report.ACCURACY, *report.CHARTS, *report.COLD_START)]
+    assert re.findall(r"<figure.*?<h3>(.*?)</h3>", page, re.DOTALL) == titles
+
+
+def test_responses_are_text_not_html(page: str) -> None:
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script" not in page
+
+
+def test_opens_offline_and_its_ids_are_its_own(page: str) -> None:
+    linked = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')]*)""", page)
+    assert {link[0] for link in linked} == {"#"}
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in linked} <= set(ids)
+    assert "http" not in re.sub(r' xmlns(:\w+)?="[^"]*"', "", page)
+    assert "c0ffe" not in page  # no stand-in colour is left
+
+
+def test_nothing_but_a_recipe(tmp_path: Path) -> None:
+    page = report.write_report(new_run(tmp_path / "demo")).read_text()
+    assert "No step has finished yet." in page
+    assert "No evaluation yet." in page
+    assert "<figure" not in page
+
+
+@pytest.mark.parametrize("value", [0.5, 0.0, None])
+def test_one_step(tmp_path: Path, value: float | None) -> None:
+    run = new_run(tmp_path / "demo")
+    names = [name for chart in report.CHARTS for name in chart.fields] + ["seconds/step"]
+    MetricsLog(run / "metrics.jsonl").log(1, dict.fromkeys(names, value))
+    row = {**evaluation(0, "sampled", "fp8"), "accuracy": value, "low": value, "high": value}
+    MetricsLog(run / "eval.jsonl", EVAL_FIELDS).log(0, row)
+    page = report.write_report(run).read_text()
+    assert ("<h3>Reward</h3>" in page) == (value is not None)
+    assert "NaN" not in page
+    assert not re.search(r"\bnan\b", page)
+
+
+def test_a_torn_line_is_a_run_in_progress_and_a_broken_one_an_error(tmp_path: Path) -> None:
+    run = fill(new_run(tmp_path / "demo"), 2)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "reward/me')
+    assert ">2 <span" in report.write_report(run).read_text()
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 3 is not JSON"):
+        report.write_report(run)
+
+
+def test_not_a_run(tmp_path: Path) -> None:
+    with pytest.raises(report.RunError, match=r"not a run directory: it has no recipe\.json"):
+        report.write_report(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [({"name": "grpo"}, "GRPO"), (ARM, "MiniRL, no clipping, length norm")],
+)
+def test_names_the_objective(tmp_path: Path, objective: dict, words: str) -> None:
+    run = new_run(tmp_path / "demo", objective=objective)
+    assert f"<dd>{words}</dd>" in report.write_report(run).read_text()
+
+
+def test_dense_runs_have_no_router(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "demo")
+    metrics = step_metrics(1, random.Random(0))
+    del metrics["routes/disagreement"]
+    MetricsLog(run / "metrics.jsonl").log(1, metrics)
+    assert "Router" not in report.write_report(run).read_text()
+
+
+def test_running_mean_skips_what_is_not_finite() -> None:
+    assert report._running_mean([1.0, math.nan, 3.0, 5.0], 1) == [1.0, 2.0, 4.0, 4.0]
+
+
+def test_overview_stands_alone(tmp_path: Path) -> None:
+    path = tmp_path / "overview.svg"
+    report.figure_overview(fill(new_run(tmp_path / "demo"), 30), path)
+    svg = path.read_text()
+    for title in ("Held-out accuracy", "Reward", "Training–inference KL", "Entropy"):
+        assert title in svg
+    assert "var(" not in svg
+    assert "c0ffe" not in svg
+    assert "#ffffff" in svg
