@@ -63,9 +63,7 @@ def step_metrics(step: int, draw: random.Random) -> dict[str, float]:
 
 
 def evaluation(step: int, mode: str, precision: str) -> dict[str, float | str]:
-    accuracy = (
-        0.38 + 0.55 * (1 - math.exp(-step / 40)) + 0.03 * (mode == "greedy") - 0.01 * (precision == "fp8")
-    )
+    accuracy = 0.38 + 0.55 * (1 - math.exp(-step / 40)) + 0.03 * (mode == "greedy") - 0.01 * (precision == "fp8")
     half = 1.96 * math.sqrt(accuracy * (1 - accuracy) / 256)
     bounds = {"low": accuracy - half, "high": min(1.0, accuracy + half)}
     return {

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from steadyrl.errors import UserError
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -21,7 +23,7 @@ Count = Annotated[int, Field(ge=0)]
 JsonDict = dict[str, Any]
 
 
-class RecipeError(ValueError):
+class RecipeError(UserError):
     """A recipe, or a flag, that cannot be run. The message names the field, the value and the way out."""
 
 

@@ -17,6 +17,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+from steadyrl.errors import UserError
+
 Value = float | int | str | bool | None
 Row = dict[str, Any]
 
@@ -147,9 +149,7 @@ def read_jsonl(path: Path) -> list[Row]:
         ValueError: another line is not a JSON object with a `step`; the message names the file and the line.
     """
     *lines, tail = path.read_bytes().split(b"\n")
-    rows = [
-        _row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()
-    ]
+    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     try:
         return [*rows, _row(tail, "tail")]
     except ValueError:
@@ -196,7 +196,7 @@ class Sink(Protocol):
         ...
 
 
-class MissingSink(ValueError):
+class MissingSink(UserError):
     """A sink was asked for whose package is not installed. The message says how to install it."""
 
 

@@ -19,6 +19,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from steadyrl.config import Recipe, load
+from steadyrl.errors import UserError
 from steadyrl.metrics import METRICS, Row, read_jsonl, write_atomically
 
 # colours by role, on a light and on a dark ground
@@ -58,7 +59,7 @@ _NICE = (1, 2, 2.5, 5, 10)  # steps between ticks
 Legend = dict[str, str]  # label → role of the palette
 
 
-class RunError(ValueError):
+class RunError(UserError):
     """A directory that is not a run. The message names what is missing."""
 
 
@@ -225,9 +226,7 @@ def write_report(run: Path) -> Path:
     """
     read = read_run(run)
     source = resources.files("steadyrl").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"maths": _maths, "percent": _percent, "amount": _amount, "duration": _duration}
     page = environment.from_string(source).render(
         run=read,
@@ -275,9 +274,7 @@ def read_run(run: Path) -> Run:
         ValueError: the recipe or a line of a file is malformed.
     """
     if not (run / "recipe.json").is_file():
-        raise RunError(
-            f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote"
-        )
+        raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
     names = {"steps": "metrics", "evals": "eval", "cold_start": "cold_start", "samples": "samples"}
     paths = {field: run / f"{name}.jsonl" for field, name in names.items()}
     rows = {field: read_jsonl(path) if path.exists() else [] for field, path in paths.items()}
@@ -385,6 +382,4 @@ def _amount(count: float) -> str:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
-    )
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"

@@ -107,6 +107,8 @@ class MicroBatch:
 
     batch: TokenBatch
     """The packed positions."""
+    moves: bool
+    """Whether its responses have an advantage; an update skips those without."""
     rollout_logprobs: Float[Tensor, "tokens"]
     """As in `Tokens`."""
     advantages: Float[Tensor, "tokens"]

@@ -38,7 +38,5 @@ def test_mistakes_are_named(kind: str, parameters: dict, message: str) -> None:
 
 def test_a_chains_worker_loads_nothing_heavy() -> None:
     program = "import sys, steadyrl.tasks.worker, steadyrl.tasks.chains; print(*sys.modules)"
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    ).stdout.split()
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"torch", "transformers", "reasoning_gym", "datasets", "sympy"} & set(loaded)

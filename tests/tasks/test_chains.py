@@ -116,9 +116,7 @@ def test_score(completion: str, reward: float) -> None:
         example = task.example("held_out", index)
         answer, wrong = example.answer, str((int(example.answer) + 1) % 10)
         work = example.solution.partition(">")[0]
-        assert (
-            task.score("held_out", index, completion.format(work=work, answer=answer, wrong=wrong)) == reward
-        )
+        assert task.score("held_out", index, completion.format(work=work, answer=answer, wrong=wrong)) == reward
 
 
 @pytest.mark.parametrize(

@@ -51,15 +51,11 @@ def test_a_repeated_question_is_in_one_split_only(tmp_path: Path) -> None:
     assert not set(held_out(task)) & set(train(task))
     assert len(train(task)) == 3 * 32
     backward = questions(write(tmp_path, repeated[::-1]))
-    assert [task.example("held_out", n) for n in range(8)] == [
-        backward.example("held_out", n) for n in range(8)
-    ]
+    assert [task.example("held_out", n) for n in range(8)] == [backward.example("held_out", n) for n in range(8)]
 
 
 def test_fields_and_solution(tmp_path: Path) -> None:
-    path = write(
-        tmp_path, [{"q": "1+1=", "a": 2, "work": "one and one"}, "\n", {"q": "2+2=", "a": 4, "work": "w"}]
-    )
+    path = write(tmp_path, [{"q": "1+1=", "a": 2, "work": "one and one"}, "\n", {"q": "2+2=", "a": 4, "work": "w"}])
     example = questions(path, question="q", answer="a", solution="work", held_out=1).example("train", 0)
     assert example.answer in "24"
     assert example.solution in ("one and one", "w")

@@ -11,9 +11,7 @@ from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.reasoning import HASH_ORDERED, REFUSED, ReasoningGym, extract_answer
 
 
-def gym(
-    dataset: str = "chain_sum", *, seed: int = 0, min_score: float = 1.0, **parameters: object
-) -> ReasoningGym:
+def gym(dataset: str = "chain_sum", *, seed: int = 0, min_score: float = 1.0, **parameters: object) -> ReasoningGym:
     return ReasoningGym(seed=seed, dataset=dataset, parameters=parameters, min_score=min_score)
 
 
@@ -76,9 +74,7 @@ def test_extract_answer(completion: str, answer: str) -> None:
 
 
 def test_unknown_names_get_a_suggestion() -> None:
-    with pytest.raises(
-        TaskError, match="reasoning-gym dataset `chain_sun` is unknown; did you mean `chain_sum`"
-    ):
+    with pytest.raises(TaskError, match="reasoning-gym dataset `chain_sun` is unknown; did you mean `chain_sum`"):
         gym("chain_sun")
     with pytest.raises(TaskError, match=r"parameter of reasoning-gym's chain_sum `min_term` .* `min_terms`"):
         gym(min_term=2)

@@ -3,8 +3,9 @@ from pathlib import Path
 import pytest
 
 from steadyrl.tasks.base import TaskError
+from steadyrl.tasks.math_answers import math_verify_score
+from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.questions import Questions
-from steadyrl.tasks.verifiers import load_function, math_verify_score
 
 
 @pytest.mark.parametrize(
@@ -62,14 +63,10 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
         ("mine.py:", "neither `math_verify` nor `file.py:function`"),
     ],
 )
-def test_mistakes_about_the_function(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str, message: str
-) -> None:
+def test_mistakes_about_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str, message: str) -> None:
     monkeypatch.chdir(tmp_path)
     Path("mine.py").write_text("number = 3\ndef score(prompt, completion):\n    return 1.0\n")
     Path("pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
     with pytest.raises(TaskError) as caught:
-        Questions(
-            path="pairs.jsonl", split="", question="q", answer="a", solution=None, score=score, held_out=1
-        )
+        Questions(path="pairs.jsonl", split="", question="q", answer="a", solution=None, score=score, held_out=1)
     assert message in str(caught.value)

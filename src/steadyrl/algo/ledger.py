@@ -27,9 +27,7 @@ def effective_sample_size(log_weight: Float[Tensor, "tokens"]) -> Float[Tensor, 
     return shifted.sum().square() / (shifted.numel() * shifted.square().sum())
 
 
-def mismatch(
-    old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]
-) -> dict[str, float]:
+def mismatch(old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> dict[str, float]:
     """The discrepancy π_old/μ_old between the two engines on the same weights."""
     log_ratio = old_logprobs - rollout_logprobs
     size = log_ratio.abs()
@@ -41,9 +39,7 @@ def mismatch(
     }
 
 
-def drift(
-    logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]
-) -> dict[str, float]:
+def drift(logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]) -> dict[str, float]:
     """The staleness π_θ/π_old, over the tokens of the step's updates."""
     log_ratio = logprobs - old_logprobs
     ratio = log_ratio.exp()

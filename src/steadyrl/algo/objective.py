@@ -29,9 +29,7 @@ class Terms(NamedTuple):
 class Objective(Protocol):
     """Anything that turns the log-probabilities of a micro-batch into terms."""
 
-    def __call__(
-        self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int
-    ) -> Terms:
+    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of the micro-batch, given log π_θ(y_t)."""
         ...
 
@@ -58,9 +56,7 @@ class MiniRL:
     length_norm: bool = False
     """1/|y| before the sum over tokens."""
 
-    def __call__(
-        self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int
-    ) -> Terms:
+    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of eq. 7; `groups` is not used."""
         log_ratio = staleness(logprobs, tokens.old_logprobs)
         clipped = (
@@ -87,9 +83,7 @@ class GRPO:
     clip_high: float = 0.27
     """ε_high."""
 
-    def __call__(
-        self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int
-    ) -> Terms:
+    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of GRPO; groups are of equal size, so the mean over them is the mean over responses."""
         log_ratio = staleness(logprobs, tokens.old_logprobs)
         ratio = log_ratio.exp()
@@ -113,9 +107,7 @@ class CISPO:
     clip_high: float = 0.27
     """ε_high."""
 
-    def __call__(
-        self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int
-    ) -> Terms:
+    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of CISPO: a mean over groups of the mean over each group's tokens; `responses` is not used."""
         ratio = importance_weight(staleness(logprobs, tokens.old_logprobs), cap=1.0 + self.clip_high)
         weight = ratio.clamp(min=1.0 - self.clip_low)

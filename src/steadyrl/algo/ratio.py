@@ -11,16 +11,12 @@ def discrepancy(
     return old_logprobs - rollout_logprobs
 
 
-def staleness(
-    logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]
-) -> Float[Tensor, "tokens"]:
+def staleness(logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """log π_θ(y_t)/π_old(y_t): how far the policy has moved since it sampled (second factor of eq. 5)."""
     return logprobs - old_logprobs
 
 
-def importance_weight(
-    log_ratio: Float[Tensor, "tokens"], *, cap: float | None
-) -> Float[Tensor, "tokens"]:
+def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:
     """min(exp(log_ratio), cap), without gradient: truncated importance sampling (TIS).
 
     Args:

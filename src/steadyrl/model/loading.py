@@ -15,6 +15,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from steadyrl.errors import UserError
 from steadyrl.model.logprobs import Head
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 
@@ -22,7 +23,7 @@ RECURRENT = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe_ma
 """Layer types whose state would leak between sequences that share a row."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError):
     """A model that cannot be loaded or trained. The message names it and the way out."""
 
 
@@ -48,9 +49,7 @@ class Policy:
         return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
 
-def build_tiny(
-    *, family: str, alphabet: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype
-) -> Policy:
+def build_tiny(*, family: str, alphabet: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> Policy:
     """A small model with weights drawn from `seed`.
 
     Raises:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from steadyrl.errors import UserError
 from steadyrl.types import MicroBatch, Response, Routes, TokenBatch
 
 MAX_PADDING = 0.05
@@ -32,16 +33,14 @@ def pack_responses(
         device: where the tensors go.
 
     Raises:
-        ValueError: a sequence is longer than `micro_tokens`.
+        UserError: a sequence is longer than `micro_tokens`.
     """
     moving = [r for r in responses if r.advantage != 0.0]
     resting = [r for r in responses if r.advantage == 0.0]
     micros = []
     for part in (moving, resting):
         sequences = [(*r.prompt_ids, *r.completion.token_ids) for r in part]
-        for rows in layout(
-            [len(s) - 1 for s in sequences], micro_tokens=micro_tokens, one_per_row=one_per_row
-        ):
+        for rows in layout([len(s) - 1 for s in sequences], micro_tokens=micro_tokens, one_per_row=one_per_row):
             batch = _fill(rows, sequences, [len(r.prompt_ids) for r in part])
             routes = _place([r.completion.routes for r in part], rows, batch.input_ids.shape)
             ordered = [part[i] for row in rows for i in row]
@@ -67,13 +66,13 @@ def layout(lengths: Sequence[int], *, micro_tokens: int, one_per_row: bool) -> l
     """Micro-batches, each a list of rows, each a list of indices into `lengths`.
 
     Raises:
-        ValueError: a sequence is longer than `micro_tokens`.
+        UserError: a sequence is longer than `micro_tokens`.
     """
     if not lengths:
         return []
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     if lengths[longest] > micro_tokens:
-        raise ValueError(
+        raise UserError(
             f"sequence {longest} feeds {lengths[longest]} tokens, more than update.micro_tokens = {micro_tokens}"
         )
     rows = _single_rows(lengths) if one_per_row else _even_rows(lengths, widest=micro_tokens)
@@ -142,9 +141,7 @@ def _fill(
             predicting.append(torch.arange(start + first, end) + r * columns)
             targets.append(torch.tensor(sequences[i][prompt_lengths[i] :]))
             start = end
-        if (
-            len(row) > 1 and start < columns
-        ):  # a lone sequence lets the padding continue it: causal, never read
+        if len(row) > 1 and start < columns:  # a lone sequence lets the padding continue it: causal, never read
             position_ids[r, start:] -= int(position_ids[r, start])
     return TokenBatch(
         input_ids=input_ids,
@@ -155,9 +152,7 @@ def _fill(
     )
 
 
-def _place(
-    routes: Sequence[Routes | None], rows: Sequence[Sequence[int]], shape: tuple[int, ...]
-) -> Routes | None:
+def _place(routes: Sequence[Routes | None], rows: Sequence[Sequence[int]], shape: tuple[int, ...]) -> Routes | None:
     """Lay routes out on the grid of `_fill`; the sentinel where no token is fed."""
     known = [r for r in routes if r is not None]
     if not known:
@@ -182,6 +177,7 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
 
     return MicroBatch(
         batch=batch,
+        moves=any(r.advantage != 0.0 for r in responses),
         rollout_logprobs=torch.cat([r.completion.logprobs for r in responses]).to(device),
         advantages=per_token([r.advantage for r in responses]),
         response_tokens=per_token([len(r.completion.token_ids) for r in responses]),

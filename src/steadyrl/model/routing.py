@@ -18,10 +18,11 @@ from torch.overrides import TorchFunctionMode
 from torch.return_types import topk as TopK
 from transformers import PreTrainedModel
 
+from steadyrl.errors import UserError
 from steadyrl.types import Routes
 
 
-class RoutingError(ValueError):
+class RoutingError(UserError):
     """Routes that do not fit the model. The message names the field and the sizes."""
 
 

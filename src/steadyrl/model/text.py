@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from steadyrl.errors import UserError
+
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> tuple[int, ...]:
     """Tokens of a question, through the chat template where the tokenizer has one."""
@@ -24,11 +26,13 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int]
     return tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
 
-def end_tokens(tokenizer: PreTrainedTokenizerBase, model_ends: int | Iterable[int] | None, stop: Iterable[str]) -> set[int]:
+def end_tokens(
+    tokenizer: PreTrainedTokenizerBase, model_ends: int | Iterable[int] | None, stop: Iterable[str]
+) -> set[int]:
     """Ids that end a response: the tokenizer's, the model's, and each string of `stop`.
 
     Raises:
-        ValueError: a stop string is not a single token.
+        UserError: a stop string is not a single token.
     """
     ends = {model_ends} if isinstance(model_ends, int) else set(model_ends or ())
     if tokenizer.eos_token_id is not None:
@@ -36,6 +40,8 @@ def end_tokens(tokenizer: PreTrainedTokenizerBase, model_ends: int | Iterable[in
     for text in stop:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-            raise ValueError(f"rollout.stop holds {text!r}, which is {len(ids)} tokens; only a single known token can stop")
+            raise UserError(
+                f"rollout.stop holds {text!r}, which is {len(ids)} tokens; only a single known token can stop"
+            )
         ends.add(ids[0])
     return ends

@@ -34,10 +34,15 @@ def tiny_config(family: str, fields: Mapping[str, Any], vocabulary: int) -> PreT
         ValueError: transformers does not know the family, or one of the fields.
     """
     base = AutoConfig.for_model(family)
-    known = {*vars(base), *type(base).attribute_map, "head_dim"}  # models read head_dim, not every config declares it
+    known = {
+        *vars(base),
+        *type(base).attribute_map,
+        "head_dim",
+    }  # models read head_dim, not every config declares it
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ValueError(f"model.config has {unknown}, which the configuration of {family} does not know")
     return AutoConfig.for_model(
-        family, **{"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, **fields}
+        family,
+        **{"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, **fields},
     )

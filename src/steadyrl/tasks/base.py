@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from steadyrl.errors import UserError
+
 Split = Literal["train", "held_out"]
 
 
-class TaskError(ValueError):
+class TaskError(UserError):
     """A task that cannot be built or read. The message names the file or field, the value and the way out."""
 
 

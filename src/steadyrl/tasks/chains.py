@@ -49,9 +49,7 @@ def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: fl
         question = str(digits[0]) + "".join(f"{s}{d}" for s, d in zip(signs, digits[1:], strict=True)) + "="
         if split_of(question, held_out_share=_HELD_OUT_SHARE) == split:
             answer = sum(d if s == "+" else -d for s, d in zip(["+", *signs], digits, strict=True)) % 10
-            return Example(
-                question=question, answer=str(answer), solution=_work_out(digits, signs, noise, stream)
-            )
+            return Example(question=question, answer=str(answer), solution=_work_out(digits, signs, noise, stream))
 
 
 def _work_out(digits: list[int], signs: list[str], noise: float, stream: random.Random) -> str:

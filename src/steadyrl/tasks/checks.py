@@ -1,4 +1,4 @@
-"""Two helpers the tasks share: a name that must be known, and which split a question belongs to."""
+"""What the tasks share: refusing unknown names, and dividing questions into splits by their hash."""
 
 import difflib
 import hashlib
@@ -21,7 +21,11 @@ def require_known(what: str, names: Iterable[str], known: Iterable[str]) -> None
             raise TaskError(f"{what} `{name}` is unknown; {hint}")
 
 
+def question_hash(question: str) -> bytes:
+    """A hash of the text that is the same in every process."""
+    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
+
+
 def split_of(question: str, *, held_out_share: float) -> Split:
     """The split a question belongs to, by its hash alone: no question is ever in both."""
-    digest = hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
-    return "held_out" if int.from_bytes(digest[:4]) < held_out_share * 2**32 else "train"
+    return "held_out" if int.from_bytes(question_hash(question)[:4]) < held_out_share * 2**32 else "train"

@@ -73,9 +73,7 @@ def _to_pairs(rows: Iterable[tuple[str, Any]], fields: Mapping[str, str], source
 def _text(row: Mapping[str, Any], name: str, place: str) -> str:
     """A field as text; numbers are taken as they print."""
     if name not in row:
-        raise TaskError(
-            f"{place} has no field `{name}`; it has {', '.join(f'`{key}`' for key in row) or 'none'}"
-        )
+        raise TaskError(f"{place} has no field `{name}`; it has {', '.join(f'`{key}`' for key in row) or 'none'}")
     value = row[name]
     text = str(value) if isinstance(value, str | int | float) and not isinstance(value, bool) else ""
     if not text.strip():

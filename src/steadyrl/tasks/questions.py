@@ -1,11 +1,12 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
-import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.checks import question_hash
+from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.pairs import read_hub, read_jsonl
-from steadyrl.tasks.verifiers import Scorer, load_function, math_verify_score
 
 
 class Questions:
@@ -30,7 +31,7 @@ class Questions:
         fields = {"question": question, "answer": answer, "solution": solution or answer}
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, split, fields)
         self._pairs = _divide(pairs, held_out, path)
-        self._own = _own_function(score)
+        self._verify = _verifier(score)
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
@@ -42,15 +43,12 @@ class Questions:
 
     def score(self, split: Split, index: int, completion: str) -> float:
         """What math_verify, or the user's function, says of the completion."""
-        pair = self._pairs[split][index]
-        if self._own is not None:
-            return self._own(pair.question, completion)
-        return math_verify_score(pair.answer, completion)
+        return self._verify(self._pairs[split][index], completion)
 
 
 def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:
     """Hold out the questions with the lowest hashes, one pair each; train on the pairs of all others."""
-    questions = sorted({pair.question for pair in pairs}, key=_hash)
+    questions = sorted({pair.question for pair in pairs}, key=question_hash)
     if not 0 < held_out < len(questions):
         raise TaskError(
             f"held_out = {held_out}, but {path} has {len(questions)} different question(s): "
@@ -67,15 +65,14 @@ def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[
     }
 
 
-def _hash(question: str) -> bytes:
-    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).digest()
-
-
-def _own_function(score: str) -> Scorer | None:
-    """The user's function, or None where math_verify scores."""
+def _verifier(score: str) -> Callable[[Example, str], float]:
+    """What scores a completion for a pair. math_verify loads sympy: it is imported only where used."""
     if score == "math_verify":
-        return None
+        from steadyrl.tasks.math_answers import math_verify_score
+
+        return lambda pair, completion: math_verify_score(pair.answer, completion)
     file, colon, name = score.rpartition(":")
     if not (file and colon and name):
         raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
-    return load_function(Path(file), name)
+    own = load_function(Path(file), name)
+    return lambda pair, completion: own(pair.question, completion)

@@ -1,0 +1,217 @@
+"""The command line: train, resume, eval, show."""
+
+import argparse
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+import tyro
+
+from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
+from steadyrl.errors import UserError
+
+T = TypeVar("T", bound=Recipe)
+
+USAGE = """steadyrl COMMAND …
+
+  train RECIPE [--run DIR] [--dry-run] [--section.field value …]
+  resume RUN [--checkpoint step-000020]
+  eval CHECKPOINT [--section.field value …]
+  show RUN
+
+Each command has a --help; that of `train` and `eval` shows every field of the recipe with its resolved value."""
+
+
+class TrainFlags(Recipe):
+    """What `train` can be told beside the recipe."""
+
+    run: Path | None = None
+    """Run directory; by default runs/<name of the recipe>."""
+    dry_run: bool = False
+    """Print what would run and how much memory it needs, and stop."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it went well, 2 for a mistake of the user's, 1 if a run had to stop."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": train_command,
+        "resume": resume_command,
+        "eval": eval_command,
+        "show": show_command,
+    }
+    if not argv or argv[0] in ("-h", "--help"):
+        print(USAGE)
+        return 0 if argv else 2
+    if argv[0] not in commands:
+        print(f"steadyrl: no command {argv[0]!r}; it is one of {', '.join(commands)}", file=sys.stderr)
+        return 2
+    try:
+        return commands[argv[0]](argv[1:])
+    except UserError as error:
+        print(f"steadyrl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("steadyrl: interrupted; the newest checkpoint is intact", file=sys.stderr)
+        return 130
+
+
+def train_command(argv: list[str]) -> int:
+    """`steadyrl train RECIPE`."""
+    path, rest = _first(argv, "train RECIPE [flags]", "RECIPE is a TOML file, such as recipes/demo.toml")
+    flags = _with_flags(TrainFlags, load(path), rest, f"steadyrl train {path}")
+    recipe = _recipe(flags)
+    if flags.dry_run:
+        from steadyrl.plan import describe
+
+        print(describe(recipe))
+        return 0
+    from steadyrl.run import Run
+
+    target = flags.run or Path("runs") / path.stem
+    Run.refuse_existing(target)
+    return _train(recipe, lambda: Run.create(target, recipe))
+
+
+def resume_command(argv: list[str]) -> int:
+    """`steadyrl resume RUN`."""
+    parser = argparse.ArgumentParser("steadyrl resume", description="Go on with a run that was interrupted.")
+    parser.add_argument("run", type=Path, help="run directory")
+    parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
+    options = parser.parse_args(argv)
+    from steadyrl.run import Run
+
+    run = Run.reopen(options.run, start_from=options.checkpoint)
+    print(f"resuming {options.run}: {run.recipe.steps} steps in all")
+    return _train(run.recipe, lambda: run)
+
+
+def eval_command(argv: list[str]) -> int:
+    """`steadyrl eval CHECKPOINT`."""
+    path, rest = _first(argv, "eval CHECKPOINT [flags]", "CHECKPOINT is a run directory or one of its checkpoints")
+    folder, recipe = _checkpoint(path)
+    pretrained = PretrainedModel(path=str(folder / "model"))
+    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
+    recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
+    from steadyrl.evaluate import evaluation_rows
+    from steadyrl.session import open_session
+
+    with open_session(recipe) as session:
+        rows, _ = evaluation_rows(session, every_mode=True)
+    _print_evaluation(rows)
+    return 0
+
+
+def show_command(argv: list[str]) -> int:
+    """`steadyrl show RUN`."""
+    parser = argparse.ArgumentParser("steadyrl show", description="Draw the report of a run anew and say where it is.")
+    parser.add_argument("run", type=Path, help="run directory, also of a run in progress")
+    options = parser.parse_args(argv)
+    from steadyrl.report import write_report
+
+    print(write_report(options.run))
+    return 0
+
+
+def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
+    """The positional argument that must come first, and the rest."""
+    if not argv or argv[0].startswith("-"):
+        print(f"usage: steadyrl {usage}\n{meaning}", file=sys.stderr if not argv else sys.stdout)
+        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
+    return Path(argv[0]), argv[1:]
+
+
+def _with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
+    """The recipe with single values changed by flags."""
+    default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
+    return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _recipe(flags: TrainFlags) -> Recipe:
+    return Recipe(**{name: getattr(flags, name) for name in Recipe.model_fields})
+
+
+def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
+    """Train, and say at the end what came of it."""
+    from steadyrl.loop import TrainingStopped, train
+    from steadyrl.session import open_session
+
+    started = time.monotonic()
+    with _one_interrupt() as stop_asked, open_session(recipe) as session:
+        run = open_run()
+        try:
+            train(session, run, stop_asked=stop_asked)
+        except TrainingStopped as error:
+            print(f"steadyrl: {error}", file=sys.stderr)
+            return 1
+        finally:
+            run.close()
+    _print_outcome(run.path, time.monotonic() - started)
+    return 0
+
+
+@contextlib.contextmanager
+def _one_interrupt() -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C asks for a stop after the step; the second interrupts at once."""
+    asked = False
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _checkpoint(path: Path) -> tuple[Path, Recipe]:
+    """A checkpoint's folder, verified, and the recipe of its run."""
+    from steadyrl.model import checkpoint
+
+    run = path if (path / "recipe.json").is_file() else path.parent.parent
+    if not (run / "recipe.json").is_file():
+        raise RecipeError(f"{path} is neither a run directory nor a checkpoint of one (RUN/checkpoints/step-…)")
+    known = checkpoint.listed(run / "checkpoints")
+    folder = path if path != run else known[-1] if known else path / "checkpoints"
+    checkpoint.verify(folder)
+    return folder, load(run / "recipe.json")
+
+
+def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        print(
+            f"{row['mode']:8} {row['precision']:8} accuracy {row['accuracy']:.3f}  "
+            f"[{row['low']:.3f}, {row['high']:.3f}]  {row['prompts']} prompts × {row['samples']}"
+        )
+
+
+def _print_outcome(path: Path, seconds: float) -> None:
+    from steadyrl.metrics import read_jsonl
+
+    rows = read_jsonl(path / "eval.jsonl")
+    last = max(row["step"] for row in rows)
+    print(f"held-out accuracy, step 0 → step {last}, with 95% intervals")
+    for after in (row for row in rows if row["step"] == last):
+        same = [
+            r for r in rows if r["step"] == 0 and (r["mode"], r["precision"]) == (after["mode"], after["precision"])
+        ]
+        for before in same:
+            print(
+                f"  {after['mode']:8} {after['precision']:8} "
+                f"{before['accuracy']:.3f} [{before['low']:.3f}, {before['high']:.3f}] → "
+                f"{after['accuracy']:.3f} [{after['low']:.3f}, {after['high']:.3f}]"
+            )
+    print(f"{seconds:.0f} s; the run is in {path}, its report is {path / 'report.html'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Supervised training on worked solutions, so that the policy has something to reinforce."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from steadyrl.config import ColdStart, Stage
+from steadyrl.evaluate import evaluate
+from steadyrl.metrics import MetricsLog
+from steadyrl.model.loading import Policy
+from steadyrl.model.packing import pack_sequences
+from steadyrl.model.text import encode_prompt, encode_response
+from steadyrl.order import problem_indices, seed_of
+from steadyrl.session import Session, build_optimizer
+from steadyrl.tasks.base import Example, Task
+from steadyrl.tasks.build import build_task
+from steadyrl.types import TokenBatch
+
+
+def cold_start(
+    session: Session,
+    options: ColdStart,
+    log: MetricsLog,
+    *,
+    on_step: Callable[[int, float, float | None], None],
+) -> None:
+    """Train the session's model on its task's worked solutions, and hand the result to the engine.
+
+    In the last stage the sampled accuracy is looked at every `check_every` steps, and training ends once it reaches
+    `stop_at`.
+
+    Args:
+        on_step: told the step, its loss and, where it was looked at, the accuracy.
+    """
+    optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
+    step = 0
+    for number, stage in enumerate(options.stages, start=1):
+        task = _stage_task(session, stage)
+        _set_learning_rate(optimizer, stage.learning_rate)
+        for _ in range(stage.steps):
+            step += 1
+            loss = _imitate(session, task, optimizer, options, step)
+            looking = number == len(options.stages) and step % options.check_every == 0
+            accuracy = _look(session, step) if looking else None
+            log.log(step, {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy})
+            on_step(step, loss, accuracy)
+            if accuracy is not None and accuracy >= options.stop_at:
+                break
+    session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
+
+
+def _stage_task(session: Session, stage: Stage) -> Task:
+    recipe = session.recipe
+    parameters = recipe.task.model_dump() | stage.task
+    return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, options: ColdStart, step: int) -> float:
+    """One gradient step on −log π of a batch of worked solutions, averaged over their tokens."""
+    indices = problem_indices(session.recipe.seed, step, options.batch, task.size("train"))
+    batches = _worked(session, [task.example("train", index) for index in indices])
+    tokens = sum(len(batch.targets) for batch in batches)
+    optimizer.zero_grad()
+    total = 0.0
+    for batch in batches:
+        negative, balance = _losses(session.policy, batch, balanced=options.aux_loss > 0.0)
+        share = len(batch.targets) / tokens
+        (negative.sum() / tokens + options.aux_loss * share * balance).backward()
+        total += negative.detach().sum().item()
+    nn.utils.clip_grad_norm_(session.policy.model.parameters(), 1.0)
+    optimizer.step()
+    return total / tokens
+
+
+def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
+    tokenizer, policy = session.policy.tokenizer, session.policy
+    prompts = [encode_prompt(tokenizer, example.question) for example in examples]
+    answers = [encode_response(tokenizer, example.solution) for example in examples]
+    return pack_sequences(
+        [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
+        [len(prompt) for prompt in prompts],
+        micro_tokens=session.recipe.update.micro_tokens,
+        one_per_row=policy.one_per_row,
+        device=policy.device,
+    )
+
+
+def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:
+    """−log π of each solution token, and the load-balancing loss of transformers where it is asked for."""
+    extra = {"output_router_logits": True} if balanced else {}
+    out = policy.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
+    logits = out.logits.flatten(0, 1)[batch.predicting].float()
+    negative = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
+    return negative, out.aux_loss if balanced else negative.new_zeros(())
+
+
+def _look(session: Session, step: int) -> float:
+    session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
+    options = session.recipe.evaluate
+    result, _, _ = evaluate(session, session.engine, prompts=options.prompts, samples=1, greedy=False)
+    return result.value

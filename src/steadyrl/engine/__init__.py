@@ -1,0 +1,1 @@
+"""Inference engines: prompts in; tokens, log-probabilities, routes and policy version out."""

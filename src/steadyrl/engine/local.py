@@ -1,0 +1,283 @@
+"""The embedded engine: batched decoding in this process, for models and machines of modest size.
+
+Each prompt is computed once, however many responses it gets. Sequences that have ended leave the batch. Randomness
+belongs to the sequence (one uniform number for each of its tokens), so it does not depend on who else is decoded.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from steadyrl.engine.base import EngineError
+from steadyrl.engine.precision import quantise_activations, quantised_weights, round_e4m3
+from steadyrl.model.decoding import reserved_cache, use_single_query_attention
+from steadyrl.model.loading import head_of
+from steadyrl.model.routing import Recorder, is_moe, record
+from steadyrl.types import Completion, Sampling
+
+COMPACT_BELOW = 0.8
+"""Ended sequences are dropped from the batch, a copy of the cache, once fewer than this share are alive."""
+
+
+class LocalEngine:
+    """An inference engine around a copy of a transformers model. See `engine.base.Engine`.
+
+    Args:
+        model: the trained model; its architecture and weights are copied.
+        end_tokens: ids that end a response.
+        precision: `native`, or `fp8` for emulated W8A8 (see `engine.precision`).
+        kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
+        max_sequences: most sequences decoded side by side.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        end_tokens: set[int],
+        precision: str = "native",
+        kv_precision: str = "native",
+        max_sequences: int = 256,
+    ):
+        self._model = copy.deepcopy(model).eval().requires_grad_(False)
+        self._ends = torch.tensor(sorted(end_tokens), device=model.device)
+        self._fp8_cache = kv_precision == "fp8"
+        self._max_sequences = max_sequences
+        self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
+        if is_moe(self._model):
+            self._model.set_experts_implementation("grouped_mm")
+        use_single_query_attention(self._model)
+        if precision == "fp8":
+            quantise_activations(self._model)
+        self._version = 0
+        self.load_weights(dict(model.named_parameters()), policy_version=0)
+
+    @property
+    def policy_version(self) -> int:
+        """Gradient steps behind the weights it holds."""
+        return self._version
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor], *, policy_version: int) -> None:
+        """Copy the trainer's weights, rounding those that this precision rounds."""
+        held = dict(self._model.named_parameters())
+        if held.keys() != weights.keys():
+            odd = sorted(held.keys() ^ weights.keys())
+            raise EngineError(f"weights do not fit the model: {odd[:4]} missing or unknown ({len(odd)} in all)")
+        for name, target in held.items():
+            if weights[name].shape != target.shape:
+                raise EngineError(
+                    f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(target.shape)}"
+                )
+        for name, target in held.items():
+            dim = self._quantised.get(name)
+            target.copy_(weights[name] if dim is None else round_e4m3(weights[name], dim=dim))
+        self._version = policy_version
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
+    ) -> list[list[Completion]]:
+        """Sample `responses` completions for each prompt."""
+        self._check(prompts, sampling)
+        uniforms = torch.rand(
+            len(prompts), responses, sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
+        )
+        completions: list[list[Completion]] = [[] for _ in prompts]
+        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        share = min(responses, self._max_sequences)
+        step = max(1, self._max_sequences // share)
+        for start in range(0, len(prompts), step):
+            wave = by_length[start : start + step]
+            for first in range(0, responses, share):
+                numbers = uniforms[wave, first : first + share]
+                found = self._decode([prompts[i] for i in wave], numbers, sampling)
+                for i, some in zip(wave, found, strict=True):
+                    completions[i].extend(some)
+        return completions
+
+    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+        config = self._model.config.get_text_config()
+        context = getattr(config, "max_position_embeddings", None)
+        for i, prompt in enumerate(prompts):
+            if not prompt:
+                raise EngineError(f"prompt {i} is empty")
+            if max(prompt) >= config.vocab_size or min(prompt) < 0:
+                raise EngineError(f"prompt {i} holds a token id outside the vocabulary of {config.vocab_size}")
+            if context is not None and len(prompt) + sampling.max_new_tokens > context:
+                raise EngineError(
+                    f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} it exceeds "
+                    f"the model's context of {context}. Shorten the prompt or lower max_new_tokens"
+                )
+
+    def _decode(
+        self, prompts: Sequence[Sequence[int]], uniforms: Float[Tensor, "prompts n steps"], sampling: Sampling
+    ) -> list[list[Completion]]:
+        """One wave: prefill the prompts, share each among its n responses, then a token at a time."""
+        n, steps = uniforms.shape[1:]
+        with record(self._model) as recorder:
+            batch = _Wave(self._model, prompts, n, steps, recorder if is_moe(self._model) else None, self._fp8_cache)
+            numbers = uniforms.flatten(0, 1).to(self._model.device)
+            logits = batch.prefill()
+            for t in range(steps):
+                ids, logprobs = sample(logits, numbers[batch.rows, t], sampling)
+                batch.keep(t, ids, logprobs, ended=torch.isin(ids, self._ends))
+                if t + 1 == steps or not batch.anyone_alive():
+                    break
+                logits = batch.step(t)
+        return batch.completions(self._version)
+
+
+class _Wave:
+    """Sequences decoded side by side: the cache, who is still alive, and what they have said so far."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        prompts: Sequence[Sequence[int]],
+        n: int,
+        steps: int,
+        recorder: Recorder | None,
+        fp8_cache: bool,
+    ):
+        self._model, self._recorder, self._n = model, recorder, n
+        self._prompt_lengths = [len(p) for p in prompts]
+        self._longest = max(self._prompt_lengths)
+        device, total = model.device, len(prompts) * n
+        self._prompts, self._mask = _pad_left(prompts, self._longest + steps, device)
+        self._cache = reserved_cache(model, length=self._longest + steps, fp8=fp8_cache)
+        self._padded = len(set(self._prompt_lengths)) > 1
+        self.rows = torch.arange(total, device=device)
+        """Which sequence each row of the running batch is."""
+        self._alive = torch.ones(total, dtype=torch.bool, device=device)
+        self._ids = torch.zeros(total, steps, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(total, steps, device=device)
+        self._lengths = torch.full((total,), steps, device=device)
+        self._stopped = torch.zeros(total, dtype=torch.bool, device=device)
+        self._prompt_routes: Tensor | None = None
+        self._step_routes: Tensor | None = None
+
+    def prefill(self) -> Float[Tensor, "rows vocabulary"]:
+        """Compute each prompt once; the logits of its next token, repeated for its n responses."""
+        positions = (self._mask[:, : self._longest].cumsum(dim=1) - 1).clamp(min=0)
+        logits = self._forward(self._prompts, positions, self._longest)
+        if self._recorder is not None:
+            routes = self._recorder.routes()
+            self._prompt_routes = routes.view(len(self._prompts), self._longest, *routes.shape[1:])
+            shape = (len(self.rows), self._ids.shape[1] - 1, *routes.shape[1:])
+            self._step_routes = routes.new_zeros(shape)
+        self._cache.batch_repeat_interleave(self._n)
+        self._mask = self._mask.repeat_interleave(self._n, dim=0)
+        self._next = positions[:, -1].repeat_interleave(self._n) + 1
+        return logits.repeat_interleave(self._n, dim=0)
+
+    def keep(self, t: int, ids: Tensor, logprobs: Tensor, *, ended: Tensor) -> None:
+        """Write down the tokens sampled at step t, and who has ended with them."""
+        self._ids[self.rows, t] = ids
+        self._logprobs[self.rows, t] = logprobs
+        ending = self.rows[ended & self._alive]
+        self._lengths[ending] = t + 1
+        self._stopped[ending] = True
+        self._alive = self._alive & ~ended
+
+    def anyone_alive(self) -> bool:
+        """Whether anything is left to decode; drops the ended once they are many."""
+        alive = int(self._alive.sum())
+        if 0 < alive < COMPACT_BELOW * len(self.rows):
+            chosen = self._alive.nonzero().squeeze(1)
+            self._cache.batch_select_indices(chosen)
+            self.rows, self._mask, self._next = self.rows[chosen], self._mask[chosen], self._next[chosen]
+            self._alive = self._alive[chosen]
+        return alive > 0
+
+    def step(self, t: int) -> Float[Tensor, "rows vocabulary"]:
+        """Feed the tokens sampled at step t; the logits of the next ones."""
+        logits = self._forward(self._ids[self.rows, t, None], self._next[:, None], self._longest + t + 1)
+        self._next = self._next + 1
+        if self._recorder is not None and self._step_routes is not None:
+            self._step_routes[self.rows, t] = self._recorder.routes()
+        return logits
+
+    def _forward(self, ids: Int[Tensor, "rows fed"], positions: Tensor, seen: int) -> Tensor:
+        hidden = self._model.base_model(
+            input_ids=ids,
+            attention_mask=self._mask[:, :seen] if self._padded else None,
+            position_ids=positions,
+            past_key_values=self._cache,
+            use_cache=True,
+        ).last_hidden_state
+        return head_of(self._model).logits(hidden[:, -1])
+
+    def completions(self, version: int) -> list[list[Completion]]:
+        """What each prompt's responses said."""
+        lengths, stopped = self._lengths.tolist(), self._stopped.tolist()
+        ids, logprobs = self._ids.cpu(), self._logprobs.cpu()
+        found = []
+        for p in range(len(self._prompt_lengths)):
+            rows = range(p * self._n, (p + 1) * self._n)
+            found.append(
+                [
+                    Completion(
+                        token_ids=tuple(ids[r, : lengths[r]].tolist()),
+                        logprobs=logprobs[r, : lengths[r]],
+                        routes=self._routes_of(p, r, lengths[r]),
+                        finish_reason="stop" if stopped[r] else "length",
+                        policy_version=version,
+                    )
+                    for r in rows
+                ]
+            )
+        return found
+
+    def _routes_of(self, prompt: int, row: int, length: int) -> Tensor | None:
+        """Routes of the fed positions: the whole prompt, and every response token but the last."""
+        if self._prompt_routes is None or self._step_routes is None:
+            return None
+        own = self._prompt_routes[prompt, self._longest - self._prompt_lengths[prompt] :]
+        return torch.cat([own, self._step_routes[row, : length - 1]]).cpu()
+
+
+def sample(
+    logits: Float[Tensor, "rows vocabulary"], uniform: Float[Tensor, "rows"], sampling: Sampling
+) -> tuple[Int[Tensor, "rows"], Float[Tensor, "rows"]]:
+    """A token for each row, and its log-probability under the distribution that it was drawn from.
+
+    Drawn by inverting the cumulative distribution at `uniform`; greedy, a certainty, has log-probability 0.
+    """
+    if sampling.temperature == 0.0:
+        return logits.argmax(dim=-1), torch.zeros_like(uniform)
+    logprobs = torch.log_softmax(logits / sampling.temperature, dim=-1)
+    if sampling.top_k or sampling.top_p < 1.0:
+        logprobs = _truncate(logprobs, top_k=sampling.top_k, top_p=sampling.top_p)
+    cumulative = logprobs.exp().cumsum(dim=-1, dtype=torch.float64)
+    threshold = uniform.double()[:, None] * cumulative[:, -1:]
+    ids = torch.searchsorted(cumulative, threshold, right=True).clamp_(max=logits.shape[-1] - 1)
+    return ids.squeeze(1), logprobs.gather(1, ids).squeeze(1)
+
+
+def _truncate(logprobs: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Keep the top_k likeliest tokens, then of those the fewest that reach top_p of the mass; renormalise."""
+    ordered, order = logprobs.sort(dim=-1, descending=True)
+    rank = torch.arange(ordered.shape[-1], device=ordered.device)
+    if top_k:
+        ordered = torch.log_softmax(ordered.masked_fill(rank >= top_k, -torch.inf), dim=-1)
+    before = ordered.exp().cumsum(dim=-1) - ordered.exp()
+    ordered = torch.log_softmax(ordered.masked_fill((before >= top_p) & (rank > 0), -torch.inf), dim=-1)
+    return torch.empty_like(logprobs).scatter_(1, order, ordered)
+
+
+def _pad_left(
+    prompts: Sequence[Sequence[int]], width: int, device: torch.device
+) -> tuple[Int[Tensor, "prompts longest"], Int[Tensor, "prompts width"]]:
+    """Prompts that end in the same column, and a mask of the real tokens, as wide as prompt and response together."""
+    longest = max(len(p) for p in prompts)
+    ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+    mask = torch.ones(len(prompts), width, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, : longest - len(prompt)] = 0
+    return ids.to(device), mask.to(device)

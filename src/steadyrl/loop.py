@@ -1,0 +1,211 @@
+"""The loop. One direction, once per global step:
+
+prompts ─► engine samples (μ_old, routes e^μ, policy version) ─► task scores ─► advantages by group
+                                                                                  │
+   engine ◄─ weights ─ N × [ forward under replay → ratios → mask → loss → step ] ◄─ score with θ_old (π_old, e^π)
+"""
+
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from steadyrl.cold_start import cold_start
+from steadyrl.evaluate import evaluation_rows
+from steadyrl.metrics import Value
+from steadyrl.model.packing import pack_responses
+from steadyrl.order import problem_indices
+from steadyrl.rollout import rollout_metrics, sample_groups, score_groups, with_advantages
+from steadyrl.run import Run
+from steadyrl.session import Session
+from steadyrl.types import Response
+from steadyrl.update import Outcome, Scored, learning_rate, score_old, scoring_metrics, update, update_metrics
+
+MAX_SKIPPED = 3
+"""So many updates in a row without a finite loss and gradient stop the run."""
+
+
+class TrainingStopped(RuntimeError):
+    """The run cannot go on by itself; what it needs to be looked into lies in the run directory."""
+
+
+@dataclass
+class Progress:
+    """Where a run stands: all that a checkpoint holds beside weights and moments."""
+
+    step: int = 0
+    """Global steps taken."""
+    policy_version: int = 0
+    """Gradient steps taken."""
+    skipped_in_a_row: int = 0
+    """Updates skipped since the last one that moved the weights."""
+
+
+@dataclass
+class Clock:
+    """Seconds spent in each phase of a step."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a phase."""
+        start = time.perf_counter()
+        yield
+        self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
+
+
+def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> None:
+    """Train to the last step of the recipe, or until `stop_asked` after a step; a checkpoint lies at the end.
+
+    Raises:
+        TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
+    """
+    recipe = session.recipe
+    progress = Progress(**run.restore(session.policy, session.optimizer))
+    if progress.step == 0:
+        if recipe.cold_start is not None:
+            with run.bar("cold start", sum(stage.steps for stage in recipe.cold_start.stages)) as bar:
+                cold_start(session, recipe.cold_start, run.cold_start, on_step=bar.cold_start)
+        _evaluate(session, run, 0, every_mode=True)
+        run.save(session.policy, session.optimizer, vars(progress))
+    _hand_over(session, progress)
+    with run.bar("training", recipe.steps, done=progress.step) as bar:
+        while progress.step < recipe.steps:
+            metrics = global_step(session, run, progress)
+            run.log(progress.step, metrics)
+            bar.step(progress.step, metrics)
+            last = progress.step == recipe.steps
+            if last or (recipe.evaluate.every and progress.step % recipe.evaluate.every == 0):
+                _evaluate(session, run, progress.step, every_mode=last)
+            stopping = stop_asked()
+            if last or stopping or progress.step % recipe.checkpoints.every == 0:
+                run.save(session.policy, session.optimizer, vars(progress))
+            if stopping:
+                break
+
+
+def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Value]:
+    """Sample, score, update N times, and hand the new weights to the engine."""
+    recipe, clock, start = session.recipe, Clock(), time.perf_counter()
+    step, temperature, sampler = progress.step + 1, recipe.rollout.temperature, session.engine.policy_version
+    indices = problem_indices(recipe.seed, step, recipe.rollout.prompts, session.task.size("train"))
+    with clock("sampling"):
+        groups = sample_groups(
+            session,
+            session.engine,
+            "train",
+            indices,
+            responses=recipe.rollout.responses,
+            sampling=session.sampling,
+            key=f"rollout/{step}",
+        )
+    with clock("rewards"):
+        rewards = score_groups(session, "train", groups)
+        responses = with_advantages(groups, rewards, normalise=recipe.objective.name != "minirl")
+    with clock("scoring"):
+        minibatches = [
+            [
+                score_old(session.policy, micro, mode=recipe.update.replay, temperature=temperature)
+                for micro in _packed(session, part)
+            ]
+            for part in _split(responses, recipe.update.minibatches)
+        ]
+    with clock("update"):
+        outcomes = [_update(session, run, progress, step, n, part) for n, part in enumerate(minibatches)]
+    with clock("sync"):
+        _hand_over(session, progress)
+    progress.step = step
+    seconds = time.perf_counter() - start
+    sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
+    cap = getattr(recipe.objective, "weight_cap", None)
+    return {
+        "policy_version": sampler,
+        **rollout_metrics(groups, rewards),
+        **scoring_metrics([scored for part in minibatches for scored in part]),
+        **update_metrics(outcomes, cap=cap),
+        "update/learning_rate": session.optimizer.param_groups[0]["lr"],
+        **clock.seconds,
+        "seconds/step": seconds,
+        "throughput/tokens_per_second": sampled / seconds,
+        "memory/peak_gib": _peak_memory(session),
+    }
+
+
+def _split(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Sequence[Response]]]:
+    """N mini-batches of whole groups, in the order of the prompts."""
+    size = len(groups) // parts
+    return [groups[n * size : (n + 1) * size] for n in range(parts)]
+
+
+def _packed(session: Session, groups: Sequence[Sequence[Response]]):
+    return pack_responses(
+        [response for group in groups for response in group],
+        micro_tokens=session.recipe.update.micro_tokens,
+        one_per_row=session.policy.one_per_row,
+        device=session.policy.device,
+    )
+
+
+def _update(
+    session: Session, run: Run, progress: Progress, step: int, number: int, minibatch: Sequence[Scored]
+) -> Outcome | None:
+    """One of the N gradient steps, with its learning rate, and the book-keeping of those that were not finite."""
+    recipe = session.recipe
+    n = recipe.update.minibatches
+    for group in session.optimizer.param_groups:
+        group["lr"] = learning_rate(
+            (step - 1) * n + number + 1,
+            peak=recipe.optimizer.learning_rate,
+            total=recipe.steps * n,
+            warmup=recipe.optimizer.warmup_steps,
+            schedule=recipe.optimizer.schedule,
+        )
+    groups = recipe.rollout.prompts // n
+    outcome = update(
+        session.policy,
+        session.optimizer,
+        session.objective,
+        minibatch,
+        responses=groups * recipe.rollout.responses,
+        groups=groups,
+        temperature=recipe.rollout.temperature,
+        max_grad_norm=recipe.optimizer.max_grad_norm,
+    )
+    if outcome is not None and outcome.finite:
+        progress.policy_version += 1
+        progress.skipped_in_a_row = 0
+    elif outcome is not None:
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row == MAX_SKIPPED:
+            _give_up(session, run, progress, step, minibatch)
+    return outcome
+
+
+def _give_up(session: Session, run: Run, progress: Progress, step: int, minibatch: Sequence[Scored]) -> None:
+    """Keep the last good weights, which no skipped update has touched, and the batch, and stop."""
+    where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch)
+    raise TrainingStopped(
+        f"step {step}: loss or gradient was not finite for {MAX_SKIPPED} updates in a row. The last good state and the "
+        f"batch are in {where}. A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
+    )
+
+
+def _hand_over(session: Session, progress: Progress) -> None:
+    weights = dict(session.policy.model.named_parameters())
+    session.engine.load_weights(weights, policy_version=progress.policy_version)
+
+
+def _evaluate(session: Session, run: Run, step: int, *, every_mode: bool) -> None:
+    rows, samples = evaluation_rows(session, every_mode=every_mode)
+    run.log_evaluation(step, rows, samples)
+
+
+def _peak_memory(session: Session) -> float:
+    """GiB, of the GPU where there is one."""
+    if session.policy.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(session.policy.device) / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,107 @@
+"""What decoding one token at a time needs of transformers: a cache that is not copied at every step, and attention
+for a single query."""
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+E4M3_MAX = 448.0
+
+
+class ReservedLayer(DynamicLayer):
+    """Keys and values of one full-attention layer, written in place into room reserved for the whole sequence."""
+
+    def __init__(self, length: int, fp8: bool):
+        super().__init__()
+        self._length, self._fp8 = length, fp8
+        self._room: tuple[Tensor, Tensor] | None = None
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        """Append, and return everything so far; with `fp8`, rounded to e4m3 at unit scale, as vLLM's cache does."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        assert self.keys is not None
+        assert self.values is not None
+        start, end = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if self._room is None:
+            self._room = (self._reserve(self.keys), self._reserve(self.values))
+        for buffer, new in zip(self._room, (key_states, value_states), strict=True):
+            buffer[:, :, start:end] = self._rounded(new)
+        self.keys, self.values = (buffer[:, :, :end] for buffer in self._room)
+        return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each sequence; the room is reserved anew at the next update."""
+        super().batch_repeat_interleave(repeats)
+        self._room = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some sequences; the room is reserved anew at the next update."""
+        super().batch_select_indices(indices)
+        self._room = None
+
+    def _reserve(self, held: Tensor) -> Tensor:
+        buffer = held.new_empty(*held.shape[:2], self._length, held.shape[3])
+        buffer[:, :, : held.shape[2]] = held
+        return buffer
+
+    def _rounded(self, new: Tensor) -> Tensor:
+        if not self._fp8:
+            return new
+        return new.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(new.dtype)
+
+
+def reserved_cache(model: PreTrainedModel, *, length: int, fp8: bool) -> DynamicCache:
+    """An empty cache for sequences of at most `length` tokens; layers that are not full attention keep their own kind.
+
+    Raises:
+        ValueError: an FP8 cache was asked for, and the model has layers of another kind.
+    """
+    cache = DynamicCache(config=model.config)
+    others = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
+    if fp8 and others:
+        raise ValueError(
+            f'engine.kv_precision = "fp8" is for full attention; {type(model).__name__} has {others}. Use "native"'
+        )
+    cache.layers = [ReservedLayer(length, fp8) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def use_single_query_attention(model: PreTrainedModel) -> None:
+    """Decode with `_single_query`, where the model would use torch's scaled dot product attention."""
+    if model.config._attn_implementation == "sdpa":
+        model.set_attn_implementation("steadyrl")
+
+
+def _single_query(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs,
+) -> tuple[Tensor, None]:
+    """Attention of one query per sequence, without repeating keys and values for the heads that share them.
+
+    That copy, as large as the cache, is what decoding with `sdpa` spends most of its time on as soon as the prompts
+    have different lengths.
+    """
+    batch, heads, queries, width = query.shape
+    if queries > 1:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    shared = key.shape[1]
+    scale = width**-0.5 if scaling is None else scaling
+    scores = (query * scale).view(batch, shared, heads // shared, width) @ key.transpose(2, 3)
+    if attention_mask is not None:
+        scores = scores.masked_fill(~attention_mask, -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value).view(batch, 1, heads, value.shape[-1]), None
+
+
+AttentionInterface.register("steadyrl", _single_query)
+AttentionMaskInterface.register("steadyrl", sdpa_mask)

@@ -1,0 +1,66 @@
+"""What a recipe would do and need, without doing it."""
+
+from transformers import PreTrainedConfig
+
+from steadyrl import config
+from steadyrl.config import Recipe
+from steadyrl.model.loading import ModelError, config_of, parameter_count
+from steadyrl.model.tiny import character_tokenizer, tiny_config
+from steadyrl.tasks.build import build_task
+
+
+def describe(recipe: Recipe) -> str:
+    """The plan of a run, for people: model, data, steps and memory. Builds the task, but no weights.
+
+    Raises:
+        TaskError, ModelError: the task or the model cannot be had.
+    """
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    model = _model_config(recipe)
+    count = parameter_count(model)
+    rollout, n = recipe.rollout, recipe.update.minibatches
+    size = task.size("train")
+    cold = sum(stage.steps for stage in recipe.cold_start.stages) if recipe.cold_start else 0
+    lines = [
+        f"model      {model.model_type}, {count:,} parameters, {recipe.hold.dtype} on {recipe.hold.device}",
+        f"task       {recipe.task.kind}, {'endless' if size is None else f'{size:,}'} training problems",
+        f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
+        f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
+        f"{rollout.max_new_tokens} tokens; {n} update(s) each",
+        f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
+        f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {recipe.engine.kv_precision}",
+        "memory",
+        *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
+    ]
+    return "\n".join(lines)
+
+
+def _model_config(recipe: Recipe) -> PreTrainedConfig:
+    match recipe.model:
+        case config.TinyModel() as m:
+            try:
+                return tiny_config(m.family, m.config, len(character_tokenizer(m.alphabet)))
+            except ValueError as error:
+                raise ModelError(str(error)) from error
+        case config.PretrainedModel() as m:
+            return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+
+
+def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, float]:
+    """Bytes by purpose. Activations are an estimate: about 16 hidden vectors a layer and position are kept."""
+    width = 2 if recipe.hold.dtype == "bfloat16" else 4
+    text = model.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    length = recipe.rollout.max_new_tokens  # the prompts' share is not known before they are drawn
+    cache = 2 * text.num_hidden_layers * heads * head_dim * length * recipe.engine.max_sequences * width
+    kept = 1 if recipe.hold.activation_checkpointing else 16
+    parts = {
+        "weights": count * width,
+        "gradients": count * width,
+        "AdamW's moments": 2 * count * width,
+        "engine's copy of the weights": count * width,
+        "engine's keys and values": cache,
+        "activations (estimate)": kept * text.num_hidden_layers * text.hidden_size * recipe.update.micro_tokens * width,
+    }
+    return {**parts, "in all, at least": sum(parts.values())}

@@ -1,0 +1,170 @@
+"""A run directory: what was asked for, what was measured, and what is needed to go on.
+
+RUN/recipe.json  metrics.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  report.html  checkpoints/
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors.torch import save_file
+from torch.optim import Optimizer
+
+from steadyrl.config import Recipe, load
+from steadyrl.errors import UserError
+from steadyrl.metrics import (
+    COLD_START_FIELDS,
+    EVAL_FIELDS,
+    METRICS,
+    SAMPLE_FIELDS,
+    MetricsLog,
+    Row,
+    Value,
+    open_sinks,
+    write_atomically,
+)
+from steadyrl.model import checkpoint
+from steadyrl.model.loading import Policy
+from steadyrl.progress import Bar
+from steadyrl.report import write_report
+from steadyrl.update import Scored
+
+
+class RunDirectoryError(UserError):
+    """A run directory that cannot be made or gone on with. The message names it and the way out."""
+
+
+class Run:
+    """An open run directory."""
+
+    def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
+        self.path, self.recipe = path, recipe
+        self._start_from = start_from
+        self._checkpoints = path / "checkpoints"
+        self._sinks = open_sinks(recipe.sinks, path, recipe.model_dump(mode="json"))
+        self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
+        self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
+        self._samples = MetricsLog(path / "samples.jsonl", SAMPLE_FIELDS)
+        self.cold_start = MetricsLog(path / "cold_start.jsonl", COLD_START_FIELDS)
+
+    @classmethod
+    def create(cls, path: Path, recipe: Recipe) -> Self:
+        """Make a new run directory.
+
+        Raises:
+            RunDirectoryError: it exists, or cannot be written.
+        """
+        cls.refuse_existing(path)
+        try:
+            path.mkdir(parents=True)
+            write_atomically(path / "recipe.json", recipe.model_dump_json(indent=2))
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make the run directory {path}: {error}") from error
+        return cls(path, recipe)
+
+    @staticmethod
+    def refuse_existing(path: Path) -> None:
+        """Leave what is there alone.
+
+        Raises:
+            RunDirectoryError: `path` exists.
+        """
+        if path.exists():
+            raise RunDirectoryError(
+                f"{path} exists already. Go on with it by `steadyrl resume {path}`, or choose another --run"
+            )
+
+    @classmethod
+    def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
+        """Go on with a run, from its newest checkpoint or from the one named `start_from`.
+
+        Raises:
+            RunDirectoryError: it is not a run directory.
+        """
+        if not (path / "recipe.json").is_file():
+            raise RunDirectoryError(f"{path} is not a run directory: it has no recipe.json")
+        return cls(path, load(path / "recipe.json"), start_from=start_from)
+
+    def restore(self, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
+        """Load the checkpoint to start from, drop what was logged after it, and return where the run stood.
+
+        A run without a checkpoint starts from its beginning.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged; the message offers the one before.
+            RunDirectoryError: `start_from` names none.
+        """
+        known = checkpoint.listed(self._checkpoints)
+        if self._start_from is not None and self._start_from not in {path.name for path in known}:
+            raise RunDirectoryError(
+                f"{self.path} has no checkpoint {self._start_from}; it has {[p.name for p in known]}"
+            )
+        if not known:
+            for log in (self._metrics, self._evaluations, self._samples, self.cold_start):
+                log.truncate(-1)
+            return {}
+        chosen = known[-1] if self._start_from is None else self._checkpoints / self._start_from
+        state = checkpoint.restore(chosen, policy, optimizer)
+        for log in (self._metrics, self._evaluations, self._samples):
+            log.truncate(state["step"])
+        checkpoint.drop_after(self._checkpoints, chosen)
+        return state
+
+    def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+        """Write a checkpoint, then drop the oldest beyond the recipe's number.
+
+        Raises:
+            CheckpointError: it could not be written; the earlier ones are intact.
+        """
+        folder = self._checkpoints / f"step-{state['step']:06d}"
+        if not folder.exists():  # the last step may stop and end at once
+            checkpoint.save(folder, policy, optimizer, state)
+        checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
+
+    def save_incident(
+        self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], minibatch: Sequence[Scored]
+    ) -> Path:
+        """Keep the weights and the mini-batch that a run stopped over."""
+        folder = self.path / "incident"
+        checkpoint.save(folder, policy, optimizer, state)
+        tensors = {}
+        for number, scored in enumerate(minibatch):
+            fields = {
+                "input_ids": scored.micro.batch.input_ids,
+                "position_ids": scored.micro.batch.position_ids,
+                "targets": scored.micro.batch.targets,
+                "predicting": scored.micro.batch.predicting,
+                "advantages": scored.micro.advantages,
+                "rollout_logprobs": scored.micro.rollout_logprobs,
+                "old_logprobs": scored.old_logprobs,
+            }
+            if scored.replayed is not None:
+                fields["routes"] = scored.replayed
+            tensors |= {f"{number}.{name}": value.contiguous() for name, value in fields.items()}
+        save_file(tensors, folder / "batch.safetensors")
+        return folder
+
+    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+        """Write down a global step."""
+        self._metrics.log(step, metrics)
+        for sink in self._sinks:
+            sink.log(step, metrics)
+
+    def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:
+        """Write down an evaluation, and draw the report anew."""
+        for row in rows:
+            self._evaluations.log(step, row)
+        for row in samples:
+            self._samples.log(step, row)
+        for sink in self._sinks:
+            sink.log(step, {f"eval/{row['mode']}/{row['precision']}": row["accuracy"] for row in rows})
+        write_report(self.path)
+
+    def bar(self, title: str, total: int, *, done: int = 0) -> Bar:
+        """A progress bar."""
+        return Bar(title, total, done=done)
+
+    def close(self) -> None:
+        """Flush the sinks."""
+        for sink in self._sinks:
+            sink.close()

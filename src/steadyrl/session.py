@@ -1,0 +1,136 @@
+"""From a recipe to the parts of a run, each checked against the others before anything is trained."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from steadyrl import config
+from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
+from steadyrl.config import Recipe, RecipeError
+from steadyrl.engine.base import Engine
+from steadyrl.engine.local import LocalEngine
+from steadyrl.model.loading import Policy, build_tiny, load_pretrained
+from steadyrl.model.routing import is_moe
+from steadyrl.model.text import end_tokens
+from steadyrl.tasks.base import Split, Task
+from steadyrl.tasks.build import build_task
+from steadyrl.tasks.scoring import ScorePool
+from steadyrl.types import Sampling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Everything that a run holds in memory."""
+
+    recipe: Recipe
+    """What was asked for."""
+    policy: Policy
+    """π: the model that is trained."""
+    optimizer: torch.optim.Optimizer
+    """Its AdamW."""
+    engine: Engine
+    """μ: what samples."""
+    objective: Objective
+    """What is maximised."""
+    task: Task
+    """Problems, in this process."""
+    pool: ScorePool
+    """Their verifier, in worker processes."""
+    sampling: Sampling
+    """How rollouts are sampled."""
+
+    def task_size(self, split: Split) -> int | None:
+        """How many problems a split has; None: endless."""
+        return self.task.size(split)
+
+
+@contextmanager
+def open_session(recipe: Recipe) -> Iterator[Session]:
+    """Build the parts; the scoring workers live as long as the context.
+
+    Raises:
+        RecipeError: parts of the recipe contradict each other.
+        TaskError, ModelError: the task or the model cannot be had.
+    """
+    if recipe.hold.threads:
+        torch.set_num_threads(recipe.hold.threads)
+    spec = recipe.task.model_dump()
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
+    policy = build_policy(recipe)
+    _check(recipe, policy, task)
+    limits = recipe.scoring
+    with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
+        yield Session(
+            recipe=recipe,
+            policy=policy,
+            optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
+            engine=build_engine(recipe, policy),
+            objective=build_objective(recipe.objective),
+            task=task,
+            pool=pool,
+            sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
+        )
+
+
+def build_policy(recipe: Recipe) -> Policy:
+    """Load or build the model, without dropout: on the same weights, π must be π."""
+    dtype = getattr(torch, recipe.hold.dtype)
+    if recipe.hold.device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f'hold.device = {recipe.hold.device!r}, but no CUDA device is visible; use "cpu"')
+    match recipe.model:
+        case config.TinyModel() as m:
+            policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
+        case config.PretrainedModel() as m:
+            policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
+    model = policy.model.to(recipe.hold.device)  # pyright: ignore[reportArgumentType]
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "jitter_noise"):
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)
+    if recipe.hold.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train(recipe.hold.activation_checkpointing)  # transformers checkpoints in training mode only
+    return policy
+
+
+def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:
+    """AdamW over all parameters."""
+    return torch.optim.AdamW(
+        model.parameters(), lr=lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
+    )
+
+
+def build_engine(recipe: Recipe, policy: Policy, **changes: Any) -> LocalEngine:
+    """The engine of the recipe, or one with other options (`precision`, …)."""
+    generation = policy.model.generation_config
+    ends = end_tokens(policy.tokenizer, generation.eos_token_id if generation else None, recipe.rollout.stop)
+    options = recipe.engine.model_dump(exclude={"kind"}) | changes
+    return LocalEngine(policy.model, end_tokens=ends, **options)
+
+
+def build_objective(options: config.ObjectiveConfig) -> Objective:
+    """The objective that the recipe names, with its switches."""
+    named = {"minirl": MiniRL, "grpo": GRPO, "cispo": CISPO}
+    return named[options.name](**options.model_dump(exclude={"name"}))
+
+
+def _check(recipe: Recipe, policy: Policy, task: Task) -> None:
+    """Refuse what cannot work, before anything is trained."""
+    if recipe.update.replay != "none" and not is_moe(policy.model):
+        raise RecipeError(
+            f'update.replay = "{recipe.update.replay}", but {type(policy.model).__name__} is dense: it has no experts '
+            'to replay. Use "none"'
+        )
+    for split, field, needed in (
+        ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
+        ("train", "rollout.prompts", recipe.rollout.prompts),
+    ):
+        size = task.size(split)
+        if size is not None and size < needed:
+            raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")

@@ -1,0 +1,201 @@
+"""The second half of a global step: π_old, then N gradient updates under replay."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from steadyrl.algo import Objective, Terms, ledger
+from steadyrl.model.loading import Policy
+from steadyrl.model.routing import Recorder, is_moe, record, replay
+from steadyrl.model.scoring import score
+from steadyrl.types import MicroBatch, Routes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scored:
+    """A micro-batch after the θ_old pass."""
+
+    micro: MicroBatch
+    """Positions and facts."""
+    old_logprobs: Float[Tensor, "tokens"]
+    """log π_old(y_t)."""
+    entropy: Float[Tensor, "tokens"]
+    """Entropy of π_old where each token was sampled."""
+    preferred: Routes | None
+    """Experts that the trainer's own routers chose, or under R3 would have chosen; flat over positions."""
+    replayed: Routes | None
+    """Experts that every update must use: e^π_old under R2, e^μ_old under R3; None: route natively."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Traced:
+    """What an update leaves to be measured, per token."""
+
+    logprobs: Float[Tensor, "tokens"]
+    """log π_θ(y_t) as the update saw it."""
+    scored: Scored
+    """The micro-batch."""
+    terms: Terms
+    """Its terms, detached."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """One gradient update."""
+
+    traces: tuple[Traced, ...]
+    """Its micro-batches."""
+    objective: float
+    """Value of the surrogate."""
+    grad_norm: float
+    """Norm of the gradient before clipping."""
+    finite: bool
+    """Both were finite, and the weights moved."""
+
+
+@contextmanager
+def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]:
+    """Replay `routes`; without any, watch the routers; a dense model has none."""
+    if not is_moe(policy.model):
+        yield None
+        return
+    with record(policy.model) if routes is None else replay(policy.model, routes) as recorder:
+        yield recorder
+
+
+@torch.no_grad()
+def score_old(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> Scored:
+    """The θ_old pass over a micro-batch: natural under `none` and R2, replaying the rollout's experts under R3.
+
+    It runs on the very grid that the updates run on, so that before the first update π_θ/π_old is exactly 1.
+
+    Raises:
+        ValueError: R3, and the engine returned no routes.
+    """
+    rollout_routes = micro.batch.routes
+    if mode == "R3" and rollout_routes is None:
+        raise ValueError('update.replay = "R3" needs the routes of the rollout, and the engine returned none')
+    with _routing(policy, rollout_routes if mode == "R3" else None) as recorder:
+        logprobs, entropy = score(policy.model, micro.batch, temperature=temperature)
+        preferred = None if recorder is None else recorder.routes()
+    replayed = {"none": None, "R2": preferred, "R3": rollout_routes}[mode]
+    return Scored(micro=micro, old_logprobs=logprobs, entropy=entropy, preferred=preferred, replayed=replayed)
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    objective: Objective,
+    minibatch: Sequence[Scored],
+    *,
+    responses: int,
+    groups: int,
+    temperature: float,
+    max_grad_norm: float | None,
+) -> Outcome | None:
+    """One gradient step on one mini-batch; None where every advantage is zero, which moves nothing.
+
+    Args:
+        responses: responses in the mini-batch, the zero-advantage ones included.
+        groups: prompts in the mini-batch.
+    """
+    moving = [s for s in minibatch if s.micro.moves]
+    if not moving:
+        return None
+    optimizer.zero_grad()
+    traces = [
+        _backward(policy, objective, scored, responses=responses, groups=groups, temperature=temperature)
+        for scored in moving
+    ]
+    limit = math.inf if max_grad_norm is None else max_grad_norm
+    norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
+    value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
+    finite = math.isfinite(norm) and math.isfinite(value)
+    if finite:
+        optimizer.step()
+    return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite)
+
+
+def _backward(
+    policy: Policy, objective: Objective, scored: Scored, *, responses: int, groups: int, temperature: float
+) -> Traced:
+    """Forward and backward of one micro-batch; the backward lies inside the replay, for recomputed activations."""
+    context = nullcontext() if scored.replayed is None else replay(policy.model, scored.replayed)
+    with context:
+        logprobs, _ = score(policy.model, scored.micro.batch, temperature=temperature)
+        terms = objective(logprobs, scored.micro.tokens(scored.old_logprobs), responses=responses, groups=groups)
+        (-terms.surrogate.sum()).backward()
+    detached = Terms(terms.surrogate.detach(), terms.clipped)
+    return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)
+
+
+def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+    """The engines compared on the same weights, over all tokens of the step."""
+    old = torch.cat([s.old_logprobs for s in scored])
+    rollout = torch.cat([s.micro.rollout_logprobs for s in scored])
+    metrics = {"policy/entropy": torch.cat([s.entropy for s in scored]).mean().item()}
+    metrics |= ledger.mismatch(old, rollout)
+    shares = [_disagreement(s) for s in scored if s.preferred is not None and s.micro.batch.routes is not None]
+    if shares:
+        metrics["routes/disagreement"] = torch.cat(shares).mean().item()
+    batches = [s.micro.batch for s in scored]
+    metrics["update/padding"] = 1.0 - sum(b.fed_tokens for b in batches) / sum(b.input_ids.numel() for b in batches)
+    return metrics
+
+
+def _disagreement(scored: Scored) -> Tensor:
+    """Route disagreement at each fed position that is not padding."""
+    theirs, mine = scored.micro.batch.routes, scored.preferred
+    assert theirs is not None
+    assert mine is not None
+    flat = theirs.flatten(0, 1)
+    fed = flat[:, 0, 0] != torch.iinfo(flat.dtype).max
+    return ledger.route_disagreement(mine[fed], flat[fed])
+
+
+def update_metrics(outcomes: Sequence[Outcome | None], *, cap: float | None) -> dict[str, float]:
+    """Both factors of eq. 5 as the updates met them, and what the updates did.
+
+    Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated.
+    """
+    moved = [o for o in outcomes if o is not None]
+    finite = [o for o in moved if o.finite]
+    metrics: dict[str, float] = {
+        "update/objective": _mean([o.objective for o in finite]),
+        "update/grad_norm": _mean([o.grad_norm for o in finite]),
+        "update/skipped": len(moved) - len(finite),
+    }
+    traces = [trace for outcome in moved for trace in outcome.traces]
+    if not traces:
+        return metrics
+    logprobs = torch.cat([t.logprobs for t in traces])
+    old = torch.cat([t.scored.old_logprobs for t in traces])
+    rollout = torch.cat([t.scored.micro.rollout_logprobs for t in traces])
+    metrics |= ledger.drift(logprobs, old) | ledger.weights(logprobs, rollout, cap=cap)
+    metrics["clip/low"] = torch.cat([t.terms.clipped.low for t in traces]).float().mean().item()
+    metrics["clip/high"] = torch.cat([t.terms.clipped.high for t in traces]).float().mean().item()
+    return metrics
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: str) -> float:
+    """Learning rate of gradient step `step` of `total`, counted from 1: a linear rise, then the schedule.
+
+    Linear and cosine fall from the peak, at the end of the warm-up, to 0, just after the last step.
+    """
+    if step <= warmup:
+        return peak * step / warmup
+    progress = (step - 1 - warmup) / max(1, total - warmup)
+    if schedule == "linear":
+        return peak * (1.0 - progress)
+    if schedule == "cosine":
+        return peak * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return peak
