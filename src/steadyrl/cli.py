@@ -138,9 +138,12 @@ def _recipe(flags: TrainFlags) -> Recipe:
 
 def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     """Train, and say at the end what came of it."""
+    from transformers.utils import logging
+
     from steadyrl.loop import TrainingStopped, train
     from steadyrl.session import open_session
 
+    logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with _one_interrupt() as stop_asked, open_session(recipe) as session:
         run = open_run()

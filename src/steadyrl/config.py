@@ -106,6 +106,8 @@ class QuestionsTask(Section):
     kind: Literal["questions"] = "questions"
     path: str
     """A `.jsonl` file, or the name (or folder) of a Hugging Face dataset."""
+    subset: str | None = None
+    """Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`."""
     split: str = "train"
     """Split of the Hugging Face dataset; a JSONL file has none."""
     question: str = "question"

@@ -43,10 +43,6 @@ class Session:
     sampling: Sampling
     """How rollouts are sampled."""
 
-    def task_size(self, split: Split) -> int | None:
-        """How many problems a split has; None: endless."""
-        return self.task.size(split)
-
 
 @contextmanager
 def open_session(recipe: Recipe) -> Iterator[Session]:
@@ -127,10 +123,11 @@ def _check(recipe: Recipe, policy: Policy, task: Task) -> None:
             f'update.replay = "{recipe.update.replay}", but {type(policy.model).__name__} is dense: it has no experts '
             'to replay. Use "none"'
         )
-    for split, field, needed in (
+    sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),
-    ):
+    )
+    for split, field, needed in sizes:
         size = task.size(split)
         if size is not None and size < needed:
             raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")

@@ -12,7 +12,8 @@ def group_advantage(
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
     population's; a group of equal rewards gets zeros either way.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)  # the mean itself is rounded
     if not normalise:
         return centred
     deviation = centred.square().mean(dim=1, keepdim=True).sqrt()

@@ -1,4 +1,4 @@
-"""Eq. 5 of arXiv 2512.01374: π_θ/μ_old = π_old/μ_old × π_θ/π_old, train–inference discrepancy times policy staleness."""
+"""Eq. 5 of arXiv 2512.01374: π_θ/μ_old = π_old/μ_old × π_θ/π_old, discrepancy of the engines times staleness."""
 
 from jaxtyping import Float
 from torch import Tensor

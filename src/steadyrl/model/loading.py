@@ -104,6 +104,8 @@ def parameter_count(config: PreTrainedConfig) -> int:
 def head_of(model: PreTrainedModel) -> Head:
     """The output projection, with the scale or soft cap that some families put behind it."""
     embedding = model.get_output_embeddings()
+    if embedding is None:
+        raise ModelError(f"{type(model).__name__} has no output embedding: it is not a causal language model")
     config = model.config.get_text_config()
     divisor = getattr(config, "logits_scaling", None) or 1.0
     return Head(

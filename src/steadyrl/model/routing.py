@@ -11,6 +11,7 @@ the context, and the interception is local to the thread that runs the block.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +32,19 @@ def route_dtype(experts: int) -> torch.dtype:
     return torch.uint8 if experts < 256 else torch.uint16
 
 
-def moe_blocks(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Mixture-of-experts blocks in layer order, each with its number of experts.
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module holds the experts of a block: transformers marks its classes with a gating function."""
+    return hasattr(type(module), "_apply_gate")
 
-    A block is the parent of a transformers experts module. Names, not construction order, give the layer: the order
-    of `named_modules` is that of the live module list.
-    """
-    found = []
-    for _, block in model.named_modules():
-        for child in block.children():
-            if hasattr(type(child), "_apply_gate") and hasattr(child, "num_experts"):
-                found.append((block, child.num_experts))
-    return found
+
+def moe_blocks(model: nn.Module) -> list[tuple[nn.Module, int]]:
+    """Mixture-of-experts blocks in layer order, each with its number of experts; a block is the parent of experts."""
+    return [
+        (block, cast(int, child.num_experts))
+        for block in model.modules()
+        for child in block.children()
+        if is_experts(child)
+    ]
 
 
 def is_moe(model: nn.Module) -> bool:
@@ -143,7 +145,7 @@ class _LastTopK(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func not in (torch.topk, Tensor.topk) or args[0].ndim != 2 or args[0].shape[-1] != self.experts:
             return out
-        values, native = out
+        _, native = out
         self.recorder.keep(self.layer, native)
         if self.choice is None:
             return out

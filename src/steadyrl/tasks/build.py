@@ -24,9 +24,9 @@ def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
     require_known("task", [kind], _KINDS)
     task = _task_class(kind)
     fields = {name: value for name, value in parameters.items() if name != "kind"}
-    expected = set(inspect.signature(task).parameters) - {"seed"}
+    expected = {n: p for n, p in inspect.signature(task).parameters.items() if n != "seed"}
     require_known(f"field of the {kind} task", fields, expected)
-    if missing := expected - fields.keys():
+    if missing := {n for n, p in expected.items() if p.default is p.empty} - fields.keys():
         raise TaskError(f"the {kind} task needs {', '.join(sorted(missing))} as well")
     return task(**fields) if kind == "questions" else task(seed=seed, **fields)
 

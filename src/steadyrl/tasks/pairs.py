@@ -26,11 +26,12 @@ def read_jsonl(path: Path, fields: Mapping[str, str]) -> list[Example]:
     return _to_pairs(rows, fields, source=str(path))
 
 
-def read_hub(path: str, split: str, fields: Mapping[str, str]) -> list[Example]:
+def read_hub(path: str, subset: str | None, split: str, fields: Mapping[str, str]) -> list[Example]:
     """Read pairs from a Hugging Face dataset: a folder, or a name on the hub.
 
     Args:
         path: The folder or name.
+        subset: Its configuration, such as `main` of `openai/gsm8k`, or None.
         split: The dataset's split.
         fields: The column that holds each of `question`, `answer` and `solution`.
 
@@ -45,7 +46,7 @@ def read_hub(path: str, split: str, fields: Mapping[str, str]) -> list[Example]:
             f"path = {path!r} is not a .jsonl file; for Hugging Face datasets: pip install steadyrl[datasets]"
         ) from error
     try:
-        dataset = load_dataset(path, split=split)
+        dataset = load_dataset(path, subset, split=split)
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise TaskError(f"cannot load split {split!r} of the dataset {path!r}: {error}") from error
     rows = ((f"{path}, split {split}, row {n}", row) for n, row in enumerate(dataset))

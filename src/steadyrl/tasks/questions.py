@@ -20,6 +20,7 @@ class Questions:
         self,
         *,
         path: str,
+        subset: str | None = None,
         split: str,
         question: str,
         answer: str,
@@ -29,7 +30,7 @@ class Questions:
     ) -> None:
         """Read all pairs and set `held_out` different questions aside."""
         fields = {"question": question, "answer": answer, "solution": solution or answer}
-        pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, split, fields)
+        pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
         self._pairs = _divide(pairs, held_out, path)
         self._verify = _verifier(score)
 

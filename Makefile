@@ -1,0 +1,40 @@
+# Each target does all of its own set-up, in .venv; a second run reuses it.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint fast bench docs clean
+
+demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
+	$(BIN)/steadyrl train recipes/demo.toml --run runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+test: lint  ## everything that runs without a GPU
+	$(BIN)/pytest
+
+fast: .venv/ready  ## the tests that take seconds
+	$(BIN)/pytest -m "not slow"
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+bench: .venv/bench  ## every benchmark, peers included
+	for b in bench/*.py; do $(BIN)/python $$b || exit 1; done
+
+docs: .venv/ready  ## pages that are printed from the code
+	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(INSTALL) torch  # first and alone, so that nothing else chooses its build
+	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+.venv/bench: .venv/ready
+	$(INSTALL) --editable '.[bench]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from steadyrl.algo import group_advantage
+
+
+def test_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0], [3.0, 1.0, 3.0, 1.0]])
+    # means ¼ and 2
+    centred = torch.tensor([[0.75, -0.25, -0.25, -0.25], [1.0, -1.0, 1.0, -1.0]])
+    torch.testing.assert_close(group_advantage(rewards, normalise=False), centred)
+    # population variances (¾² + 3·¼²)/4 = 3/16 and 1
+    divided = centred / torch.tensor([[3**0.5 / 4], [1.0]])
+    torch.testing.assert_close(group_advantage(rewards, normalise=True), divided)
+
+
+@pytest.mark.parametrize("normalise", [False, True])
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 0.05, 1 / 3])  # the mean of equal floats is not always their value
+@pytest.mark.parametrize("responses", [1, 7, 16, 32])
+def test_equal_rewards_have_no_advantage(reward: float, responses: int, normalise: bool) -> None:
+    assert not group_advantage(torch.full((1, responses), reward), normalise=normalise).any()
+
+
+def test_groups_do_not_see_each_other() -> None:
+    rewards = torch.rand(5, 8, generator=torch.Generator().manual_seed(0))
+    alone = torch.cat([group_advantage(row[None], normalise=True) for row in rewards])
+    torch.testing.assert_close(group_advantage(rewards, normalise=True), alone)
+    torch.testing.assert_close(alone.mean(dim=1), torch.zeros(5), atol=1e-6, rtol=0)
+    torch.testing.assert_close(alone.std(dim=1, correction=0), torch.ones(5))
+
+
+def test_a_broken_reward_is_not_hidden() -> None:
+    assert group_advantage(torch.tensor([[1.0, float("nan")]]), normalise=False).isnan().all()

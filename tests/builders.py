@@ -1,0 +1,61 @@
+"""Small models and records that the tests share. Building one takes about 20 ms."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steadyrl.model.loading import Policy, build_tiny
+from steadyrl.types import Completion, Response
+
+ALPHABET = "0123456789+-=;> abcdefghijklmnopqrstuvwxyz"
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "tie_word_embeddings": False,
+}
+MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
+
+
+def tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Policy:
+    """A Qwen3-MoE of 2 layers with 8 experts, 2 of which each token takes."""
+    fields = SMALL | MOE | config
+    return build_tiny(family="qwen3_moe", alphabet=ALPHABET, config=fields, seed=seed, dtype=dtype)
+
+
+def dense_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Policy:
+    """A dense Qwen3 of 2 layers."""
+    return build_tiny(family="qwen3", alphabet=ALPHABET, config=SMALL | config, seed=seed, dtype=dtype)
+
+
+def response(
+    prompt: Sequence[int],
+    answer: Sequence[int],
+    *,
+    advantage: float = 1.0,
+    logprobs: Tensor | None = None,
+    routes: Tensor | None = None,
+    group_tokens: int = 10,
+) -> Response:
+    """A response on its way to the trainer, with log-probabilities of −1 unless told."""
+    completion = Completion(
+        token_ids=tuple(answer),
+        logprobs=torch.full((len(answer),), -1.0) if logprobs is None else logprobs,
+        routes=routes,
+        finish_reason="length",
+        policy_version=0,
+    )
+    return Response(prompt_ids=tuple(prompt), completion=completion, advantage=advantage, group_tokens=group_tokens)
+
+
+def random_ids(count: int, *, seed: int) -> tuple[int, ...]:
+    """Tokens of the tiny vocabulary, none of them padding, end or unknown."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(3, 3 + len(ALPHABET), (count,), generator=generator).tolist())

@@ -1,0 +1,7 @@
+"""Shape annotations are checked here and nowhere else: the hook must stand before steadyrl is imported."""
+
+import jaxtyping
+
+_checked = jaxtyping.install_import_hook(
+    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine"], "beartype.beartype"
+)

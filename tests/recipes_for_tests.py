@@ -1,0 +1,104 @@
+"""A recipe that trains in about a second, and how to run it: the tests of the loop and of the command line share it."""
+
+import copy
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from steadyrl.cli import main
+from steadyrl.metrics import Row, read_jsonl
+
+TINY: dict[str, Any] = {
+    "steps": 4,
+    "model": {
+        "kind": "tiny",
+        "family": "qwen3_moe",
+        "config": {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 16,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "intermediate_size": 32,
+            "norm_topk_prob": True,
+            "initializer_range": 0.1,
+            "max_position_embeddings": 64,
+        },
+    },
+    "hold": {"threads": 1},
+    "task": {"kind": "chains", "min_terms": 2, "max_terms": 2},
+    "engine": {"kind": "local", "precision": "fp8"},
+    "rollout": {"prompts": 8, "responses": 4, "max_new_tokens": 10},
+    "update": {"replay": "R3"},
+    "optimizer": {"learning_rate": 1e-3},
+    "evaluate": {"every": 2, "prompts": 16},
+    "checkpoints": {"every": 2},
+}
+
+DENSE: dict[str, Any] = {
+    "model": {
+        "family": "qwen3",
+        "config": {
+            name: TINY["model"]["config"][name]
+            for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+        }
+        | {"head_dim": 16, "intermediate_size": 32, "max_position_embeddings": 64},
+    }
+}
+
+# rewards that differ within a group even for a model that knows nothing
+COIN = "def score(prompt, completion):\n    return float(sum(map(ord, completion)) % 2)\n"
+
+MACHINE = ("seconds/", "throughput/", "memory/")
+"""Metrics that depend on the machine and its load."""
+
+
+def tree(**changes: Any) -> dict[str, Any]:
+    """The tiny recipe as plain values, changed at the fields given; a section is merged, `replaced` ones are not."""
+    return merged(TINY, changes)
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """`base` with `changes`, section by section; a model's config, and a task of another kind, are whole."""
+    out = copy.deepcopy(dict(base))
+    for name, value in changes.items():
+        whole = not isinstance(value, Mapping) or name == "config" or not isinstance(out.get(name), Mapping)
+        other = isinstance(value, Mapping) and value.get("kind", "") != out.get(name, {}).get("kind", "")
+        out[name] = value if whole or ("kind" in value and other) else merged(out[name], value)
+    return out
+
+
+def write_recipe(folder: Path, **changes: Any) -> Path:
+    """A recipe file: JSON, which `load` reads as well as TOML."""
+    path = folder / "recipe-under-test.json"
+    path.write_text(json.dumps(tree(**changes)))
+    return path
+
+
+def coin_questions(folder: Path, *, count: int = 64, score: str = COIN, name: str = "score", **more: Any) -> dict:
+    """A task of short questions whose reward is the user's own function."""
+    data, code = folder / "questions.jsonl", folder / "own.py"
+    data.write_text("".join(json.dumps({"question": f"{i}+0=", "answer": str(i)}) + "\n" for i in range(count)))
+    code.write_text(score)
+    return {"kind": "questions", "path": str(data), "score": f"{code}:{name}", "held_out": 16} | more
+
+
+def train(folder: Path, run: str = "run", **changes: Any) -> Path:
+    """Train the tiny recipe in this process by the command line; the run directory."""
+    target = folder / run
+    assert main(["train", str(write_recipe(folder, **changes)), "--run", str(target)]) == 0
+    return target
+
+
+def comparable(run: Path) -> dict[str, list[Row]]:
+    """What two runs of the same recipe must agree on, exactly."""
+    metrics = [
+        {name: value for name, value in row.items() if not name.startswith(MACHINE)}
+        for row in read_jsonl(run / "metrics.jsonl")
+    ]
+    files = {name: read_jsonl(run / f"{name}.jsonl") for name in ("eval", "samples", "cold_start")}
+    return {"metrics": metrics, **files}
