@@ -23,6 +23,26 @@ SMALL = {
 }
 MOE = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "norm_topk_prob": True}
 
+LATENT = {
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+ROUTED = {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+FAMILIES = {  # of mixtures of experts
+    "qwen3_moe": MOE,
+    "qwen2_moe": MOE | {"shared_expert_intermediate_size": 16},
+    "mixtral": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 16},
+    "granitemoe": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "glm4_moe": ROUTED | {"first_k_dense_replace": 0},
+    "deepseek_v3": ROUTED | LATENT | {"first_k_dense_replace": 0, "n_group": 4, "topk_group": 2},
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
+}
+
 
 def tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Policy:
     """A Qwen3-MoE of 2 layers with 8 experts, 2 of which each token takes."""
@@ -33,6 +53,12 @@ def tiny_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any
 def dense_policy(seed: int = 0, dtype: torch.dtype = torch.float32, **config: Any) -> Policy:
     """A dense Qwen3 of 2 layers."""
     return build_tiny(family="qwen3", alphabet=ALPHABET, config=SMALL | config, seed=seed, dtype=dtype)
+
+
+def family_policy(name: str, **config: Any) -> Policy:
+    """A small model of one of `FAMILIES`."""
+    fields = SMALL | FAMILIES[name] | config
+    return build_tiny(family=name, alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32)
 
 
 def response(

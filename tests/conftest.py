@@ -3,5 +3,5 @@
 import jaxtyping
 
 _checked = jaxtyping.install_import_hook(
-    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine"], "beartype.beartype"
+    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine"], "typecheck.checked"
 )

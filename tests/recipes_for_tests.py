@@ -3,8 +3,10 @@
 import copy
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from steadyrl.cli import main
 from steadyrl.metrics import Row, read_jsonl
@@ -87,11 +89,17 @@ def coin_questions(folder: Path, *, count: int = 64, score: str = COIN, name: st
     return {"kind": "questions", "path": str(data), "score": f"{code}:{name}", "held_out": 16} | more
 
 
-def train(folder: Path, run: str = "run", **changes: Any) -> Path:
+def train(folder: Path, run: str = "run", *, report: bool = False, **changes: Any) -> Path:
     """Train the tiny recipe in this process by the command line; the run directory."""
     target = folder / run
-    assert main(["train", str(write_recipe(folder, **changes)), "--run", str(target)]) == 0
+    assert command("train", write_recipe(folder, **changes), "--run", target, report=report) == 0
     return target
+
+
+def command(*arguments: str | Path, report: bool = False) -> int:
+    """A command in this process; without the report, which would take longer to draw than the steps it shows."""
+    with nullcontext() if report else patch("steadyrl.run.write_report"):
+        return main([str(argument) for argument in arguments])
 
 
 def comparable(run: Path) -> dict[str, list[Row]]:

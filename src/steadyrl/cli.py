@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import signal
 import sys
 import time
@@ -16,6 +17,7 @@ from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import UserError
 
 T = TypeVar("T", bound=Recipe)
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 
 USAGE = """steadyrl COMMAND …
 
@@ -55,6 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return commands[argv[0]](argv[1:])
     except UserError as error:
         print(f"steadyrl: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        print(f"steadyrl: cannot write: {error}. The checkpoints are intact; make room and resume", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("steadyrl: interrupted; the newest checkpoint is intact", file=sys.stderr)
@@ -121,8 +128,9 @@ def show_command(argv: list[str]) -> int:
 def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
     """The positional argument that must come first, and the rest."""
     if not argv or argv[0].startswith("-"):
-        print(f"usage: steadyrl {usage}\n{meaning}", file=sys.stderr if not argv else sys.stdout)
-        raise SystemExit(0 if argv and argv[0] in ("-h", "--help") else 2)
+        asked = bool(argv) and argv[0] in ("-h", "--help")
+        print(f"usage: steadyrl {usage}\n{meaning}", file=sys.stdout if asked else sys.stderr)
+        raise SystemExit(0 if asked else 2)
     return Path(argv[0]), argv[1:]
 
 
@@ -148,43 +156,50 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     with _one_interrupt() as stop_asked, open_session(recipe) as session:
         run = open_run()
         try:
-            train(session, run, stop_asked=stop_asked)
+            taken = train(session, run, stop_asked=stop_asked)
         except TrainingStopped as error:
             print(f"steadyrl: {error}", file=sys.stderr)
             return 1
         finally:
             run.close()
+    if not taken:
+        print(f"all {recipe.steps} steps had been taken; nothing was left to train")
     _print_outcome(run.path, time.monotonic() - started)
     return 0
 
 
 @contextlib.contextmanager
 def _one_interrupt() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C asks for a stop after the step; the second interrupts at once."""
+    """The first Ctrl-C (or a scheduler's SIGTERM) asks for a stop after the step; the second interrupts at once."""
     asked = False
 
     def note(signum: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for one in before:
+            signal.signal(one, signal.default_int_handler)
         print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield lambda: asked
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _checkpoint(path: Path) -> tuple[Path, Recipe]:
     """A checkpoint's folder, verified, and the recipe of its run."""
     from steadyrl.model import checkpoint
 
-    run = path if (path / "recipe.json").is_file() else path.parent.parent
+    run = path if (path / "recipe.json").is_file() else path.absolute().parent.parent
     if not (run / "recipe.json").is_file():
         raise RecipeError(f"{path} is neither a run directory nor a checkpoint of one (RUN/checkpoints/step-…)")
-    known = checkpoint.listed(run / "checkpoints")
-    folder = path if path != run else known[-1] if known else path / "checkpoints"
+    known = [folder.name for folder in checkpoint.listed(run / "checkpoints")]
+    name = path.name if path != run else known[-1] if known else "checkpoint yet"
+    if name not in known:
+        raise RecipeError(f"{run} has no {name}; it has {known}")
+    folder = run / "checkpoints" / name
     checkpoint.verify(folder)
     return folder, load(run / "recipe.json")
 

@@ -1,8 +1,8 @@
 """The recipe: one frozen tree that says everything a run depends on.
 
 A recipe is a TOML file. It chooses the variants (which model, task, engine, objective); single values are then
-changed from the command line (``--optimizer.learning_rate 1e-4``). Below ``loop.py`` nothing reads this tree:
-functions take plain keyword arguments.
+changed from the command line (``--optimizer.learning_rate 1e-4``). `algo`, `model`, `engine` and `tasks` never read
+this tree: their functions take plain keyword arguments.
 """
 
 import difflib
@@ -229,7 +229,7 @@ class Optimizer(Section):
     warmup_steps: Count = 0
     """Gradient steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after the warm-up; linear and cosine end at 0."""
+    """Shape of the learning rate after the warm-up; linear and cosine would reach 0 one step after the last."""
 
 
 class Stage(Section):
@@ -317,6 +317,16 @@ class Recipe(Section):
     """What is kept on disk."""
     sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> "Recipe":
+        for number, stage in enumerate(self.cold_start.stages if self.cold_start else (), start=1):
+            try:
+                type(self.task).model_validate(self.task.model_dump() | stage.task)
+            except ValidationError as error:
+                mistakes = "; ".join(_explain(detail) for detail in error.errors())
+                raise ValueError(f"the task of stage {number} of cold_start: {mistakes}") from error
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> "Recipe":

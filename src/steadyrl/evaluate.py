@@ -40,7 +40,7 @@ def accuracy(correct: Float[Tensor, "prompts samples"]) -> Accuracy:
     z = 1.959964
     centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n)
     half = z / (1.0 + z * z / n) * math.sqrt(p * (1.0 - p) / n + z * z / (4.0 * n * n))
-    return Accuracy(value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    return Accuracy(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)))
 
 
 def evaluate(

@@ -6,6 +6,7 @@ prompts ─► engine samples (μ_old, routes e^μ, policy version) ─► task 
 """
 
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Value
 from steadyrl.model.packing import pack_responses
 from steadyrl.order import problem_indices
+from steadyrl.progress import Bar
 from steadyrl.rollout import rollout_metrics, sample_groups, score_groups, with_advantages
 from steadyrl.run import Run
 from steadyrl.session import Session
@@ -58,21 +60,26 @@ class Clock:
         self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
 
 
-def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> None:
+def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
     """Train to the last step of the recipe, or until `stop_asked` after a step; a checkpoint lies at the end.
+
+    Returns:
+        Global steps taken.
 
     Raises:
         TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
     """
     recipe = session.recipe
-    progress = Progress(**run.restore(session.policy, session.optimizer))
-    if progress.step == 0:
+    restored = run.restore(session.policy, session.optimizer)
+    progress = Progress(**restored)
+    if not restored:
         if recipe.cold_start is not None:
             with run.bar("cold start", sum(stage.steps for stage in recipe.cold_start.stages)) as bar:
-                cold_start(session, recipe.cold_start, run.cold_start, on_step=bar.cold_start)
+                cold_start(session, recipe.cold_start, run.cold_start, on_step=_watched(bar, stop_asked))
         _evaluate(session, run, 0, every_mode=True)
         run.save(session.policy, session.optimizer, vars(progress))
     _hand_over(session, progress)
+    start = progress.step
     with run.bar("training", recipe.steps, done=progress.step) as bar:
         while progress.step < recipe.steps:
             metrics = global_step(session, run, progress)
@@ -86,6 +93,18 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> None
                 run.save(session.policy, session.optimizer, vars(progress))
             if stopping:
                 break
+    return progress.step - start
+
+
+def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, float | None], None]:
+    """Show the cold start; it has no checkpoint to stop at, so an asked-for stop interrupts it."""
+
+    def on_step(step: int, loss: float, accuracy: float | None) -> None:
+        bar.cold_start(step, loss, accuracy)
+        if stop_asked():
+            raise KeyboardInterrupt
+
+    return on_step
 
 
 def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Value]:
@@ -105,7 +124,8 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
         )
     with clock("rewards"):
         rewards = score_groups(session, "train", groups)
-        responses = with_advantages(groups, rewards, normalise=recipe.objective.name != "minirl")
+        run.log_failures(step, rewards.failures)
+        responses = with_advantages(groups, rewards, normalise=session.objective.normalised)
     with clock("scoring"):
         minibatches = [
             [
@@ -121,12 +141,11 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
     progress.step = step
     seconds = time.perf_counter() - start
     sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
-    cap = getattr(recipe.objective, "weight_cap", None)
     return {
         "policy_version": sampler,
         **rollout_metrics(groups, rewards),
         **scoring_metrics([scored for part in minibatches for scored in part]),
-        **update_metrics(outcomes, cap=cap),
+        **update_metrics(outcomes),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,
@@ -208,4 +227,5 @@ def _peak_memory(session: Session) -> float:
     """GiB, of the GPU where there is one."""
     if session.policy.device.type == "cuda":
         return torch.cuda.max_memory_allocated(session.policy.device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -42,7 +42,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
-    Metric("mismatch/k1", "nats", "E_μ[log μ − log π_old]: estimates D_KL[μ‖π_old]; may come out negative."),
+    Metric(
+        "mismatch/k1",
+        "nats",
+        "E_μ[log μ − log π_old]: estimates D_KL[μ‖π_old]; may come out negative. Under R3, π_old is the replayed one.",
+    ),
     Metric("mismatch/k3", "nats", "E_μ[ρ − 1 − log ρ], ρ = π_old/μ: the same, steadier and never negative."),
     Metric("mismatch/abs_mean", "nats", "Mean of |log π_old − log μ|."),
     Metric("mismatch/abs_max", "nats", "Largest |log π_old − log μ|."),
@@ -58,8 +62,9 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "routes/disagreement",
         "share",
-        "Share of (token, layer) expert sets that differ between the rollout engine's and the trainer's own "
-        "choice. Absent for dense models.",
+        "Share of (fed position, layer) expert sets, prompts included, that differ between the rollout engine's and "
+        "the trainer's own choice; under R3 the choice it would have made above replayed layers. Absent for dense "
+        "models.",
     ),
     Metric("update/objective", "–", "Value of the maximised surrogate, mean over the step's updates."),
     Metric("update/grad_norm", "norm", "Gradient norm before clipping, mean over the step's updates."),
@@ -91,6 +96,12 @@ COLD_START_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Gradient steps of the cold start taken."),
     Metric("loss", "nats", "Mean −log π per token of the worked solutions."),
     Metric("accuracy", "share", "Sampled accuracy on held-out prompts; absent where it was not looked at."),
+)
+
+FAILURE_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global step whose responses were scored."),
+    Metric("reason", "–", "Why scoring failed, such as `raised ValueError: …` or `took longer than 10 s`."),
+    Metric("responses", "responses", "How many responses of the step it failed for in this way."),
 )
 
 SAMPLE_FIELDS: tuple[Metric, ...] = (
@@ -250,6 +261,16 @@ _SINKS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Sin
 }
 
 
+def require_sinks(names: Sequence[str]) -> None:
+    """Import the packages of the sinks named, and open nothing.
+
+    Raises:
+        MissingSink: one is not installed.
+    """
+    for name in names:
+        _import(name)
+
+
 def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
     """Open the sinks named, importing only their packages; `config` is the resolved recipe as plain values.
 
@@ -306,6 +327,7 @@ def docs() -> str:
     for title, fields in (
         ("`eval.jsonl`: one line per evaluation, mode and precision", EVAL_FIELDS),
         ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
+        ("`failures.jsonl`: one line per step and reason, where scoring failed", FAILURE_FIELDS),
         ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
     ):
         parts += [f"## {title}\n", _table(fields)]

@@ -4,8 +4,9 @@ from transformers import PreTrainedConfig
 
 from steadyrl import config
 from steadyrl.config import Recipe
-from steadyrl.model.loading import ModelError, config_of, parameter_count
+from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
+from steadyrl.session import refuse_contradictions
 from steadyrl.tasks.build import build_task
 
 
@@ -14,10 +15,13 @@ def describe(recipe: Recipe) -> str:
 
     Raises:
         TaskError, ModelError: the task or the model cannot be had.
+        RecipeError: parts of the recipe contradict each other.
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
     model = _model_config(recipe)
-    count = parameter_count(model)
+    shapes = skeleton(model)
+    refuse_contradictions(recipe, shapes, task)
+    count = sum(parameter.numel() for parameter in shapes.parameters())
     rollout, n = recipe.rollout, recipe.update.minibatches
     size = task.size("train")
     cold = sum(stage.steps for stage in recipe.cold_start.stages) if recipe.cold_start else 0

@@ -63,7 +63,10 @@ def sample_groups(
             prompts, responses=responses, sampling=sampling, seed=seed_of(session.recipe.seed, key)
         )
     except EngineError as error:
-        raise EngineError(f"{split} problems {indices[0]}–{indices[-1]}: {error}") from error
+        if error.prompt is None:
+            raise
+        question = examples[error.prompt].question
+        raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
     return [
         Group(index=index, example=example, prompt_ids=prompt, completions=tuple(completions))
         for index, example, prompt, completions in zip(indices, examples, prompts, answered, strict=True)

@@ -1,8 +1,11 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
-RUN/recipe.json  metrics.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  report.html  checkpoints/
+RUN/recipe.json  metrics.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl  report.html
+        checkpoints/
 """
 
+import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -15,12 +18,14 @@ from steadyrl.errors import UserError
 from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
+    FAILURE_FIELDS,
     METRICS,
     SAMPLE_FIELDS,
     MetricsLog,
     Row,
     Value,
     open_sinks,
+    require_sinks,
     write_atomically,
 )
 from steadyrl.model import checkpoint
@@ -45,6 +50,7 @@ class Run:
         self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
         self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
         self._samples = MetricsLog(path / "samples.jsonl", SAMPLE_FIELDS)
+        self._failures = MetricsLog(path / "failures.jsonl", FAILURE_FIELDS)
         self.cold_start = MetricsLog(path / "cold_start.jsonl", COLD_START_FIELDS)
 
     @classmethod
@@ -53,8 +59,10 @@ class Run:
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
+            MissingSink: a sink's package is not installed; nothing was made then.
         """
         cls.refuse_existing(path)
+        require_sinks(recipe.sinks)
         try:
             path.mkdir(parents=True)
             write_atomically(path / "recipe.json", recipe.model_dump_json(indent=2))
@@ -100,12 +108,12 @@ class Run:
                 f"{self.path} has no checkpoint {self._start_from}; it has {[p.name for p in known]}"
             )
         if not known:
-            for log in (self._metrics, self._evaluations, self._samples, self.cold_start):
+            for log in (self._metrics, self._evaluations, self._samples, self._failures, self.cold_start):
                 log.truncate(-1)
             return {}
         chosen = known[-1] if self._start_from is None else self._checkpoints / self._start_from
         state = checkpoint.restore(chosen, policy, optimizer)
-        for log in (self._metrics, self._evaluations, self._samples):
+        for log in (self._metrics, self._evaluations, self._samples, self._failures):
             log.truncate(state["step"])
         checkpoint.drop_after(self._checkpoints, chosen)
         return state
@@ -124,8 +132,9 @@ class Run:
     def save_incident(
         self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], minibatch: Sequence[Scored]
     ) -> Path:
-        """Keep the weights and the mini-batch that a run stopped over."""
+        """Keep the weights and the mini-batch that a run stopped over, in place of those of an earlier stop."""
         folder = self.path / "incident"
+        shutil.rmtree(folder, ignore_errors=True)
         checkpoint.save(folder, policy, optimizer, state)
         tensors = {}
         for number, scored in enumerate(minibatch):
@@ -149,6 +158,11 @@ class Run:
         self._metrics.log(step, metrics)
         for sink in self._sinks:
             sink.log(step, metrics)
+
+    def log_failures(self, step: int, reasons: Sequence[str]) -> None:
+        """Write down why scoring failed."""
+        for reason, count in Counter(reasons).items():
+            self._failures.log(step, {"reason": reason, "responses": count})
 
     def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:
         """Write down an evaluation, and draw the report anew."""

@@ -1,5 +1,6 @@
 """From a recipe to the parts of a run, each checked against the others before anything is trained."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from steadyrl import config
 from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
@@ -14,7 +16,7 @@ from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy, build_tiny, load_pretrained
-from steadyrl.model.routing import is_moe
+from steadyrl.model.routing import check_replay, is_moe
 from steadyrl.model.text import end_tokens
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
@@ -57,7 +59,9 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     spec = recipe.task.model_dump()
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
     policy = build_policy(recipe)
-    _check(recipe, policy, task)
+    refuse_contradictions(recipe, policy.model, task)
+    if recipe.update.replay != "none":
+        check_replay(policy.model)
     limits = recipe.scoring
     with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
         yield Session(
@@ -75,8 +79,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
 def build_policy(recipe: Recipe) -> Policy:
     """Load or build the model, without dropout: on the same weights, π must be π."""
     dtype = getattr(torch, recipe.hold.dtype)
-    if recipe.hold.device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f'hold.device = {recipe.hold.device!r}, but no CUDA device is visible; use "cpu"')
+    _check_device(recipe.hold.device)
     match recipe.model:
         case config.TinyModel() as m:
             policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
@@ -86,13 +89,23 @@ def build_policy(recipe: Recipe) -> Policy:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        for name in ("attention_dropout", "jitter_noise"):
+        for name in ("attention_dropout", "jitter_noise", "router_jitter_noise", "input_jitter_noise"):
             if isinstance(getattr(module, name, None), float):
                 setattr(module, name, 0.0)
     if recipe.hold.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(recipe.hold.activation_checkpointing)  # transformers checkpoints in training mode only
     return policy
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f'hold.device = {name!r} is no device of torch; use "cpu", "cuda" or "cuda:1"') from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count() or "no"
+        raise RecipeError(f'hold.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
 
 
 def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:
@@ -116,13 +129,20 @@ def build_objective(options: config.ObjectiveConfig) -> Objective:
     return named[options.name](**options.model_dump(exclude={"name"}))
 
 
-def _check(recipe: Recipe, policy: Policy, task: Task) -> None:
-    """Refuse what cannot work, before anything is trained."""
-    if recipe.update.replay != "none" and not is_moe(policy.model):
+def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
+    """Hold the parts of a recipe against each other; the model may be one without weights.
+
+    Raises:
+        RecipeError: they cannot work together.
+    """
+    if recipe.update.replay != "none" and not is_moe(model):
         raise RecipeError(
-            f'update.replay = "{recipe.update.replay}", but {type(policy.model).__name__} is dense: it has no experts '
+            f'update.replay = "{recipe.update.replay}", but {type(model).__name__} is dense: it has no experts '
             'to replay. Use "none"'
         )
+    balanced = recipe.cold_start is not None and recipe.cold_start.aux_loss > 0.0
+    if balanced and "output_router_logits" not in inspect.signature(model.forward).parameters:
+        raise RecipeError(f"cold_start.aux_loss balances experts, and {type(model).__name__} has no such loss. Use 0")
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),
@@ -131,3 +151,8 @@ def _check(recipe: Recipe, policy: Policy, task: Task) -> None:
         size = task.size(split)
         if size is not None and size < needed:
             raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")
+    if recipe.update.micro_tokens < recipe.rollout.max_new_tokens:
+        raise RecipeError(
+            f"update.micro_tokens = {recipe.update.micro_tokens} is less than rollout.max_new_tokens = "
+            f"{recipe.rollout.max_new_tokens}: the longest response would not fit into one forward. Raise it"
+        )

@@ -84,7 +84,7 @@ class TokenBatch:
     """A packed micro-batch: several sequences to a row, each with positions that start at 0 again.
 
     Two sequences of 4 and 3 tokens in one row of 6 columns: `position_ids = [[0, 1, 2, 0, 1, 0]]`; the last column
-    is padding, a sequence of its own that nothing reads.
+    is padding, which nothing reads.
     """
 
     input_ids: Int[Tensor, "rows columns"]

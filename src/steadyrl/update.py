@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steadyrl.algo import Objective, Terms, ledger
+from steadyrl.algo import Objective, Terms, discrepancy, ledger, staleness
 from steadyrl.model.loading import Policy
 from steadyrl.model.routing import Recorder, is_moe, record, replay
 from steadyrl.model.scoring import score
@@ -130,7 +130,7 @@ def _backward(
         logprobs, _ = score(policy.model, scored.micro.batch, temperature=temperature)
         terms = objective(logprobs, scored.micro.tokens(scored.old_logprobs), responses=responses, groups=groups)
         (-terms.surrogate.sum()).backward()
-    detached = Terms(terms.surrogate.detach(), terms.clipped)
+    detached = terms._replace(surrogate=terms.surrogate.detach())
     return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)
 
 
@@ -139,7 +139,7 @@ def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     old = torch.cat([s.old_logprobs for s in scored])
     rollout = torch.cat([s.micro.rollout_logprobs for s in scored])
     metrics = {"policy/entropy": torch.cat([s.entropy for s in scored]).mean().item()}
-    metrics |= ledger.mismatch(old, rollout)
+    metrics |= ledger.mismatch(discrepancy(old, rollout))
     shares = [_disagreement(s) for s in scored if s.preferred is not None and s.micro.batch.routes is not None]
     if shares:
         metrics["routes/disagreement"] = torch.cat(shares).mean().item()
@@ -154,11 +154,11 @@ def _disagreement(scored: Scored) -> Tensor:
     assert theirs is not None
     assert mine is not None
     flat = theirs.flatten(0, 1)
-    fed = flat[:, 0, 0] != torch.iinfo(flat.dtype).max
-    return ledger.route_disagreement(mine[fed], flat[fed])
+    fed = flat[:, 0, 0].int() != torch.iinfo(flat.dtype).max
+    return ledger.route_disagreement(mine, flat)[fed]
 
 
-def update_metrics(outcomes: Sequence[Outcome | None], *, cap: float | None) -> dict[str, float]:
+def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
     """Both factors of eq. 5 as the updates met them, and what the updates did.
 
     Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated.
@@ -173,13 +173,15 @@ def update_metrics(outcomes: Sequence[Outcome | None], *, cap: float | None) -> 
     traces = [trace for outcome in moved for trace in outcome.traces]
     if not traces:
         return metrics
-    logprobs = torch.cat([t.logprobs for t in traces])
-    old = torch.cat([t.scored.old_logprobs for t in traces])
-    rollout = torch.cat([t.scored.micro.rollout_logprobs for t in traces])
-    metrics |= ledger.drift(logprobs, old) | ledger.weights(logprobs, rollout, cap=cap)
-    metrics["clip/low"] = torch.cat([t.terms.clipped.low for t in traces]).float().mean().item()
-    metrics["clip/high"] = torch.cat([t.terms.clipped.high for t in traces]).float().mean().item()
-    return metrics
+    moved_by = torch.cat([staleness(t.logprobs, t.scored.old_logprobs) for t in traces])
+    apart = torch.cat([discrepancy(t.scored.old_logprobs, t.scored.micro.rollout_logprobs) for t in traces])
+    metrics |= ledger.drift(moved_by) | ledger.weights(apart + moved_by)
+    shares = {
+        "weight/truncated": [t.terms.truncated for t in traces],
+        "clip/low": [t.terms.clipped.low for t in traces],
+        "clip/high": [t.terms.clipped.high for t in traces],
+    }
+    return metrics | {name: torch.cat(parts).float().mean().item() for name, parts in shares.items()}
 
 
 def _mean(values: Sequence[float]) -> float:

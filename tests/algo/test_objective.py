@@ -104,6 +104,33 @@ def test_clipped_tokens_are_reported(objective: Objective, low: list[int], high:
     assert clipped.high.nonzero().flatten().tolist() == high
 
 
+@pytest.mark.parametrize(
+    ("objective", "truncated"),
+    [
+        (MiniRL(), [2]),  # 10 > 5
+        (MiniRL(weight_cap=1.5, clip=False), [0, 1, 2, 3, 4]),
+        (MiniRL(weight_cap=None), []),
+        (MiniRL(importance_sampling=False, weight_cap=1.5), [4]),  # r in place of w
+        (GRPO(), []),
+        (CISPO(), [4]),  # 2 > 1.27; raising ½ to .8 is no truncation
+    ],
+    ids=repr,
+)
+def test_truncated_weights_are_reported(objective: Objective, truncated: list[int]) -> None:
+    terms = objective(THETA, TOKENS, responses=2, groups=1)
+    assert terms.truncated.nonzero().flatten().tolist() == truncated
+
+
+def test_a_weight_at_the_cap_is_whole() -> None:
+    once = take(TOKENS, torch.tensor([1]))
+    terms = MiniRL(weight_cap=1.0)(once.rollout_logprobs, once, responses=1, groups=1)  # w = 1
+    assert not terms.truncated.any()
+
+
+def test_who_divides_by_the_standard_deviation() -> None:
+    assert [objective.normalised for objective in (MiniRL(), GRPO(), CISPO())] == [False, True, True]
+
+
 def test_a_clipped_token_whose_weight_overflows_is_zero() -> None:
     # π_θ/μ_old = e^95 is infinite in float32
     low = torch.tensor([-100.0, -100.0])

@@ -30,8 +30,3 @@ def test_no_advantage_is_never_masked() -> None:
 
 def test_unclipped_keeps_everything() -> None:
     assert unclipped(torch.tensor([-1.0, 0.0, 1.0])).kept.tolist() == [True, True, True]
-
-
-def test_the_mask_has_no_gradient() -> None:
-    ratio = torch.zeros(2, requires_grad=True)
-    assert not decoupled_clip(ratio, torch.ones(2), low=0.2, high=0.27).kept.requires_grad

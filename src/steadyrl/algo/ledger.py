@@ -27,9 +27,8 @@ def effective_sample_size(log_weight: Float[Tensor, "tokens"]) -> Float[Tensor, 
     return shifted.sum().square() / (shifted.numel() * shifted.square().sum())
 
 
-def mismatch(old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> dict[str, float]:
-    """The discrepancy π_old/μ_old between the two engines on the same weights."""
-    log_ratio = old_logprobs - rollout_logprobs
+def mismatch(log_ratio: Float[Tensor, "tokens"]) -> dict[str, float]:
+    """The discrepancy between the two engines on the same weights, from log π_old/μ_old."""
     size = log_ratio.abs()
     return {
         "mismatch/k1": k1(log_ratio).item(),
@@ -39,9 +38,8 @@ def mismatch(old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tens
     }
 
 
-def drift(logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]) -> dict[str, float]:
-    """The staleness π_θ/π_old, over the tokens of the step's updates."""
-    log_ratio = logprobs - old_logprobs
+def drift(log_ratio: Float[Tensor, "tokens"]) -> dict[str, float]:
+    """The staleness of the policy, from log π_θ/π_old."""
     ratio = log_ratio.exp()
     return {
         "staleness/mean": ratio.mean().item(),
@@ -50,20 +48,13 @@ def drift(logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens
     }
 
 
-def weights(
-    logprobs: Float[Tensor, "tokens"],
-    rollout_logprobs: Float[Tensor, "tokens"],
-    *,
-    cap: float | None,
-) -> dict[str, float]:
-    """The importance weight π_θ/μ_old as it is, and the share of it that truncation at `cap` would touch."""
-    log_weight = logprobs - rollout_logprobs
+def weights(log_weight: Float[Tensor, "tokens"]) -> dict[str, float]:
+    """The importance weight, before any truncation, from log π_θ/μ_old: the sum of the two logs above."""
     weight = log_weight.exp()
     return {
         "weight/mean": weight.mean().item(),
         "weight/max": weight.max().item(),
         "weight/ess": effective_sample_size(log_weight).item(),
-        "weight/truncated": 0.0 if cap is None else (weight > cap).float().mean().item(),
     }
 
 

@@ -6,10 +6,10 @@ objective; `responses` and `groups` count the mini-batch, not the micro-batch.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steadyrl.algo.ratio import importance_weight, staleness
@@ -24,10 +24,15 @@ class Terms(NamedTuple):
     """Summands; gradient flows to log π_θ."""
     clipped: Clipped
     """Tokens without gradient, by side."""
+    truncated: Bool[Tensor, "tokens"]
+    """Tokens whose importance weight was cut from above."""
 
 
 class Objective(Protocol):
     """Anything that turns the log-probabilities of a micro-batch into terms."""
+
+    normalised: ClassVar[bool]
+    """Whether its advantages are divided by the standard deviation of their group."""
 
     def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of the micro-batch, given log π_θ(y_t)."""
@@ -43,6 +48,7 @@ class MiniRL:
     E is the mean over the responses of the mini-batch; there is no length normalisation.
     """
 
+    normalised: ClassVar[bool] = False
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
@@ -65,10 +71,11 @@ class MiniRL:
             else unclipped(tokens.advantages)
         )
         behaviour = tokens.rollout_logprobs if self.importance_sampling else tokens.old_logprobs
+        raw = importance_weight(logprobs - behaviour, cap=None)
         weight = importance_weight(logprobs - behaviour, cap=self.weight_cap)
         denominator = responses * tokens.response_tokens if self.length_norm else responses
-        weight = weight.where(clipped.kept, 0.0)  # where, not a product: 0 · inf would be NaN
-        return Terms(weight * tokens.advantages * logprobs / denominator, clipped)
+        kept = weight.where(clipped.kept, 0.0)  # where, not a product: 0 · inf would be NaN
+        return Terms(kept * tokens.advantages * logprobs / denominator, clipped, truncated=raw > weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,7 @@ class GRPO:
     J = E[ (1/G) Σ_i (1/|y_i|) Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) ],  r_t = π_θ(y_t)/π_old(y_t)
     """
 
+    normalised: ClassVar[bool] = True
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
@@ -90,7 +98,8 @@ class GRPO:
         bounded = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         pessimistic = torch.minimum(ratio * tokens.advantages, bounded * tokens.advantages)
         clipped = decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high)
-        return Terms(pessimistic / (responses * tokens.response_tokens), clipped)
+        nothing = torch.zeros_like(clipped.low)
+        return Terms(pessimistic / (responses * tokens.response_tokens), clipped, truncated=nothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,7 @@ class CISPO:
     The weight is clipped, not the token: every token keeps a gradient.
     """
 
+    normalised: ClassVar[bool] = True
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
@@ -109,7 +119,7 @@ class CISPO:
 
     def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of CISPO: a mean over groups of the mean over each group's tokens; `responses` is not used."""
-        ratio = importance_weight(staleness(logprobs, tokens.old_logprobs), cap=1.0 + self.clip_high)
-        weight = ratio.clamp(min=1.0 - self.clip_low)
+        ratio = importance_weight(staleness(logprobs, tokens.old_logprobs), cap=None)
+        weight = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         terms = weight * tokens.advantages * logprobs / (groups * tokens.group_tokens)
-        return Terms(terms, unclipped(tokens.advantages))
+        return Terms(terms, unclipped(tokens.advantages), truncated=ratio > weight)

@@ -12,6 +12,11 @@ from steadyrl.types import Completion, Sampling
 class EngineError(UserError):
     """A request or an update that the engine cannot serve. The message names the field, the value and the way out."""
 
+    def __init__(self, message: str, *, prompt: int | None = None):
+        super().__init__(message)
+        self.prompt = prompt
+        """Place of the prompt that is to blame, where one is."""
+
 
 class Engine(Protocol):
     """Samples from μ: the policy as the inference engine computes it."""

@@ -32,6 +32,9 @@ class LocalEngine:
         precision: `native`, or `fp8` for emulated W8A8 (see `engine.precision`).
         kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
         max_sequences: most sequences decoded side by side.
+
+    Raises:
+        UserError: an FP8 cache was asked for, and the model has layers that are not full attention.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class LocalEngine:
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._ends = torch.tensor(sorted(end_tokens), device=model.device)
         self._fp8_cache = kv_precision == "fp8"
+        reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
         self._max_sequences = max_sequences
         self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
         if is_moe(self._model):
@@ -105,13 +109,16 @@ class LocalEngine:
         context = getattr(config, "max_position_embeddings", None)
         for i, prompt in enumerate(prompts):
             if not prompt:
-                raise EngineError(f"prompt {i} is empty")
+                raise EngineError(f"prompt {i} is empty", prompt=i)
             if max(prompt) >= config.vocab_size or min(prompt) < 0:
-                raise EngineError(f"prompt {i} holds a token id outside the vocabulary of {config.vocab_size}")
+                raise EngineError(
+                    f"prompt {i} holds a token id outside the vocabulary of {config.vocab_size}", prompt=i
+                )
             if context is not None and len(prompt) + sampling.max_new_tokens > context:
                 raise EngineError(
                     f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} it exceeds "
-                    f"the model's context of {context}. Shorten the prompt or lower max_new_tokens"
+                    f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
+                    prompt=i,
                 )
 
     def _decode(

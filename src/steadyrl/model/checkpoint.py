@@ -64,13 +64,12 @@ def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> d
         CheckpointError: a file is missing, truncated or altered.
     """
     verify(folder)
-    weights: dict[str, Tensor] = {}
-    for shard in sorted((folder / "model").glob("*.safetensors")):
-        weights |= load_file(shard)
-    missing, unexpected = policy.model.load_state_dict(weights, strict=False)
-    tied = set(getattr(policy.model, "_tied_weights_keys", None) or ())
-    if odd := [*(set(missing) - tied), *unexpected]:
-        raise CheckpointError(f"{folder} belongs to another model: {odd[:4]} missing or unknown")
+    # through transformers, which saves experts one by one and holds them fused
+    saved = type(policy.model).from_pretrained(folder / "model", dtype=policy.model.dtype, use_safetensors=True)
+    try:
+        policy.model.load_state_dict(saved.state_dict())
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder} belongs to another model: {error}") from error
     _restore_moments(policy.model, optimizer, load_file(folder / "optimizer.safetensors"))
     return json.loads((folder / "state.json").read_text())
 

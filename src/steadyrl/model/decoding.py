@@ -8,6 +8,8 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from steadyrl.errors import UserError
+
 E4M3_MAX = 448.0
 
 
@@ -59,12 +61,12 @@ def reserved_cache(model: PreTrainedModel, *, length: int, fp8: bool) -> Dynamic
     """An empty cache for sequences of at most `length` tokens; layers that are not full attention keep their own kind.
 
     Raises:
-        ValueError: an FP8 cache was asked for, and the model has layers of another kind.
+        UserError: an FP8 cache was asked for, and the model has layers of another kind.
     """
     cache = DynamicCache(config=model.config)
     others = sorted({type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer})
     if fp8 and others:
-        raise ValueError(
+        raise UserError(
             f'engine.kv_precision = "fp8" is for full attention; {type(model).__name__} has {others}. Use "native"'
         )
     cache.layers = [ReservedLayer(length, fp8) if type(layer) is DynamicLayer else layer for layer in cache.layers]

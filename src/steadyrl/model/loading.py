@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -61,8 +62,12 @@ def build_tiny(*, family: str, alphabet: str, config: Mapping[str, Any], seed: i
     except ValueError as error:
         raise ModelError(str(error)) from error
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(full, dtype=dtype)
-    return _policy(model, tokenizer)
+    try:
+        return _policy(AutoModelForCausalLM.from_config(full, dtype=dtype), tokenizer)
+    except ModelError:
+        raise
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(f"model.config does not make a {family}: {type(error).__name__}: {error}") from error
 
 
 def load_pretrained(
@@ -77,8 +82,10 @@ def load_pretrained(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
+        raise ModelError(f"model.path = {str(path)!r} holds no tokenizer; save it beside the weights")
     return _policy(model, tokenizer)
 
 
@@ -94,11 +101,10 @@ def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> Pr
         raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
 
 
-def parameter_count(config: PreTrainedConfig) -> int:
-    """Number of parameters, without allocating them."""
+def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model without its weights: shapes alone."""
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    return sum(p.numel() for p in model.parameters())
+        return AutoModelForCausalLM.from_config(config)
 
 
 def head_of(model: PreTrainedModel) -> Head:

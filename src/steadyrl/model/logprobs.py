@@ -88,7 +88,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx, *grads):
         hidden, weight, targets, normaliser = ctx.saved_tensors
         head, temperature, upstream = ctx.head, ctx.temperature, grads[0]
-        grad_hidden = torch.zeros_like(hidden)
+        grad_hidden = torch.zeros_like(hidden, dtype=torch.float32)  # summed over blocks: bfloat16 would drift
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
         grad_bias = torch.empty_like(head.bias) if ctx.needs_input_grad[2] else None
         start = 0
@@ -100,13 +100,13 @@ class _TokenLogprobs(torch.autograd.Function):
             if head.softcap is not None:
                 grad.mul_(1.0 - (capped / head.softcap).square())
             grad = grad.mul_(head.scale / temperature).to(weight.dtype)
-            grad_hidden.addmm_(grad, block.weight)
+            grad_hidden += grad @ block.weight
             if grad_weight is not None:
                 torch.mm(grad.T, hidden, out=grad_weight[start:end])
             if grad_bias is not None:
                 torch.sum(grad, dim=0, out=grad_bias[start:end])
             start = end
-        return grad_hidden, grad_weight, grad_bias, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, grad_bias, None, None, None
 
 
 def _blocks(head: Head, targets: Tensor) -> Iterator[tuple[Head, Tensor, Tensor]]:

@@ -33,10 +33,12 @@ def pack_responses(
         device: where the tensors go.
 
     Raises:
-        UserError: a sequence is longer than `micro_tokens`.
+        UserError: a sequence is longer than `micro_tokens`, or a response's log-probs or routes do not fit its tokens.
     """
     moving = [r for r in responses if r.advantage != 0.0]
     resting = [r for r in responses if r.advantage == 0.0]
+    for response in responses:
+        _check(response)
     micros = []
     for part in (moving, resting):
         sequences = [(*r.prompt_ids, *r.completion.token_ids) for r in part]
@@ -46,6 +48,16 @@ def pack_responses(
             ordered = [part[i] for row in rows for i in row]
             micros.append(_facts(_to(replace(batch, routes=routes), device), ordered, device))
     return micros
+
+
+def _check(response: Response) -> None:
+    """An engine whose rows do not fit its tokens would train the wrong positions; nothing may be laid out shifted."""
+    completion = response.completion
+    sampled, fed = len(completion.token_ids), len(response.prompt_ids) + len(completion.token_ids) - 1
+    if len(completion.logprobs) != sampled:
+        raise UserError(f"the engine returned {len(completion.logprobs)} log-probs for {sampled} sampled tokens")
+    if completion.routes is not None and len(completion.routes) != fed:
+        raise UserError(f"the engine returned {len(completion.routes)} rows of routes for {fed} fed positions")
 
 
 def pack_sequences(
@@ -152,7 +164,9 @@ def _fill(
     )
 
 
-def _place(routes: Sequence[Routes | None], rows: Sequence[Sequence[int]], shape: tuple[int, ...]) -> Routes | None:
+def _place(
+    routes: Sequence[torch.Tensor | None], rows: Sequence[Sequence[int]], shape: tuple[int, ...]
+) -> Routes | None:
     """Lay routes out on the grid of `_fill`; the sentinel where no token is fed."""
     known = [r for r in routes if r is not None]
     if not known:

@@ -2,16 +2,17 @@
 
 Only the discrete choice is replayed. The gate weights come from the live router's dense scores at the replayed
 experts, by the family's own formula, so gradient reaches the router. This holds for any family because the one thing
-they share is intercepted: the last `torch.topk` over all experts inside a mixture-of-experts block. Its indices are
-replaced, its values are gathered at the new indices, and the family's code goes on from there.
+they share is intercepted: the `torch.topk` of [positions, experts] scores inside a mixture-of-experts block. Its
+indices are replaced, its values are gathered at the new indices, and the family's code goes on from there. Families
+that choose in another way, or mask scores before they choose, are refused by `check_replay`.
 
 Routes are tensors handed in and out. Nothing is kept in modules, classes or the process: the hooks live as long as
 the context, and the interception is local to the thread that runs the block.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +59,8 @@ class Recorder:
     def __init__(self, layers: int, experts: int):
         self._chosen: list[Tensor | None] = [None] * layers
         self._dtype = route_dtype(experts)
+        self.replayed_scores: list[Tensor | None] = [None] * layers
+        """Router scores at the experts replayed in the latest forward, by layer."""
 
     def routes(self) -> Routes:
         """Choices of the latest forward, as [positions, layers, slots], positions in row-major order.
@@ -110,31 +113,61 @@ def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
         yield recorder
 
 
+@torch.no_grad()
+def check_replay(model: PreTrainedModel) -> None:
+    """Hold a model against what replay rests on, in two forwards of a few positions.
+
+    Raises:
+        RoutingError: the model is dense; a block's choice is not seen; or scores are masked before the choice (as
+            group-limited routers may do), so that a foreign expert would get no gate weight and no gradient.
+    """
+    name = type(model).__name__
+    if not is_moe(model):
+        raise RoutingError(f"{name} is dense: it has no experts to replay")
+    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with record(model) as recorder:
+        model.base_model(input_ids=ids, use_cache=False)
+        natural = recorder.routes()
+    experts = torch.tensor([count for _, count in moe_blocks(model)], device=model.device)[:, None]
+    positions = torch.arange(len(natural), device=model.device)[:, None, None]
+    foreign = ((natural.int() + positions) % experts).to(natural.dtype)  # shifted alike: the slots stay distinct
+    with replay(model, foreign) as recorder:
+        model.base_model(input_ids=ids, use_cache=False)
+    for layer, scores in enumerate(recorder.replayed_scores):
+        if scores is None or bool(((scores == 0) | scores.isinf()).any()):
+            raise RoutingError(
+                f"{name}, mixture-of-experts layer {layer}: the router masks scores before it chooses, so a replayed "
+                "expert outside its own groups would get no weight and no gradient. Replay is refused for it"
+            )
+
+
 @contextmanager
 def _intercepted(model: PreTrainedModel, routes: Routes | None) -> Iterator[Recorder]:
     blocks = moe_blocks(model)
     recorder = Recorder(len(blocks), max((experts for _, experts in blocks), default=0))
-    wrapped = []
+    before = [(block, block.__dict__.get("forward")) for block, _ in blocks]
     try:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
-            wrapped.append((block, block.forward))
-            block.forward = _wrap(block.forward, _LastTopK(layer, experts, recorder, choice))
+            block.forward = _within(_Choice(layer, experts, recorder, choice), block.forward)
         yield recorder
     finally:
-        for block, forward in reversed(wrapped):
-            block.forward = forward
+        for block, forward in before:
+            if forward is None:
+                block.__dict__.pop("forward", None)
+            else:
+                block.forward = forward
 
 
-def _wrap(forward, mode: "_LastTopK"):
-    def intercepted(*args, **kwargs):
+def _within(mode: "_Choice", forward: Callable[..., Any]) -> Callable[..., Any]:
+    def intercepted(*args: Any, **kwargs: Any) -> Any:
         with mode:
             return forward(*args, **kwargs)
 
     return intercepted
 
 
-class _LastTopK(TorchFunctionMode):
+class _Choice(TorchFunctionMode):
     """Inside one block: record the choice among all experts, and replace it where there is one to replay."""
 
     def __init__(self, layer: int, experts: int, recorder: Recorder, choice: Tensor | None):
@@ -143,14 +176,19 @@ class _LastTopK(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func not in (torch.topk, Tensor.topk) or args[0].ndim != 2 or args[0].shape[-1] != self.experts:
+        if func is not torch.topk and func is not Tensor.topk:
             return out
-        _, native = out
+        scores = args[0] if args else (kwargs or {})["input"]
+        if scores.ndim != 2 or scores.shape[-1] != self.experts:
+            return out  # a choice among groups, not among experts
+        native = out[1]
         self.recorder.keep(self.layer, native)
         if self.choice is None:
             return out
         indices = self._replayed(native)
-        return TopK((args[0].gather(-1, indices), indices))
+        chosen = scores.gather(-1, indices)
+        self.recorder.replayed_scores[self.layer] = chosen.detach()
+        return TopK((chosen, indices))
 
     def _replayed(self, native: Tensor) -> Tensor:
         """The choice to replay, as indices; the native one at sentinel rows."""

@@ -1,10 +1,12 @@
 """Small models with random weights and a character tokenizer: everything needed to train without a download."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 PAD, END, UNKNOWN = "<pad>", "<eos>", "<unk>"
 
@@ -33,6 +35,10 @@ def tiny_config(family: str, fields: Mapping[str, Any], vocabulary: int) -> PreT
     Raises:
         ValueError: transformers does not know the family, or one of the fields.
     """
+    if family not in CONFIG_MAPPING:
+        near = difflib.get_close_matches(family, CONFIG_MAPPING.keys(), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "such as 'qwen3_moe' or 'qwen3'"
+        raise ValueError(f"model.family = {family!r} is no model_type of transformers; {hint}")
     base = AutoConfig.for_model(family)
     known = {
         *vars(base),
@@ -42,7 +48,8 @@ def tiny_config(family: str, fields: Mapping[str, Any], vocabulary: int) -> PreT
     unknown = sorted(set(fields) - known)
     if unknown:
         raise ValueError(f"model.config has {unknown}, which the configuration of {family} does not know")
-    return AutoConfig.for_model(
-        family,
-        **{"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None, **fields},
-    )
+    own = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
+    try:
+        return AutoConfig.for_model(family, **{**own, **fields})
+    except StrictDataclassError as error:
+        raise ValueError(f"model.config of {family}: {error}") from error

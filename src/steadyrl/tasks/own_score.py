@@ -25,7 +25,10 @@ def load_function(file: Path, name: str) -> Scorer:
         raise TaskError(f"score = '{file}:{name}': there is no such file, seen from {Path.cwd()}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses and typing look a class's module up by name
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # the user's file may raise anything
+        raise TaskError(f"score = '{file}:{name}': loading it raised {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
         found = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -1,0 +1,48 @@
+"""What every benchmark shares: alternate, take the median ratio, print a table and one JSON object."""
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int) -> tuple[list[float], list[float]]:
+    """Seconds of each in turn, A B A B …, after one round that is not counted."""
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds + 1)][1:]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
+    """Median over the rounds of first/second: each round saw the machine in one mood."""
+    return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:
+    """A table, the machine, and as the last line the figures as JSON."""
+    columns = list(rows[0])
+    cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    print(f"\n{title}")
+    for line in cells:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
+    machine = (
+        f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    print(machine)
+    print(json.dumps({**figures, "machine": machine}))
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,101 @@
+"""Tokens per second of the embedded engine against `transformers.generate`: same weights, same prompts, no FP8.
+
+Two workloads: responses that end where the model ends them (what RL samples), and responses of a fixed length.
+"""
+
+import random
+import statistics
+
+import torch
+from _measure import alternate, median_ratio, show
+
+from steadyrl.engine.local import LocalEngine
+from steadyrl.model.loading import Policy, build_tiny
+from steadyrl.types import Sampling
+
+PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = 32, 8, 64, 5
+
+
+def policy() -> Policy:
+    """A Qwen3 mixture of experts of 1.8 M parameters with random weights."""
+    return build_tiny(
+        family="qwen3_moe",
+        alphabet="0123456789+-=;>abcdefghijklmnop",
+        config={
+            "hidden_size": 128,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "num_experts": 16,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "intermediate_size": 64,
+            "norm_topk_prob": True,
+            "max_position_embeddings": 512,
+        },
+        seed=0,
+        dtype=torch.float32,
+    )
+
+
+def compare(held: Policy, ends: set[int], lengths: tuple[int, int], title: str) -> dict[str, float | str]:
+    """Alternate the two on one workload."""
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, 30) for _ in range(rng.randint(*lengths))] for _ in range(PROMPTS)]
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
+    engine = LocalEngine(held.model, end_tokens=ends, max_sequences=PROMPTS * RESPONSES)
+    counts: dict[str, list[int]] = {"ours": [], "theirs": []}
+
+    def ours() -> None:
+        sampling = Sampling(temperature=1.0, max_new_tokens=NEW_TOKENS)
+        groups = engine.generate(prompts, responses=RESPONSES, sampling=sampling, seed=len(counts["ours"]))
+        counts["ours"].append(sum(len(c.token_ids) for group in groups for c in group))
+
+    def theirs() -> None:
+        torch.manual_seed(len(counts["theirs"]))
+        out = held.model.generate(
+            ids,
+            attention_mask=mask,
+            do_sample=True,
+            top_k=0,
+            max_new_tokens=NEW_TOKENS,
+            num_return_sequences=RESPONSES,
+            pad_token_id=0,
+            eos_token_id=sorted(ends) or None,
+        )[:, longest:]
+        counts["theirs"].append(_tokens(out, ends))
+
+    a, b = alternate(ours, theirs, rounds=ROUNDS)
+    rate_a = [n / s for n, s in zip(counts["ours"][1:], a, strict=True)]
+    rate_b = [n / s for n, s in zip(counts["theirs"][1:], b, strict=True)]
+    return {
+        "workload": title,
+        "ours tokens/s": statistics.median(rate_a),
+        "generate tokens/s": statistics.median(rate_b),
+        "ratio": median_ratio(rate_a, rate_b),
+        "tokens": counts["ours"][-1],
+    }
+
+
+def _tokens(out: torch.Tensor, ends: set[int]) -> int:
+    """Tokens up to and with the first end."""
+    ended = torch.isin(out, torch.tensor(sorted(ends), dtype=out.dtype)).int().cumsum(dim=1)
+    return int((ended == 0).sum() + (ended.amax(dim=1) > 0).sum()) if ends else out.numel()
+
+
+def main() -> None:
+    """Print the table."""
+    held = policy()
+    rows = [
+        compare(held, {1}, (24, 48), "ends where the model ends"),
+        compare(held, set(), (24, 48), f"{NEW_TOKENS} tokens each"),
+    ]
+    figures = {"ratio": rows[0]["ratio"], "ratio_fixed_length": rows[1]["ratio"]}
+    show(f"sampling: {PROMPTS} prompts × {RESPONSES} responses, 1.8 M parameters, FP32", rows, figures)
+
+
+if __name__ == "__main__":
+    main()

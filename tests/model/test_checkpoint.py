@@ -1,0 +1,174 @@
+import json
+import resource
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from builders import dense_policy, tiny_policy
+from steadyrl.model.checkpoint import CheckpointError, drop_after, listed, prune, restore, save, verify
+from steadyrl.model.loading import Policy
+
+IDS = torch.tensor([[5, 9, 20, 11], [7, 7, 3, 30]])
+
+
+def adamw(policy: Policy) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(policy.model.parameters(), lr=1e-2, fused=True)
+
+
+def train(policy: Policy, optimizer: torch.optim.Optimizer, *, first: int, steps: int) -> None:
+    for step in range(first, first + steps):
+        optimizer.zero_grad()
+        policy.model(input_ids=(IDS + step) % 40, labels=IDS, use_cache=False).loss.backward()
+        optimizer.step()
+
+
+def same(one: Policy, two: Policy) -> bool:
+    pairs = zip(one.model.state_dict().values(), two.model.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with checkpoints of steps 1 and 2."""
+    policy = dense_policy()
+    optimizer = adamw(policy)
+    for step in (1, 2):
+        train(policy, optimizer, first=step, steps=1)
+        save(tmp_path / f"step-{step:06d}", policy, optimizer, {"step": step})
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("build", [tiny_policy, dense_policy])
+def test_restored_goes_on_bit_for_bit(build, dtype: torch.dtype, tmp_path: Path) -> None:
+    policy = build(dtype=dtype)
+    optimizer = adamw(policy)
+    train(policy, optimizer, first=0, steps=2)
+    save(tmp_path / "step-000002", policy, optimizer, {"step": 2, "clock": 1.5})
+
+    other = build(seed=9, dtype=dtype)
+    other_optimizer = adamw(other)
+    train(other, other_optimizer, first=7, steps=1)  # moments that must go
+    assert restore(tmp_path / "step-000002", other, other_optimizer) == {"step": 2, "clock": 1.5}
+    assert same(policy, other)
+    for each, its in ((policy, optimizer), (other, other_optimizer)):
+        train(each, its, first=2, steps=3)
+    assert same(policy, other)
+
+
+def test_moments_matter_to_that_comparison(tmp_path: Path) -> None:
+    policy = dense_policy()
+    optimizer = adamw(policy)
+    train(policy, optimizer, first=0, steps=2)
+    save(tmp_path / "step-000002", policy, optimizer, {})
+    other = dense_policy(seed=9)
+    restore(tmp_path / "step-000002", other, adamw(other))
+    train(policy, optimizer, first=2, steps=1)
+    train(other, adamw(other), first=2, steps=1)  # an optimizer that starts afresh
+    assert not same(policy, other)
+
+
+def test_the_model_loads_without_us(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    save(tmp_path / "step-000001", policy, adamw(policy), {})
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "step-000001" / "model", dtype=torch.float32)
+    assert torch.equal(model(IDS).logits, policy.model(IDS).logits)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "file", ["model/model.safetensors", "model/config.json", "optimizer.safetensors", "state.json"]
+)
+@pytest.mark.parametrize(
+    ("damage", "says"), [(cut, r"has \d+ bytes instead of"), (flip, "was altered"), (Path.unlink, "is missing")]
+)
+def test_damage_is_named_and_the_earlier_one_offered(damage, says: str, file: str, folder: Path) -> None:
+    damage(folder / "step-000002" / file)
+    policy = dense_policy(seed=5)
+    with pytest.raises(CheckpointError, match=rf"step-000002 is damaged: {file} {says}") as caught:
+        restore(folder / "step-000002", policy, adamw(policy))
+    assert "step-000001 is intact: add --checkpoint step-000001" in str(caught.value)
+    assert same(policy, dense_policy(seed=5))  # nothing was loaded
+
+
+def test_a_damaged_one_is_not_offered(folder: Path) -> None:
+    cut(folder / "step-000001" / "state.json")
+    cut(folder / "step-000002" / "manifest.json")
+    with pytest.raises(CheckpointError, match=r"manifest\.json cannot be read") as caught:
+        verify(folder / "step-000002")
+    assert "intact" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", [{"hidden_size": 16}, {"num_hidden_layers": 1}, {"num_hidden_layers": 3}])
+def test_another_model_is_refused(wrong: dict, folder: Path) -> None:
+    policy = dense_policy(**wrong)
+    with pytest.raises(CheckpointError, match="step-000002 belongs to another model"):
+        restore(folder / "step-000002", policy, adamw(policy))
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Writes beyond `size` fail, as on a full disk; Python ignores the signal that comes with it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_earlier_ones(folder: Path) -> None:
+    policy = dense_policy()
+    optimizer = adamw(policy)
+    train(policy, optimizer, first=0, steps=1)
+    sizes = {p.name: p.stat().st_size for p in (folder / "step-000002").rglob("*.safetensors")}
+    assert sizes["model.safetensors"] < sizes["optimizer.safetensors"]
+    for limit in (1000, sizes["model.safetensors"] - 1, sizes["optimizer.safetensors"] - 1):
+        with files_of_at_most(limit), pytest.raises(CheckpointError, match=r"could not save .*step-000003.*are intact"):
+            save(folder / "step-000003", policy, optimizer, {})
+        assert sorted(p.name for p in folder.iterdir()) == ["step-000001", "step-000002"]
+        verify(folder / "step-000002")
+    save(folder / "step-000003", policy, optimizer, {})  # room was made
+    verify(folder / "step-000003")
+
+
+def test_what_a_kill_left_is_cleared_away(folder: Path) -> None:
+    shutil.copytree(folder / "step-000002", folder / ".step-000003.part")
+    assert [p.name for p in listed(folder)] == ["step-000001", "step-000002"]
+    policy = dense_policy()
+    (folder / ".step-000003.part" / "stale").touch()
+    save(folder / "step-000003", policy, adamw(policy), {})
+    assert "stale" not in json.loads((folder / "step-000003" / "manifest.json").read_text())
+    assert [p.name for p in sorted(folder.iterdir())] == ["step-000001", "step-000002", "step-000003"]
+
+
+def test_an_existing_checkpoint_is_not_replaced(folder: Path) -> None:
+    policy = tiny_policy()
+    with pytest.raises(CheckpointError, match="could not save"):
+        save(folder / "step-000002", policy, adamw(policy), {"step": 99})
+    assert json.loads((folder / "step-000002" / "state.json").read_text()) == {"step": 2}
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, ["step-000002"]), (2, ["step-000001", "step-000002"])])
+def test_prune_keeps_the_newest(keep: int, left: list[str], folder: Path) -> None:
+    prune(folder, keep)
+    assert [p.name for p in listed(folder)] == left
+
+
+def test_drop_after_keeps_the_chosen(folder: Path) -> None:
+    drop_after(folder, folder / "step-000001")
+    assert [p.name for p in listed(folder)] == ["step-000001"]

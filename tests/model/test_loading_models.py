@@ -1,0 +1,121 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from builders import ALPHABET, MOE, SMALL, dense_policy, tiny_policy
+from steadyrl.model.loading import ModelError, _policy, build_tiny, config_of, head_of, load_pretrained, parameter_count
+
+IDS = torch.tensor([[5, 9, 20, 11]])
+
+
+def tiny(family: str, alphabet: str = ALPHABET, **config):
+    return build_tiny(family=family, alphabet=alphabet, config=SMALL | config, seed=0, dtype=torch.float32)
+
+
+def test_weights_are_a_function_of_the_seed() -> None:
+    one, same, other = (tiny_policy(seed).model.state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_parameter_count_without_weights() -> None:
+    model = tiny_policy().model
+    assert parameter_count(model.config) == sum(p.numel() for p in model.parameters())
+
+
+def test_every_character_is_one_token_and_comes_back() -> None:
+    tokenizer = dense_policy().tokenizer
+    ids = tokenizer(ALPHABET)["input_ids"]
+    assert ids == list(range(3, 3 + len(ALPHABET)))  # after padding, end and unknown
+    assert tokenizer.decode(ids) == ALPHABET
+    assert tokenizer("1é 2")["input_ids"] == [4, tokenizer.unk_token_id, 3 + ALPHABET.index(" "), 5]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id) == (0, 1, 2)
+    assert dense_policy().model.config.vocab_size == len(tokenizer) == 3 + len(ALPHABET)
+
+
+@pytest.mark.parametrize("build", [tiny_policy, dense_policy])
+def test_saved_and_loaded_is_the_same(build, tmp_path: Path) -> None:
+    policy = build()
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    loaded = load_pretrained(tmp_path, dtype=torch.float32)
+    assert torch.equal(loaded.model(IDS).logits, policy.model(IDS).logits)
+    assert loaded.tokenizer("7+8=")["input_ids"] == policy.tokenizer("7+8=")["input_ids"]
+    assert loaded.context == policy.context == 128
+    assert load_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
+    assert config_of(str(tmp_path), revision=None, trust_remote_code=False).hidden_size == 32
+
+
+def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"model\.path = .*nowhere.* cannot be loaded"):
+        load_pretrained(tmp_path / "nowhere", dtype=torch.float32)
+    with pytest.raises(ModelError, match=r"model\.path = .*nowhere.* cannot be loaded"):
+        config_of(str(tmp_path / "nowhere"), revision=None, trust_remote_code=False)
+    dense_policy().model.save_pretrained(tmp_path)  # no tokenizer beside it
+    with pytest.raises(ModelError, match="holds no tokenizer; save it beside the weights"):
+        load_pretrained(tmp_path, dtype=torch.float32)
+
+
+def test_damaged_weights_are_refused(tmp_path: Path) -> None:
+    policy = dense_policy()
+    policy.model.save_pretrained(tmp_path)
+    policy.tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match=r"model\.path"):
+        load_pretrained(tmp_path, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("family", "config", "message"),
+    [
+        ("qwen3", {"hiden_size": 32}, r"\['hiden_size'\], which the configuration of qwen3 does not know"),
+        ("qwen3", {"num_experts": 8}, "num_experts"),
+        ("qwen33", {}, "qwen33"),
+    ],
+)
+def test_a_wrong_config_is_named(family: str, config: dict, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        tiny(family, **config)
+
+
+def test_a_character_twice_is_named() -> None:
+    with pytest.raises(ModelError, match=r"model\.alphabet has \['a'\] more than once"):
+        tiny("qwen3", alphabet="abca")
+
+
+@pytest.mark.parametrize(
+    ("family", "config"),
+    [
+        ("qwen3", {}),
+        ("qwen3", {"tie_word_embeddings": True}),
+        ("granitemoe", {"num_local_experts": 8, "num_experts_per_tok": 2, "logits_scaling": 4.0}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("gemma2", {"final_logit_softcapping": 3.0}),
+        ("phi", {}),  # a head with a bias
+    ],
+)
+def test_the_head_is_the_models_own(family: str, config: dict) -> None:
+    model = tiny(family, **config).model
+    if (bias := getattr(model.lm_head, "bias", None)) is not None:
+        torch.nn.init.normal_(bias)
+    own = model(input_ids=IDS, use_cache=False).logits
+    hidden = model.base_model(input_ids=IDS, use_cache=False).last_hidden_state
+    torch.testing.assert_close(head_of(model).logits(hidden), own)
+    plain = hidden @ model.get_output_embeddings().weight.T
+    assert torch.allclose(plain, own, atol=1e-4) == (family == "qwen3")  # the others do change their logits
+
+
+def test_a_head_that_is_not_known_is_refused() -> None:
+    policy = dense_policy()
+    policy.model.lm_head.register_forward_hook(lambda module, args, logits: logits * 1.5)
+    with pytest.raises(ModelError, match="Qwen3ForCausalLM changes its logits after the output embedding"):
+        _policy(policy.model, policy.tokenizer)
+
+
+def test_a_recurrent_layer_wants_a_row_for_each_sequence() -> None:
+    recurrent = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4}
+    widths = {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+    assert tiny("qwen3_next", **MOE, **recurrent, **widths, shared_expert_intermediate_size=16).one_per_row
+    assert not tiny("qwen3_moe", **MOE).one_per_row

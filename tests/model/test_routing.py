@@ -1,0 +1,278 @@
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from builders import FAMILIES, dense_policy, family_policy, tiny_policy
+from steadyrl.model.routing import RoutingError, is_moe, moe_blocks, record, replay, route_dtype
+from steadyrl.types import Routes
+
+IDS = torch.tensor([[3, 9, 20, 11, 5], [30, 8, 8, 14, 6]])
+
+
+def family(name: str) -> PreTrainedModel:
+    return family_policy(name).model
+
+
+def logits_and_gradients(model: PreTrainedModel, ids: Tensor = IDS) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    logits = model(input_ids=ids, use_cache=False).logits
+    logits.log_softmax(dim=-1)[..., 4].sum().backward()
+    return logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def logits_of(model: PreTrainedModel, ids: Tensor = IDS) -> Tensor:
+    with torch.no_grad():
+        return model(input_ids=ids, use_cache=False).logits
+
+
+def recorded(model: PreTrainedModel, ids: Tensor = IDS) -> Routes:
+    with record(model) as recorder:
+        logits_of(model, ids)
+    return recorder.routes()
+
+
+def foreign(model: PreTrainedModel, *, shift: int = 1) -> Routes:
+    """Routes that the model did not choose, distinct within each set."""
+    return (recorded(model) + shift) % 8
+
+
+@contextmanager
+def what_experts_get(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The inputs (hidden states, experts, weights) of each experts module, in layer order."""
+    seen: list[tuple[Tensor, ...]] = []
+    modules = [m for m in model.modules() if hasattr(type(m), "_apply_gate")]
+    handles = [m.register_forward_pre_hook(lambda _, args: seen.append(args)) for m in modules]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_own_routes_change_no_bit(name: str) -> None:
+    model = family(name)
+    with record(model) as recorder:
+        logits, gradients = logits_and_gradients(model)
+    assert torch.equal(logits, logits_of(model))
+    with replay(model, recorder.routes()) as watched:
+        replayed, replayed_gradients = logits_and_gradients(model)
+    assert torch.equal(replayed, logits)
+    assert all(torch.equal(replayed_gradients[n], gradients[n]) for n in gradients)
+    assert torch.equal(watched.routes(), recorder.routes())
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_foreign_routes_are_what_the_experts_get(name: str) -> None:
+    model = family(name)
+    routes = foreign(model)
+    with replay(model, routes), what_experts_get(model) as seen:
+        changed = logits_of(model)
+    assert len(seen) == 2
+    for layer, (_, experts, _) in enumerate(seen):
+        assert torch.equal(experts, routes[:, layer].long())
+    assert not torch.allclose(changed, logits_of(model), atol=1e-2)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_gate_weights_are_the_live_routers(normalised: bool) -> None:
+    model = tiny_policy(norm_topk_prob=normalised).model
+    routes = foreign(model)
+    with replay(model, routes), what_experts_get(model) as seen:
+        logits_of(model)
+    for layer, (hidden, _, weights) in enumerate(seen):
+        router = model.get_submodule(f"model.layers.{layer}.mlp.gate").weight
+        probabilities = torch.softmax(hidden @ router.T, dim=-1)  # over all 8 experts
+        expected = torch.stack([p[experts] for p, experts in zip(probabilities, routes[:, layer].long(), strict=True)])
+        expected = expected / expected.sum(dim=-1, keepdim=True) if normalised else expected
+        torch.testing.assert_close(weights, expected)
+
+
+def test_the_router_learns_under_replay() -> None:
+    model = tiny_policy().model
+    with replay(model, foreign(model)):
+        _, gradients = logits_and_gradients(model)
+    for layer in range(2):
+        assert (gradients[f"model.layers.{layer}.mlp.gate.weight"].abs().amax(dim=1) > 0).sum() > 2
+
+
+def test_sentinel_rows_are_routed_natively() -> None:
+    model = tiny_policy().model
+    routes = foreign(model)
+    routes[3] = routes[7] = 255
+    with replay(model, routes) as watched, what_experts_get(model) as seen:
+        logits_of(model)
+    for layer, (_, experts, _) in enumerate(seen):
+        assert torch.equal(experts[[3, 7]], watched.routes()[[3, 7], layer].long())
+        others = [0, 1, 2, 4, 5, 6, 8, 9]
+        assert torch.equal(experts[others], routes[others, layer].long())
+    with replay(model, torch.full_like(routes, 255)):
+        nothing_replayed = logits_of(model)
+    assert torch.equal(nothing_replayed, logits_of(model))
+
+
+def test_the_recorder_tells_what_the_live_router_prefers() -> None:
+    model = tiny_policy().model
+    with replay(model, foreign(model)) as watched:
+        logits_of(model)
+    assert torch.equal(watched.routes()[:, 0], recorded(model)[:, 0])  # nothing was replayed below the first layer
+    assert not torch.equal(watched.routes(), foreign(model))
+
+
+def test_the_order_within_a_set_does_not_matter() -> None:
+    model = tiny_policy(num_experts_per_tok=4).model
+    with replay(model, recorded(model).flip(-1)):
+        flipped = logits_of(model)
+    torch.testing.assert_close(flipped, logits_of(model), atol=1e-6, rtol=1e-5)
+
+
+def test_a_shift_by_one_token_is_caught() -> None:
+    model = tiny_policy().model
+    with replay(model, recorded(model).roll(1, dims=0)):
+        shifted = logits_of(model)
+    assert (shifted - logits_of(model)).abs().max() > 0.1
+
+
+def test_leading_dimensions_are_those_of_the_input() -> None:
+    model = tiny_policy().model
+    routes = foreign(model)
+    with replay(model, routes):
+        flat = logits_of(model)
+    with replay(model, routes.view(*IDS.shape, 2, 2)):
+        assert torch.equal(logits_of(model), flat)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_stays_behind(fails: bool) -> None:
+    model = tiny_policy().model
+    before, forwards = logits_of(model), [block.forward for block, _ in moe_blocks(model)]
+    try:
+        with replay(model, foreign(model)):
+            logits_of(model)
+            if fails:
+                raise KeyError
+    except KeyError:
+        assert fails
+    assert [block.forward for block, _ in moe_blocks(model)] == forwards
+    assert torch.equal(logits_of(model), before)
+
+
+def test_two_models_at_once() -> None:
+    one, two = tiny_policy(0).model, tiny_policy(1).model
+    routes_one, routes_two = foreign(one), foreign(two, shift=3)
+    with replay(one, routes_one):
+        expected_one = logits_of(one)
+    with replay(two, routes_two):
+        expected_two = logits_of(two)
+    with replay(one, routes_one), replay(two, routes_two) as watched:
+        assert torch.equal(logits_of(one), expected_one)
+        assert torch.equal(logits_of(two), expected_two)
+        assert torch.equal(logits_of(one), expected_one)
+    assert torch.equal(watched.routes()[:, 0], recorded(two)[:, 0])
+
+
+def test_replay_inside_record() -> None:
+    model = tiny_policy().model
+    native = recorded(model)
+    with record(model) as outer:
+        with replay(model, foreign(model)):
+            logits_of(model)
+        logits_of(model)
+        assert torch.equal(outer.routes(), native)
+
+
+def test_threads_do_not_see_each_other() -> None:
+    models = [tiny_policy(seed).model for seed in range(2)]
+    routes = [foreign(models[0]), None]
+    with replay(models[0], foreign(models[0])):
+        expected = [logits_of(models[0]), logits_of(models[1])]
+    together, faults = threading.Barrier(2), []
+
+    def work(which: int) -> None:
+        context = record(models[which]) if routes[which] is None else replay(models[which], routes[which])
+        with context:
+            for _ in range(20):
+                together.wait()
+                if not torch.equal(logits_of(models[which]), expected[which]):
+                    faults.append(which)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_recomputed_activations_replay_too() -> None:
+    model = tiny_policy().model
+    routes = foreign(model)
+    with replay(model, routes):
+        logits, gradients = logits_and_gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    with replay(model, routes), what_experts_get(model) as seen:
+        again, again_gradients = logits_and_gradients(model)
+    assert len(seen) == 4  # forward and recomputation
+    assert torch.equal(again, logits)
+    assert all(torch.equal(again_gradients[n], gradients[n]) for n in gradients)
+
+
+@pytest.mark.parametrize(("experts", "dtype"), [(8, torch.uint8), (255, torch.uint8), (256, torch.uint16)])
+def test_the_type_leaves_room_for_the_sentinel(experts: int, dtype: torch.dtype) -> None:
+    assert route_dtype(experts) == dtype
+
+
+def test_more_experts_than_a_byte_counts() -> None:
+    model = tiny_policy(num_experts=300, num_experts_per_tok=8).model
+    routes = recorded(model)
+    assert routes.dtype == torch.uint16
+    assert routes.int().max() > 255
+    shifted = ((routes.int() + 100) % 300).to(torch.uint16)
+    shifted[4] = 65535
+    with replay(model, shifted) as watched, what_experts_get(model) as seen:
+        logits_of(model)
+    for layer, (_, experts, _) in enumerate(seen):
+        assert torch.equal(experts[:4], shifted[:4, layer].long())
+        assert torch.equal(experts[4], watched.routes()[4, layer].long())
+
+
+def test_what_does_not_fit_is_refused_with_its_sizes() -> None:
+    model = tiny_policy().model
+    routes = recorded(model)
+    for wrong, message in (
+        (routes[:, :1], "routes have 1 layers, the model has 2"),
+        (routes.to(torch.uint16), "routes are torch.uint16, this model's are torch.uint8"),
+        (routes[..., :1], r"layer 0: routes are \(10, 1\).*needs \(10, 2\)"),
+        (routes[:9], r"layer 0: routes are \(9, 2\).*needs \(10, 2\)"),
+    ):
+        with pytest.raises(RoutingError, match=message), replay(model, wrong):
+            logits_of(model)
+    assert torch.equal(recorded(model), routes)  # and nothing stayed behind
+
+
+def test_dense_models_have_nothing_to_replay() -> None:
+    model = dense_policy().model
+    assert not is_moe(model)
+    assert is_moe(tiny_policy().model)
+    with pytest.raises(RoutingError, match="Qwen3ForCausalLM is dense"), replay(model, recorded(tiny_policy().model)):
+        pass
+
+
+def test_a_block_that_did_not_run_is_named() -> None:
+    with record(tiny_policy().model) as recorder, pytest.raises(RoutingError, match=r"layer\(s\) \[0, 1\]"):
+        recorder.routes()
+
+
+def test_a_topk_over_something_else_is_left_alone() -> None:
+    model = tiny_policy().model
+    found = []
+    experts = model.get_submodule("model.layers.0.mlp.experts")
+    experts.register_forward_pre_hook(lambda _, args: found.append(torch.topk(torch.arange(5.0), 2).indices.tolist()))
+    with replay(model, foreign(model)) as watched:
+        logits_of(model)
+    assert found == [[4, 3], [4, 3]]
+    assert torch.equal(watched.routes()[:, 0], recorded(model)[:, 0])

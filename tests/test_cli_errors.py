@@ -1,0 +1,535 @@
+"""Every mistake of the user's ends with status 2, a message that names it and the way out, and nothing on the disk."""
+
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
+from steadyrl.cli import main
+from steadyrl.engine.local import LocalEngine
+from steadyrl.metrics import read_jsonl
+
+FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two steps, which nothing here changes."""
+    folder = tmp_path_factory.mktemp("finished")
+    return train(folder, task=coin_questions(folder), steps=2, checkpoints={"every": 1})
+
+
+@pytest.fixture
+def refusal(tmp_path, capfd):
+    """Call `train` on the tiny recipe with changes and flags; what it said as it refused, having made nothing."""
+
+    def call(*flags: str, **changes) -> str:
+        recipe, run = write_recipe(tmp_path, **changes), tmp_path / "run"
+        assert status("train", recipe, "--run", run, *flags) == 2
+        out, err = capfd.readouterr()
+        assert not run.exists()
+        assert "Traceback" not in out + err
+        assert len(err.splitlines()) <= 16
+        return unboxed(err)
+
+    return call
+
+
+def unboxed(text: str) -> str:
+    """One line: tyro draws boxes, and breaks lines at the width of the terminal."""
+    return " ".join(text.translate(dict.fromkeys(map(ord, "╭╮╰╯│─"), " ")).split())
+
+
+def status(*arguments: str | Path) -> int:
+    """Exit status of a command in this process; argparse and tyro end by SystemExit."""
+    try:
+        return command(*arguments)
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+# ---- the command itself
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["trian"], "no command 'trian'; it is one of train, resume, eval, show"),
+        (["train"], "usage: steadyrl train RECIPE"),
+        (["train", "--run", "somewhere"], "RECIPE is a TOML file"),
+        (["eval"], "usage: steadyrl eval CHECKPOINT"),
+        (["resume"], "required: run"),
+        (["show"], "required: run"),
+        (["resume", "somewhere", "--checkpont", "x"], "unrecognized arguments: --checkpont x"),
+        (["train", "nowhere.toml"], "cannot read the recipe nowhere.toml: [Errno 2] No such file"),
+        (["eval", "nowhere"], "nowhere is neither a run directory nor a checkpoint of one"),
+        (["show", "nowhere"], "nowhere is not a run directory"),
+        (["resume", "nowhere"], "nowhere is not a run directory"),
+    ],
+)
+def test_a_command_that_cannot_be_read(argv, message, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    assert status(*argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert message in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_command_prints_the_usage(capfd):
+    assert main([]) == 2
+    assert "steadyrl COMMAND" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_is_no_mistake(flag, capfd):
+    assert status(flag) == 0
+    assert status("train", flag) == 0
+    out, err = capfd.readouterr()
+    assert "train RECIPE" in out
+    assert err == ""
+
+
+def test_the_help_of_train_shows_the_resolved_values(tmp_path, capfd):
+    recipe = write_recipe(tmp_path, optimizer={"learning_rate": 0.0123})
+    assert status("train", recipe, "--help") == 0
+    out = unboxed(capfd.readouterr().out)
+    assert "--optimizer.learning-rate" in out
+    assert "0.0123" in out  # of the recipe
+    assert "ε_low: with Â<0 a token is masked where" in out  # the line under the field
+    assert "default: 0.27" in out  # of the house
+
+
+# ---- recipes and flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--optimizer.learning_rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate"),
+        (["--steps", "0"], "greater than or equal to 1"),
+        (["--steps", "many"], "invalid literal for int() with base 10: 'many'"),
+        (["--optimizer.learning_rate", "nan"], "finite number"),
+        (["--update.replay", "R4"], "Expected one of ('none', 'R2', 'R3')"),
+        (["--update.minibatches", "3"], "does not divide rollout.prompts = 8; use one of [1, 2, 4, 8]"),
+        (["--rollout.responses", "1"], "greater than or equal to 2"),
+        (["surplus"], "Unrecognized options: surplus"),
+    ],
+)
+def test_a_wrong_flag(flags, message, refusal):
+    assert message in refusal(*flags)
+
+
+def test_an_unknown_key(refusal):
+    assert "rollout.promts: unknown key; did you mean `prompts`?" in refusal(rollout={"promts": 8})
+
+
+def test_flags_change_leaves(tmp_path):
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), **FEW)
+    flags = ["--optimizer.learning_rate", "2e-3", "--update.replay", "R2", "--rollout.responses", "2", "--seed", "5"]
+    assert command("train", recipe, "--run", run, *flags) == 0
+    kept = json.loads((run / "recipe.json").read_text())
+    assert kept["optimizer"]["learning_rate"] == 2e-3
+    assert kept["update"]["replay"] == "R2"
+    assert (kept["rollout"]["responses"], kept["seed"], kept["steps"]) == (2, 5, 1)
+    assert read_jsonl(run / "metrics.jsonl")[0]["update/learning_rate"] == 2e-3
+
+
+def test_a_recipe_that_is_no_toml(tmp_path, capfd):
+    path = tmp_path / "mine.toml"
+    path.write_text("steps = \n")
+    assert status("train", path, "--run", tmp_path / "run") == 2
+    assert f"{path} is not valid TOML" in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_an_existing_run_directory_is_left_alone(finished, tmp_path, capfd):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    assert status("train", write_recipe(tmp_path), "--run", finished) == 2
+    assert f"{finished} exists already. Go on with it by `steadyrl resume {finished}`" in capfd.readouterr().err
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path, capfd):
+    (tmp_path / "file").write_text("")
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path))
+    assert status("train", recipe, "--run", tmp_path / "file" / "run") == 2
+    assert "cannot make the run directory" in capfd.readouterr().err
+
+
+# ---- parts that contradict each other, or are not there
+
+
+@pytest.mark.parametrize("replay", ["R2", "R3"])
+def test_replay_on_a_dense_model(replay, refusal):
+    told = refusal(**merged(DENSE, {"update": {"replay": replay}}))
+    assert f'update.replay = "{replay}", but Qwen3ForCausalLM is dense' in told
+    assert 'Use "none"' in told
+
+
+def test_a_balancing_loss_on_a_dense_model(refusal):
+    cold = {"aux_loss": 0.01, "stages": [{"steps": 1}]}
+    told = refusal(**merged(DENSE, {"update": {"replay": "none"}, "cold_start": cold}))
+    assert "cold_start.aux_loss balances experts, and Qwen3ForCausalLM has no such loss. Use 0" in told
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hold": {"device": "cuda:99"}}, "hold.device = 'cuda:99', but"),
+        ({"hold": {"device": "gpu"}}, "hold.device = 'gpu' is no device of torch"),
+        ({"model": {"family": "qwen3_mo"}}, "model.family = 'qwen3_mo' is no model_type of transformers; did you mean"),
+        ({"model": {"config": {"hiden_size": 3}}}, "model.config has ['hiden_size']"),
+        ({"model": {"config": TINY["model"]["config"] | {"hidden_size": "32"}}}, "expected int, got str"),
+        ({"model": {"config": TINY["model"]["config"] | {"num_attention_heads": 0}}}, "model.config does not make a"),
+        ({"model": {"config": TINY["model"]["config"] | {"num_experts_per_tok": 9}}}, "model.config does not make a"),
+        ({"model": {"alphabet": "0011"}}, "model.alphabet has ['0', '1'] more than once"),
+        ({"model": {"kind": "pretrained", "path": "/nowhere/model"}}, "model.path = '/nowhere/model' cannot be loaded"),
+        ({"rollout": {"stop": ["@"]}}, "rollout.stop holds '@'"),
+        ({"rollout": {"stop": ["+1"]}}, "rollout.stop holds '+1', which is 2 tokens; only a single known token"),
+        (
+            {"task": {"kind": "reasoning_gym", "dataset": "chain_summ"}},
+            "reasoning-gym dataset `chain_summ` is unknown; did you mean `chain_sum`?",
+        ),
+        (
+            {"task": {"kind": "reasoning_gym", "dataset": "chain_sum", "parameters": {"min_term": 2}}},
+            "parameter of reasoning-gym's chain_sum `min_term` is unknown; did you mean `min_terms`?",
+        ),
+        (
+            {"cold_start": {"stages": [{"steps": 1, "task": {"max_term": 3}}]}},
+            "the task of stage 1 of cold_start: max_term: unknown key; did you mean `max_terms`?",
+        ),
+        ({"task": {"kind": "questions", "path": "/nowhere.jsonl"}}, "cannot read the questions in /nowhere.jsonl"),
+    ],
+)
+def test_a_part_that_cannot_be_had(changes, message, refusal):
+    assert message in refusal(**changes)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_a_gpu(refusal):
+    assert "hold.device = 'cuda', but no CUDA device is visible; use \"cpu\"" in refusal(hold={"device": "cuda"})
+
+
+def test_a_folder_that_holds_no_model(tmp_path, refusal):
+    (tmp_path / "model").mkdir()
+    path = str(tmp_path / "model")
+    assert f"model.path = '{path}'" in refusal(model={"kind": "pretrained", "path": path})
+
+
+def test_a_sink_that_is_not_installed(refusal, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # also where it is
+    told = refusal(task={"max_terms": 3}, sinks=["wandb"])
+    assert "sinks: 'wandb' needs a package that is not installed" in told
+    assert 'pip install "steadyrl[wandb]"' in told
+
+
+# ---- data
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"question": "1", "answer": "2"}\n{oops\n', "data.jsonl, line 2 is not JSON"),
+        ('{"question": "1", "answer": "2"}\n\n{"question": "1"}\n', "data.jsonl, line 3 has no field `answer`"),
+        ("", "data.jsonl holds no question/answer pairs"),
+        ('{"question": "1", "answer": "2"}\n', "has 1 different question(s): set aside at least 1 and leave at least"),
+    ],
+)
+def test_data_that_cannot_be_read(content, message, tmp_path, refusal):
+    path = tmp_path / "data.jsonl"
+    path.write_text(content)
+    assert message in refusal(task={"kind": "questions", "path": str(path), "held_out": 1})
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (8, "evaluate.prompts = 16, but the task has 8 held-out problems"),
+        (60, "rollout.prompts = 8, but the task has 4 train problems"),
+    ],
+)
+def test_too_few_problems(held_out, message, tmp_path, refusal):
+    assert message in refusal(task=coin_questions(tmp_path, held_out=held_out))
+
+
+def test_a_prompt_longer_than_the_context_is_named(tmp_path, capfd):
+    """The fourth training problem is long; the run gets to it in its only epoch."""
+    task = coin_questions(tmp_path, count=24)
+    data = Path(task["path"])
+    rows = [json.loads(line) for line in data.read_text().splitlines()]
+    rows += [{"question": "1+" * 40 + "0=", "answer": "0"} for _ in range(9)]  # one different question
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = write_recipe(tmp_path, task=task, steps=8, evaluate={"every": 0})
+    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    err = capfd.readouterr().err
+    assert "problem" in err
+    assert "'1+1+1+1+1+1+1+1" in err
+    assert "has 82 tokens; with max_new_tokens = 10 it exceeds the model's context of 64" in err
+    assert "Shorten the prompt or lower max_new_tokens" in err
+
+
+def test_micro_batches_smaller_than_a_sequence(tmp_path, capfd):
+    recipe = write_recipe(tmp_path, update={"micro_tokens": 4}, **FEW)
+    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    err = capfd.readouterr().err
+    assert "tokens, more than update.micro_tokens = 4" in err
+    assert "Traceback" not in err
+
+
+# ---- the user's own verifier
+
+BAD_FILES = {
+    "import": ("import no_such_module\ndef score(prompt, completion):\n    return 1\n", "raised ModuleNotFoundError"),
+    "syntax": ("def score(prompt, completion:\n", "raised SyntaxError"),
+    "name": ("def scores(prompt, completion):\n    return 1\n", "no such function there; it has scores"),
+}
+
+
+@pytest.mark.parametrize("what", BAD_FILES)
+def test_a_file_of_ones_own_that_does_not_load(what, tmp_path, refusal):
+    code, message = BAD_FILES[what]
+    told = refusal(task=coin_questions(tmp_path, score=code))
+    assert message in told
+    assert "own.py:score" in told
+
+
+# one response in some twenty, by its text alone
+SOMETIMES = (
+    "import time\ndef score(prompt, completion):\n"
+    "    if sum(map(ord, completion)) % 16 == 1:\n        {}\n    return 1.0\n"
+)
+
+
+@pytest.mark.parametrize(
+    "failing", ["raise KeyError('lost')", "return float('nan')", "return 'right'", "time.sleep(9)"]
+)
+def test_a_verifier_that_fails_now_and_then_costs_those_responses_only(failing, tmp_path):
+    scoring = {"time_limit": 0.2, "max_failures": 0.5}
+    task = coin_questions(tmp_path, score=SOMETIMES.format(failing))
+    rows = read_jsonl(train(tmp_path, task=task, scoring=scoring, **FEW) / "metrics.jsonl")
+    failures = rows[0]["reward/failures"]
+    assert 0 < failures < 16
+    assert rows[0]["reward/mean"] == pytest.approx(1.0 - failures / 32)
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise KeyError('lost')", "raised KeyError: 'lost'"),
+        ("return float('nan')", "returned nan"),
+        ("import time; time.sleep(9)", "took longer than 0.3 s"),
+        ("import os; os._exit(3)", "worker died"),
+    ],
+)
+def test_a_verifier_that_always_fails_stops_the_run_with_its_first_reason(body, reason, tmp_path, capfd):
+    task = coin_questions(tmp_path, score=f"def score(prompt, completion):\n    {body}\n")
+    recipe = write_recipe(tmp_path, task=task, scoring={"time_limit": 0.3}, **FEW)
+    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    err = capfd.readouterr().err
+    assert "scoring failed for 4 of 4 responses, above scoring.max_failures = 0.1" in err
+    assert f"the first: {reason}" in err
+    assert "Traceback" not in err
+
+
+# ---- a full disk
+
+FULL = """
+import resource, signal, sys
+from recipes_for_tests import command
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from steadyrl import run
+save, calls = run.checkpoint.save, 0
+def filling(*args):
+    global calls
+    calls += 1
+    if calls == 3:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
+    save(*args)
+run.checkpoint.save = filling
+sys.exit(command(*sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up_while_saving(tmp_path):
+    """No file may grow beyond 40 kB from the third checkpoint on; its weights are larger."""
+    changes = {"task": coin_questions(tmp_path), "steps": 3, "evaluate": {"every": 0}, "checkpoints": {"every": 1}}
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, **changes)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    argv = [sys.executable, "-c", FULL, "train", str(recipe), "--run", str(run)]
+    full = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
+    assert full.returncode == 2, full.stderr
+    assert f"could not save {run / 'checkpoints' / 'step-000002'}" in full.stderr
+    assert "Earlier checkpoints are intact; make room and resume" in full.stderr
+    assert "Traceback" not in full.stderr
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-000000", "step-000001"]
+    assert command("resume", run) == 0
+    assert comparable(run) == comparable(train(tmp_path, "undisturbed", **changes))
+
+
+def test_a_disk_that_is_full_where_metrics_are_written(tmp_path, monkeypatch, capfd):
+    from steadyrl.metrics import MetricsLog
+
+    def full(self, step, metrics):
+        raise OSError(28, "No space left on device", str(tmp_path / "run" / "metrics.jsonl"))
+
+    monkeypatch.setattr(MetricsLog, "log", full)
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), **FEW)
+    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    err = capfd.readouterr().err
+    assert "No space left on device" in err
+    assert "make room and resume" in err
+
+
+def test_another_operating_system_error_is_not_hidden(tmp_path, monkeypatch):
+    from steadyrl import loop
+
+    def broken(*args):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(loop, "global_step", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        train(tmp_path, task=coin_questions(tmp_path), **FEW)
+
+
+def test_the_limit_of_the_test_above_is_not_that_of_this_process():
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+
+
+# ---- updates that are not finite
+
+BATCH_FIELDS = ["input_ids", "position_ids", "targets", "predicting", "advantages", "rollout_logprobs", "old_logprobs"]
+
+
+def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monkeypatch, capfd):
+    """Status 1: not the user's mistake. The last good weights and the batch are kept, also at a second time."""
+    changes = {"task": coin_questions(tmp_path), "steps": 9, "evaluate": {"every": 0}, "checkpoints": {"every": 2}}
+    run, good = tmp_path / "run", train(tmp_path, "good", **merged(changes, {"steps": 2}))
+    poison(monkeypatch, first=3)
+    recipe = write_recipe(tmp_path, **changes)
+    for attempt in ("train", "resume"):
+        argv = ["train", recipe, "--run", run] if attempt == "train" else ["resume", run]
+        assert status(*argv) == 1
+        err = capfd.readouterr().err
+        assert "loss or gradient was not finite for 3 updates in a row" in err
+        assert str(run / "incident") in err
+        assert "Traceback" not in err
+        poison(monkeypatch, first=1)
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["update/skipped"] for row in rows] == [0, 0, 1, 1]
+    last = load_file(good / "checkpoints" / "step-000002" / "model" / "model.safetensors")
+    kept = load_file(run / "incident" / "model" / "model.safetensors")
+    assert all(torch.equal(last[name], kept[name]) for name in last)
+    model = AutoModelForCausalLM.from_pretrained(run / "incident" / "model")
+    assert model(torch.ones(1, 3).long()).logits.isfinite().all()
+    state = json.loads((run / "incident" / "state.json").read_text())
+    assert (state["policy_version"], state["skipped_in_a_row"]) == (2, 3)
+    batch = load_file(run / "incident" / "batch.safetensors")
+    fields = {*BATCH_FIELDS, "routes"}
+    numbers = {name.split(".")[0] for name in batch}
+    assert set(batch) == {f"{number}.{field}" for number in numbers for field in fields}
+    assert batch["0.rollout_logprobs"].isnan().all()
+    assert len(batch["0.targets"]) == len(batch["0.advantages"]) == len(batch["0.old_logprobs"])
+    assert batch["0.routes"].shape == (*batch["0.input_ids"].shape, 2, 2)
+
+
+def poison(monkeypatch, *, first: int) -> None:
+    """From this rollout on (a call for 4 responses), the engine's log-probabilities are NaN."""
+    monkeypatch.undo()
+    generate, count = LocalEngine.generate, 0
+
+    def poisoned(self, prompts, *, responses, sampling, seed):
+        nonlocal count
+        out = generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
+        count += responses == 4
+        if responses != 4 or count < first:
+            return out
+        return [[replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group] for group in out]
+
+    monkeypatch.setattr(LocalEngine, "generate", poisoned)
+
+
+# ---- commands that go well
+
+
+def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    recipe = write_recipe(tmp_path, cold_start={"stages": [{"steps": 5}, {"steps": 6}]})
+    assert status("train", recipe, "--dry-run") == 0
+    out, err = capfd.readouterr()
+    assert err == ""
+    assert list(tmp_path.iterdir()) == [recipe]
+    assert "qwen3_moe, 20,064 parameters, float32 on cpu" in out
+    assert "endless training problems" in out
+    assert "up to 11 steps of 128" in out
+    assert "4 global steps × 8 prompts × 4 responses of up to 10 tokens; 1 update(s) each" in out
+    assert "minirl, replay R3" in out
+    assert "precision fp8" in out
+    memory = {line.rsplit(maxsplit=2)[0].strip(): float(line.split()[-2]) for line in out.splitlines() if "GiB" in line}
+    assert memory["AdamW's moments"] == pytest.approx(2 * memory["weights"], abs=1e-3)
+    *parts, whole = memory.values()
+    assert whole == pytest.approx(sum(parts), abs=5e-3)
+
+
+def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):
+    recipe = write_recipe(tmp_path, task={"kind": "reasoning_gym", "dataset": "chain_summ"})
+    assert status("train", recipe, "--dry-run") == 2
+    recipe = write_recipe(tmp_path, model={"config": {"hiden_size": 3}})
+    assert status("train", recipe, "--dry-run") == 2
+    assert "hiden_size" in capfd.readouterr().err
+
+
+def shown(rows) -> list[str]:
+    return [f"{r['mode']:8} {r['precision']:8} accuracy {r['accuracy']:.3f}  [{r['low']:.3f}, " for r in rows]
+
+
+@pytest.mark.parametrize("place", [".", "checkpoints/step-000002"])
+def test_eval_repeats_the_last_evaluation_of_the_run(place, finished, capfd):
+    assert status("eval", finished / place) == 0
+    lines = capfd.readouterr().out.splitlines()
+    expected = shown([row for row in read_jsonl(finished / "eval.jsonl") if row["step"] == 2])
+    assert len(lines) == len(expected) == 4
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
+
+
+def test_eval_takes_a_checkpoint_by_a_relative_path_and_flags(finished, monkeypatch, capfd):
+    monkeypatch.chdir(finished / "checkpoints")
+    assert status("eval", "step-000001", "--evaluate.samples", "3", "--evaluate.prompts", "5") == 0
+    assert "5 prompts × 3" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("checkpoints/step-000009", "has no step-000009"), ("..", "is neither a run directory nor a checkpoint of one")],
+)
+def test_eval_of_what_is_no_checkpoint(place, message, finished, capfd):
+    assert status("eval", finished / place) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_eval_of_a_run_without_checkpoints(tmp_path, capfd):
+    (tmp_path / "recipe.json").write_text(json.dumps(tree()))
+    assert status("eval", tmp_path) == 2
+    assert "has no checkpoint yet" in capfd.readouterr().err
+
+
+def test_show_draws_the_report_anew(finished, capfd):
+    path = finished / "report.html"
+    path.unlink(missing_ok=True)
+    assert status("show", finished) == 0
+    assert capfd.readouterr().out.strip() == str(path)
+    assert "<html" in path.read_text()

@@ -1,0 +1,193 @@
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from recipes_for_tests import tree
+from steadyrl.config import (
+    CISPO,
+    GRPO,
+    ChainsTask,
+    MiniRL,
+    PretrainedModel,
+    QuestionsTask,
+    ReasoningGymTask,
+    Recipe,
+    RecipeError,
+    TinyModel,
+    load,
+    resolve,
+)
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
+
+
+def refused(**changes) -> str:
+    """The message for the tiny recipe with changes."""
+    with pytest.raises(RecipeError) as error:
+        resolve(tree(**changes), source="a recipe")
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"promts": 8}}, "rollout.promts: unknown key; did you mean `prompts`?"),
+        ({"optimiser": {}}, "optimiser: unknown key; did you mean `optimizer`?"),
+        ({"model": {"famly": "qwen3"}}, "model.famly: unknown key; did you mean `family`?"),
+        ({"xyzzy": 1}, "xyzzy: unknown key"),
+        (
+            {"steps": "many"},
+            "steps: Input should be a valid integer, unable to parse string as an integer (found 'many')",
+        ),
+        (
+            {"optimizer": {"learning_rate": -1}},
+            "optimizer.learning_rate: Input should be greater than 0 (found -1)",
+        ),
+        ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate: Input should be a finite number"),
+        ({"rollout": {"responses": 1}}, "rollout.responses: Input should be greater than or equal to 2 (found 1)"),
+        ({"scoring": {"max_failures": 1.5}}, "scoring.max_failures: Input should be less than or equal to 1 (found 1."),
+        ({"update": {"replay": "R4"}}, "update.replay: Input should be 'none', 'R2' or 'R3' (found 'R4')"),
+        ({"rollout": {"prompts": 12}, "update": {"minibatches": 5}}, "use one of [1, 2, 3, 4, 6, 12]"),
+        ({"task": {"min_terms": 5, "max_terms": 3}}, "task: min_terms = 5 is above max_terms = 3"),
+        ({"cold_start": {"stages": []}}, "cold_start.stages: Tuple should have at least 1 item"),
+        (
+            {"cold_start": {"stages": [{"steps": 1}, {"steps": 1, "task": {"max_term": 3}}]}},
+            "the task of stage 2 of cold_start: max_term: unknown key; did you mean `max_terms`?",
+        ),
+        (
+            {"cold_start": {"stages": [{"steps": 1, "task": {"max_terms": "a lot"}}]}},
+            "the task of stage 1 of cold_start: max_terms: Input should be a valid integer",
+        ),
+        ({"task": {"kind": "chain"}}, "task: Input tag 'chain' found using 'kind' does not match"),
+        ({"objective": {"name": "ppo"}}, "objective: Input tag 'ppo' found using 'name' does not match"),
+        ({"sinks": ["csv"]}, "sinks.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
+    ],
+)
+def test_a_mistake_is_named_with_its_field_and_the_way_out(changes, message):
+    told = refused(**changes)
+    assert message in told
+    assert told.startswith("a recipe: 1 mistake(s) in the recipe\n  ")
+    assert len(told.splitlines()) == 2
+
+
+def test_n_that_does_not_divide_b_is_named_with_both_numbers():
+    told = refused(rollout={"prompts": 8}, update={"minibatches": 3})
+    assert "update.minibatches = 3 does not divide rollout.prompts = 8; use one of [1, 2, 4, 8]" in told
+
+
+@pytest.mark.parametrize("minibatches", [1, 2, 4, 8])
+def test_n_that_divides_b_is_taken(minibatches):
+    recipe = resolve(tree(update={"minibatches": minibatches}), source="test")
+    assert recipe.update.minibatches == minibatches
+
+
+def test_all_mistakes_are_told_at_once():
+    told = refused(steps=0, rollout={"promts": 8, "responses": 1}, optimizer={"learning_rate": "fast"})
+    assert "4 mistake(s)" in told
+    for field in ("steps", "rollout.promts", "rollout.responses", "optimizer.learning_rate"):
+        assert f"\n  {field}: " in told
+
+
+def test_a_missing_field_is_named():
+    with pytest.raises(RecipeError, match=r"\n  task: Field required"):
+        resolve({"model": {"kind": "tiny"}}, source="a recipe")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"steps = \n", r"is not valid TOML: .*line 1"),
+        (b"[rollout]\nprompts = 8\nprompts = 9\n", r"is not valid TOML: .*overwrite"),
+        (b"steps = '\xff'\n", r"cannot read the recipe .*\.toml"),
+        (None, r"cannot read the recipe .*\.toml: .*No such file"),
+    ],
+)
+def test_a_file_that_is_no_recipe(tmp_path, content, message):
+    path = tmp_path / "mine.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message):
+        load(path)
+
+
+def test_a_damaged_json_recipe(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text('{"steps": 4,')
+    with pytest.raises(RecipeError, match=r"recipe\.json is not valid JSON"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "kind"),
+    [
+        ("model", {"kind": "pretrained", "path": "somewhere"}, PretrainedModel),
+        ("model", {"kind": "tiny"}, TinyModel),
+        ("task", {"kind": "chains"}, ChainsTask),
+        ("task", {"kind": "reasoning_gym", "dataset": "chain_sum", "parameters": {"min_terms": 2}}, ReasoningGymTask),
+        ("task", {"kind": "questions", "path": "pairs.jsonl"}, QuestionsTask),
+        ("objective", {"name": "minirl", "clip": False, "weight_cap": None}, MiniRL),
+        ("objective", {"name": "grpo", "clip_low": 0.1}, GRPO),
+        ("objective", {"name": "cispo"}, CISPO),
+    ],
+)
+def test_each_variant_is_chosen_by_its_kind(section, values, kind):
+    recipe = resolve({**tree(), section: values}, source="test")
+    assert type(getattr(recipe, section)) is kind
+    assert getattr(recipe, section).model_dump().items() >= values.items()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "objective": {"name": "cispo", "clip_high": 0.5},
+            "cold_start": {"stages": [{"steps": 3, "task": {"max_terms": 4}}, {"steps": 1}], "aux_loss": 0.1},
+            "rollout": {"stop": [";", ">"]},
+            "optimizer": {"max_grad_norm": None, "learning_rate": 1.2345678901234567e-7},
+            "sinks": ["tensorboard"],
+        },
+        {"task": {"kind": "questions", "path": "a.jsonl"}},
+    ],
+)
+def test_the_resolved_json_loads_back_equal(tmp_path, changes):
+    recipe = resolve(tree(**changes), source="test")
+    path = tmp_path / "recipe.json"
+    path.write_text(recipe.model_dump_json(indent=2))
+    assert load(path) == recipe
+
+
+def test_toml_and_json_give_the_same_recipe(tmp_path):
+    text = 'steps = 3\nmodel.kind = "tiny"\n[task]\nkind = "chains"\nmax_terms = 4\n[rollout]\nstop = [";"]\n'
+    (tmp_path / "a.toml").write_text(text)
+    (tmp_path / "a.json").write_text(json.dumps(tomllib.loads(text)))
+    recipe = load(tmp_path / "a.toml")
+    assert recipe == load(tmp_path / "a.json")
+    assert (recipe.steps, recipe.task.max_terms, recipe.rollout.stop) == (3, 4, (";",))
+
+
+def test_the_defaults_are_the_papers():
+    recipe = resolve({"model": {"kind": "tiny"}, "task": {"kind": "chains"}}, source="test")
+    objective = recipe.objective
+    assert isinstance(objective, MiniRL)
+    assert (objective.clip_low, objective.clip_high, objective.weight_cap) == (0.2, 0.27, 5.0)
+    assert objective.clip
+    assert objective.importance_sampling
+    assert not objective.length_norm
+
+
+def test_a_recipe_cannot_be_changed():
+    recipe = resolve(tree(), source="test")
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.steps = 5
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_of_the_house_loads(path):
+    assert isinstance(load(path), Recipe)
+
+
+def test_there_are_recipes():
+    assert {"demo.toml", "smoke.toml"} <= {path.name for path in RECIPES}

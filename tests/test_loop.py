@@ -1,0 +1,292 @@
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, comparable, merged, train, tree
+from steadyrl.config import load, resolve
+from steadyrl.engine.local import LocalEngine
+from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, METRICS, SAMPLE_FIELDS, read_jsonl
+from steadyrl.update import learning_rate
+
+NAMES = {metric.name for metric in METRICS}
+OF_UPDATES = {name for name in NAMES if name.startswith(("staleness/", "weight/", "clip/"))}
+QUIET = {"evaluate": {"every": 0, "prompts": 8}, "checkpoints": {"every": 100}}
+"""No evaluation and no checkpoint but the first and the last."""
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run with everything on: a cold start, N=2, evaluations and checkpoints on the way."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(folder, report=True, **everything(folder))
+
+
+def everything(folder):
+    return {
+        "task": coin_questions(folder),
+        "update": {"minibatches": 2},
+        "cold_start": {"batch": 16, "check_every": 2, "aux_loss": 0.01, "stages": [{"steps": 1}, {"steps": 3}]},
+        "optimizer": {"warmup_steps": 3, "schedule": "cosine"},
+    }
+
+
+def close(one, other, rel):
+    """Rows of numbers that agree to a relative tolerance, with an absolute one of the same size for those near 0."""
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        assert a == pytest.approx(b, rel=rel, abs=rel)
+
+
+# ---- what a run leaves behind
+
+
+def test_a_run_directory_holds_its_files(whole):
+    found = {path.name for path in whole.iterdir()}
+    expected = {"recipe.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "cold_start.jsonl"}
+    assert found == expected | {"report.html", "checkpoints"}
+    assert "<html" in (whole / "report.html").read_text()
+    assert not list(whole.rglob("*.part"))
+
+
+def test_the_recipe_is_kept_resolved(whole):
+    assert load(whole / "recipe.json") == resolve(tree(**everything(whole.parent)), source="test")
+
+
+def test_every_line_of_the_metrics_has_exactly_the_documented_names(whole):
+    rows = read_jsonl(whole / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    for row in rows:
+        assert set(row) == NAMES
+        assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+
+
+def test_the_policy_version_counts_gradient_steps(whole):
+    rows = read_jsonl(whole / "metrics.jsonl")
+    assert [row["policy_version"] for row in rows] == [0, 2, 4, 6]
+    state = json.loads((whole / "checkpoints" / "step-000004" / "state.json").read_text())
+    assert state == {"step": 4, "policy_version": 8, "skipped_in_a_row": 0}
+
+
+def test_the_learning_rate_follows_the_gradient_steps(whole):
+    rows = read_jsonl(whole / "metrics.jsonl")
+    expected = [learning_rate(2 * n, peak=1e-3, total=8, warmup=3, schedule="cosine") for n in (1, 2, 3, 4)]
+    assert [row["update/learning_rate"] for row in rows] == expected
+
+
+def test_the_phases_of_a_step_add_up(whole):
+    for row in read_jsonl(whole / "metrics.jsonl"):
+        phases = ("sampling", "rewards", "scoring", "update", "sync")
+        assert 0.0 < sum(row[f"seconds/{phase}"] for phase in phases) <= row["seconds/step"]
+        sampled = row["response/length"] * 32
+        assert row["throughput/tokens_per_second"] == pytest.approx(sampled / row["seconds/step"])
+        assert row["memory/peak_gib"] > 0.05
+
+
+def test_evaluations_are_complete(whole):
+    rows = read_jsonl(whole / "eval.jsonl")
+    assert all(set(row) == {field.name for field in EVAL_FIELDS} for row in rows)
+    assert all(0.0 <= row["low"] <= row["accuracy"] <= row["high"] <= 1.0 for row in rows)
+    every = {(mode, precision) for mode in ("sampled", "greedy") for precision in ("fp8", "native")}
+    by_step = {step: [(r["mode"], r["precision"]) for r in rows if r["step"] == step] for step in (0, 2, 4)}
+    assert len(rows) == sum(map(len, by_step.values()))
+    assert set(by_step[0]) == set(by_step[4]) == every
+    assert by_step[2] == [("sampled", "fp8")]
+
+
+def test_samples_and_the_cold_start_are_written_down(whole):
+    samples = read_jsonl(whole / "samples.jsonl")
+    assert [row["step"] for row in samples] == [0] * 8 + [2] * 8 + [4] * 8
+    assert all(set(row) == {field.name for field in SAMPLE_FIELDS} for row in samples)
+    rows = read_jsonl(whole / "cold_start.jsonl")
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert [("accuracy" in row) for row in rows] == [False, True, False, True]
+    assert {name for row in rows for name in row} == {field.name for field in COLD_START_FIELDS}
+
+
+def test_the_last_two_checkpoints_are_kept_and_transformers_loads_them(whole):
+    folder = whole / "checkpoints"
+    assert sorted(path.name for path in folder.iterdir()) == ["step-000002", "step-000004"]
+    model = AutoModelForCausalLM.from_pretrained(folder / "step-000004" / "model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "step-000004" / "model")
+    ids = tokenizer("7+1=", return_tensors="pt")["input_ids"]
+    assert ids.shape == (1, 4)
+    earlier = AutoModelForCausalLM.from_pretrained(folder / "step-000002" / "model")
+    assert torch.isfinite(model(ids).logits).all()
+    assert not torch.equal(model(ids).logits, earlier(ids).logits)
+
+
+# ---- the same again, and not
+
+
+def test_the_same_recipe_gives_the_same_run(whole, tmp_path):
+    again = train(tmp_path, **everything(whole.parent))
+    assert comparable(again) == comparable(whole)
+
+
+def test_another_seed_gives_another_run(whole, tmp_path):
+    other = train(tmp_path, **everything(whole.parent), seed=1, steps=1, evaluate={"every": 0})
+    assert comparable(other)["metrics"][0] != comparable(whole)["metrics"][0]
+
+
+# ---- variants
+
+
+def test_a_dense_model_trains_without_routes(tmp_path):
+    changes = merged(DENSE, {"update": {"replay": "none"}} | QUIET | {"steps": 2})
+    run = train(tmp_path, task=coin_questions(tmp_path), **changes)
+    for row in read_jsonl(run / "metrics.jsonl"):
+        assert set(row) == NAMES - {"routes/disagreement"}
+        assert row["staleness/max"] == 1.0
+        assert row["mismatch/k3"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "replay"), [("minirl", "none"), ("minirl", "R2"), ("minirl", "R3"), ("grpo", "R3"), ("cispo", "R2")]
+)
+def test_two_updates_a_step(tmp_path, name, replay):
+    changes = {"objective": {"name": name}, "update": {"replay": replay, "minibatches": 2}, "steps": 2}
+    optimizer = {"optimizer": {"learning_rate": 1e-2}}
+    run = train(tmp_path, task=coin_questions(tmp_path), **changes, **optimizer, **QUIET)
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["policy_version"] for row in rows] == [0, 2]
+    for row in rows:
+        assert set(row) == NAMES
+        assert row["staleness/k3"] > 0.0  # the second mini-batch is off-policy
+        assert row["update/grad_norm"] > 0.0
+        assert (row["clip/high"] == 0.0) == (name == "cispo")  # which cuts weights, and masks no token
+        if name != "minirl":
+            assert (row["weight/truncated"] > 0.0) == (name == "cispo")
+
+
+def test_advantages_are_divided_by_the_deviation_for_grpo_and_not_for_minirl(tmp_path, monkeypatch):
+    seen = []
+    from steadyrl import loop
+
+    def note(groups, rewards, *, normalise):
+        seen.append(normalise)
+        return original(groups, rewards, normalise=normalise)
+
+    original = loop.with_advantages
+    monkeypatch.setattr(loop, "with_advantages", note)
+    for name in ("minirl", "grpo", "cispo"):
+        train(tmp_path, name, task=coin_questions(tmp_path), objective={"name": name}, steps=1, **QUIET)
+    assert seen == [False, True, True]
+
+
+def test_r2_and_none_are_the_same_on_policy_and_r3_is_closer_to_the_engine(tmp_path):
+    rows = {}
+    for replay in ("none", "R2", "R3"):
+        task = coin_questions(tmp_path)
+        run = train(tmp_path, replay, task=task, update={"replay": replay}, steps=1, **QUIET)
+        rows[replay] = comparable(run)["metrics"][0]
+    assert rows["none"] == pytest.approx(rows["R2"], rel=1e-4, abs=1e-5)  # as the paper says of N=1
+    assert rows["none"]["routes/disagreement"] > 0.0
+    assert rows["R3"]["mismatch/k3"] < 0.9 * rows["none"]["mismatch/k3"]
+
+
+def test_recomputing_activations_changes_nothing(tmp_path):
+    task, engine = coin_questions(tmp_path), {"precision": "native"}
+    changes = {"task": task, "engine": engine, "update": {"minibatches": 2}, "steps": 3} | QUIET
+    plain = comparable(train(tmp_path, "plain", **changes))
+    spared = comparable(train(tmp_path, "spared", **changes, hold={"activation_checkpointing": True}))
+    close(plain["metrics"], spared["metrics"], rel=1e-4)
+
+
+def test_the_size_of_the_micro_batches_changes_nothing(tmp_path):
+    changes = {"task": coin_questions(tmp_path), "engine": {"precision": "native"}, "steps": 2} | QUIET
+    large = comparable(train(tmp_path, "large", **changes))["metrics"]
+    small = comparable(train(tmp_path, "small", **changes, update={"micro_tokens": 40}))["metrics"]
+    padding = "update/padding"
+    close([r | {padding: 0} for r in large], [r | {padding: 0} for r in small], rel=1e-3)
+
+
+def test_bfloat16_runs(tmp_path):
+    changes = {"hold": {"dtype": "bfloat16"}, "update": {"minibatches": 2}, "steps": 2}
+    run = train(tmp_path, task=coin_questions(tmp_path), cold_start={"stages": [{"steps": 1}]}, **changes, **QUIET)
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["policy_version"] for row in rows] == [0, 2]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    saved = load_file(run / "checkpoints" / "step-000002" / "model" / "model.safetensors")
+    assert {value.dtype for value in saved.values()} == {torch.bfloat16}
+
+
+def test_the_cold_start_stops_once_it_is_good_enough(tmp_path):
+    cold = {"batch": 8, "stop_at": 0.0, "check_every": 3, "stages": [{"steps": 2}, {"steps": 20}]}
+    run = train(tmp_path, task=coin_questions(tmp_path), cold_start=cold, steps=1, **QUIET)
+    assert [row["step"] for row in read_jsonl(run / "cold_start.jsonl")] == [1, 2, 3]
+
+
+def test_the_cold_start_learns(tmp_path):
+    cold = {"batch": 64, "stages": [{"steps": 40, "learning_rate": 1e-2}]}
+    run = train(tmp_path, cold_start=cold, steps=1, **QUIET)
+    losses = [row["loss"] for row in read_jsonl(run / "cold_start.jsonl")]
+    assert losses[0] > 2.0
+    assert losses[-1] < 0.6 * losses[0]
+
+
+# ---- what learning looks like, and what it does when there is nothing to learn
+
+SEVENS = "def score(prompt, completion):\n    return float(completion.count('7') >= 2)\n"
+
+
+@pytest.mark.parametrize("name", ["minirl", "grpo", "cispo"])
+def test_the_reward_rises(tmp_path, name):
+    changes = {"optimizer": {"learning_rate": 1e-2}, "objective": {"name": name}, "steps": 16}
+    run = train(tmp_path, task=coin_questions(tmp_path, score=SEVENS), **changes, **QUIET)
+    rewards = [row["reward/mean"] for row in read_jsonl(run / "metrics.jsonl")]
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
+    accuracies = {row["step"]: row["accuracy"] for row in read_jsonl(run / "eval.jsonl") if row["mode"] == "sampled"}
+    assert accuracies[16] > accuracies[0] + 0.3
+
+
+def test_equal_rewards_leave_the_weights_alone(tmp_path):
+    task = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 0.5\n")
+    run = train(tmp_path, task=task, steps=2, optimizer={"weight_decay": 0.1}, **QUIET)
+    for row in read_jsonl(run / "metrics.jsonl"):
+        assert set(row) == NAMES - OF_UPDATES
+        assert row["policy_version"] == 0
+        assert row["reward/uniform_groups"] == 1.0
+        assert row["reward/mean"] == 0.5
+        assert row["reward/accuracy"] == 0.0
+        assert row["update/objective"] == row["update/grad_norm"] == row["update/skipped"] == 0
+    first, last = (load_file(p / "model" / "model.safetensors") for p in sorted((run / "checkpoints").iterdir()))
+    assert all(torch.equal(first[name], last[name]) for name in first)
+
+
+def test_one_update_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
+    poison_rollouts(monkeypatch, steps={2})
+    run = train(tmp_path, task=coin_questions(tmp_path, score=COIN), steps=4, **QUIET)
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [row["update/skipped"] for row in rows] == [0, 1, 0, 0]
+    assert [row["policy_version"] for row in rows] == [0, 1, 1, 2]
+    assert rows[1]["mismatch/k3"] is None  # JSON has no NaN
+    assert all(math.isfinite(row["update/grad_norm"]) for row in rows)
+    assert not (run / "incident").exists()
+
+
+def poison_rollouts(monkeypatch, *, steps):
+    """The engine's log-probabilities are NaN in these of its rollouts, which are the calls for 4 responses."""
+    generate, count = LocalEngine.generate, 0
+
+    def poisoned(self, prompts, *, responses, sampling, seed):
+        nonlocal count
+        out = generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
+        count += responses == 4
+        if responses != 4 or count not in steps:
+            return out
+        return [[replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group] for group in out]
+
+    monkeypatch.setattr(LocalEngine, "generate", poisoned)
+
+
+def test_machine_metrics_are_the_only_ones_left_out_of_comparisons():
+    assert {name for name in NAMES if name.startswith(MACHINE)} == {
+        *(f"seconds/{phase}" for phase in ("sampling", "rewards", "scoring", "update", "sync", "step")),
+        "throughput/tokens_per_second",
+        "memory/peak_gib",
+    }

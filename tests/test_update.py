@@ -1,0 +1,410 @@
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from builders import dense_policy, random_ids, tiny_policy
+from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
+from steadyrl.engine.local import LocalEngine
+from steadyrl.model.loading import Policy
+from steadyrl.model.packing import pack_responses
+from steadyrl.types import Completion, Response, Sampling
+from steadyrl.update import Outcome, Scored, learning_rate, score_old, scoring_metrics, update, update_metrics
+
+PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]
+RESPONSES = 4
+TEMPERATURE = 0.8
+
+
+def roll_out(policy: Policy, *, precision: str = "fp8", tokens: int = 12) -> list[list[Completion]]:
+    """Four responses to each of four prompts, of different lengths: token 1 ends one."""
+    engine = LocalEngine(policy.model, end_tokens={1, 5, 9}, precision=precision)
+    sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=tokens)
+    return engine.generate(PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
+
+
+def scored_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()) -> list[list[Response]]:
+    """Responses with made-up advantages; those of the groups in `resting` are all zero."""
+    draw = torch.Generator().manual_seed(11)
+    out = []
+    for number, (prompt, group) in enumerate(zip(PROMPTS, groups, strict=False)):
+        rewards = torch.rand(len(group), generator=draw)
+        advantages = torch.zeros(len(group)) if number in resting else rewards - rewards.mean()
+        out.append(
+            [
+                Response(
+                    prompt_ids=prompt,
+                    completion=completion,
+                    advantage=advantage,
+                    group_tokens=sum(len(c.token_ids) for c in group),
+                )
+                for completion, advantage in zip(group, advantages.tolist(), strict=True)
+            ]
+        )
+    return out
+
+
+def score_minibatch(
+    policy: Policy, groups: Sequence[Sequence[Response]], *, mode: str, micro_tokens: int = 4096
+) -> list[Scored]:
+    flat = [response for group in groups for response in group]
+    micros = pack_responses(flat, micro_tokens=micro_tokens, one_per_row=False, device=policy.device)
+    return [score_old(policy, micro, mode=mode, temperature=TEMPERATURE) for micro in micros]
+
+
+def take_update(
+    policy: Policy,
+    minibatch: Sequence[Scored],
+    *,
+    groups: int,
+    optimizer: torch.optim.Optimizer | None = None,
+    objective: Objective | None = None,
+    lr: float = 0.0,
+    max_grad_norm: float | None = None,
+) -> Outcome | None:
+    return update(
+        policy,
+        optimizer or torch.optim.SGD(policy.model.parameters(), lr=lr),
+        objective or MiniRL(),
+        minibatch,
+        responses=groups * RESPONSES,
+        groups=groups,
+        temperature=TEMPERATURE,
+        max_grad_norm=max_grad_norm,
+    )
+
+
+def gradient(policy: Policy) -> Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+
+
+def weights(policy: Policy) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in policy.model.state_dict().items()}
+
+
+def experts_modules(policy: Policy) -> list[nn.Module]:
+    return [m for m in policy.model.modules() if hasattr(type(m), "_apply_gate")]
+
+
+@contextmanager
+def experts_used(policy: Policy) -> Iterator[list[list[Tensor]]]:
+    """What reaches each layer's experts: one list per layer, one [positions, slots] per forward."""
+    seen: list[list[Tensor]] = [[] for _ in experts_modules(policy)]
+    hooks = []
+    for layer, module in enumerate(experts_modules(policy)):
+
+        def note(module: nn.Module, args: tuple[Tensor, ...], layer: int = layer) -> None:
+            seen[layer].append(args[1].detach().clone())
+
+        hooks.append(module.register_forward_pre_hook(note))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def agreement(used: Sequence[Sequence[Tensor]], routes: Sequence[Tensor]) -> float:
+    """Share of fed (position, layer) pairs whose experts are those of `routes`, one tensor per forward."""
+    equal = []
+    for forward, expected in enumerate(routes):
+        flat = expected.reshape(-1, *expected.shape[-2:])
+        fed = flat[:, 0, 0] != torch.iinfo(flat.dtype).max
+        for layer, calls in enumerate(used):
+            equal.append((calls[forward][fed] == flat[fed, layer].long()).all(dim=-1))
+    return torch.cat(equal).float().mean().item()
+
+
+# ---- the learning rate, by hand
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("constant", 0, [1.0, 1.0, 1.0, 1.0]),
+        ("constant", 2, [0.5, 1.0, 1.0, 1.0]),
+        ("linear", 0, [1.0, 0.75, 0.5, 0.25]),
+        ("linear", 2, [0.5, 1.0, 1.0, 0.5]),
+        ("cosine", 0, [1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2]),
+        ("cosine", 1, [1.0, 1.0, 0.75, 0.25]),
+        ("linear", 4, [0.25, 0.5, 0.75, 1.0]),
+        ("cosine", 9, [1 / 9, 2 / 9, 3 / 9, 4 / 9]),
+    ],
+)
+def test_learning_rate_by_hand(schedule, warmup, expected):
+    found = [learning_rate(step, peak=1.0, total=4, warmup=warmup, schedule=schedule) for step in (1, 2, 3, 4)]
+    assert found == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_a_schedule_would_reach_zero_just_after_the_last_step(schedule):
+    rates = [learning_rate(step, peak=3e-4, total=50, warmup=10, schedule=schedule) for step in range(1, 52)]
+    assert rates[9] == rates[10] == max(rates) == 3e-4
+    assert all(before > after for before, after in pairwise(rates[10:]))
+    assert rates[49] > 0.0
+    assert rates[50] == pytest.approx(0.0, abs=1e-12)
+
+
+# ---- the ratio to π_old
+
+
+@pytest.mark.parametrize("mode", ["none", "R2", "R3"])
+@pytest.mark.parametrize("micro_tokens", [64, 4096])
+def test_the_first_ratio_to_the_old_policy_is_exactly_one(mode, micro_tokens):
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy))
+    scored = score_minibatch(policy, groups, mode=mode, micro_tokens=micro_tokens)
+    metrics = update_metrics([take_update(policy, scored, groups=4, lr=0.1)])
+    assert metrics["staleness/max"] == 1.0
+    assert metrics["staleness/mean"] == 1.0
+    assert metrics["staleness/k3"] == 0.0
+    assert metrics["clip/low"] == metrics["clip/high"] == 0.0
+
+
+@pytest.mark.parametrize("mode", ["none", "R2", "R3"])
+def test_only_the_first_of_two_minibatches_is_on_policy(mode):
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy))
+    parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+    first, second = (take_update(policy, part, groups=2, lr=0.1) for part in parts)
+    assert update_metrics([first])["staleness/k3"] == 0.0
+    assert update_metrics([first])["staleness/max"] == 1.0
+    assert update_metrics([second])["staleness/k3"] > 1e-6
+
+
+# ---- Routing Replay
+
+
+def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[Scored]]]:
+    """N=2 with a first update that moves routes; how far the θ_old pass and the second update took e^μ and `replayed`.
+
+    Returns:
+        Agreement of the θ_old pass with the rollout's routes; of the second update with the trainer's θ_old routes,
+        or under R3 the rollout's; and the mini-batches.
+    """
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy))
+    with experts_used(policy) as used:
+        parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+    rollout = agreement(used, [s.micro.batch.routes for part in parts for s in part])
+    take_update(policy, parts[0], groups=2, lr=lr)
+    with experts_used(policy) as used:
+        take_update(policy, parts[1], groups=2, lr=0.0)
+    wanted = [s.micro.batch.routes if mode == "R3" else s.preferred for s in parts[1]]
+    return rollout, agreement(used, wanted), parts
+
+
+def test_without_replay_the_experts_change_between_engines_and_after_an_update():
+    rollout, later, parts = two_minibatches("none", lr=0.5)
+    assert 0.5 < rollout < 0.995
+    assert later < 0.995
+    assert all(s.replayed is None for part in parts for s in part)
+
+
+def test_r2_replays_the_trainers_own_experts_of_the_old_pass():
+    rollout, later, parts = two_minibatches("R2", lr=0.5)
+    assert 0.5 < rollout < 0.995  # the θ_old pass routes by itself
+    assert later == 1.0
+    assert all(s.replayed is s.preferred for part in parts for s in part)
+
+
+def test_r3_replays_the_rollouts_experts_in_the_old_pass_and_in_the_updates():
+    rollout, later, parts = two_minibatches("R3", lr=0.5)
+    assert rollout == 1.0
+    assert later == 1.0
+    assert all(s.replayed is s.micro.batch.routes for part in parts for s in part)
+
+
+def test_r3_brings_the_engines_closer():
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy, tokens=48))
+    found = {mode: scoring_metrics(score_minibatch(policy, groups, mode=mode)) for mode in ("none", "R2", "R3")}
+    tokens = sum(len(r.completion.token_ids) for group in groups for r in group)
+    assert tokens > 200
+    assert found["none"]["routes/disagreement"] > 0.02
+    assert found["R3"]["mismatch/k3"] < 0.8 * found["none"]["mismatch/k3"]
+    assert found["R3"]["mismatch/abs_mean"] < 0.9 * found["none"]["mismatch/abs_mean"]
+    assert found["R2"] == found["none"]  # R2 does not touch the discrepancy
+
+
+def test_equal_engines_do_not_disagree():
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy, precision="native"))
+    metrics = scoring_metrics(score_minibatch(policy, groups, mode="none"))
+    assert metrics["mismatch/abs_max"] < 1e-4
+    assert metrics["routes/disagreement"] == 0.0
+
+
+def test_r3_refuses_a_rollout_without_routes():
+    policy = tiny_policy()
+    groups = [[replace(c, routes=None) for c in group] for group in roll_out(policy)]
+    with pytest.raises(ValueError, match=r'update\.replay = "R3" needs the routes of the rollout'):
+        score_minibatch(policy, scored_responses(groups), mode="R3")
+
+
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_recomputed_activations_take_the_replayed_experts_too(mode):
+    found = []
+    for recompute in (False, True):
+        policy = tiny_policy()
+        groups = scored_responses(roll_out(policy))
+        if recompute:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.model.train()
+        parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+        take_update(policy, parts[0], groups=2, lr=0.5)
+        with experts_used(policy) as used:
+            take_update(policy, parts[1], groups=2)
+        assert [len(calls) for calls in used] == [2 if recompute else 1] * 2
+        assert agreement(used, [parts[1][0].replayed] * len(used[0])) == 1.0
+        found.append(gradient(policy))
+    torch.testing.assert_close(found[0], found[1], atol=1e-5, rtol=1e-4)
+
+
+def test_a_dense_model_has_no_routes():
+    policy = dense_policy()
+    groups = scored_responses(roll_out(policy))
+    scored = score_minibatch(policy, groups, mode="none")
+    assert "routes/disagreement" not in scoring_metrics(scored)
+    outcome = take_update(policy, scored, groups=4)
+    assert outcome is not None
+    assert outcome.finite
+
+
+# ---- one gradient step
+
+
+@pytest.mark.parametrize("objective", [MiniRL(), MiniRL(length_norm=True), GRPO(), CISPO()], ids=type)
+def test_the_gradient_does_not_depend_on_the_micro_batches(objective):
+    found, counts = [], []
+    for micro_tokens in (4096, 60, 24):
+        policy = tiny_policy()
+        groups = scored_responses(roll_out(policy), resting=[2])
+        scored = score_minibatch(policy, groups, mode="R3", micro_tokens=micro_tokens)
+        outcome = take_update(policy, scored, groups=4, objective=objective)
+        assert outcome is not None
+        counts.append(len(outcome.traces))
+        found.append((gradient(policy), outcome.objective, outcome.grad_norm))
+    assert counts[0] == 1
+    assert counts[2] > counts[1] > 2
+    for grad, value, norm in found[1:]:
+        torch.testing.assert_close(grad, found[0][0], atol=1e-5, rtol=0.0)
+        assert value == pytest.approx(found[0][1], abs=1e-5)
+        assert norm == pytest.approx(found[0][2], rel=1e-4)
+    assert found[0][2] == pytest.approx(float(found[0][0].norm()), rel=1e-4)
+
+
+def test_the_gradient_is_that_of_the_objective_written_out():
+    """∇J of eq. 7 on-policy without mismatch: the mean over responses of Σ_t min(π/μ, 5) Â ∇log π."""
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy))
+    outcome = take_update(policy, score_minibatch(policy, groups, mode="none"), groups=4)
+    found = gradient(policy)
+    policy.model.zero_grad()
+    total = torch.zeros(())
+    for response in (r for group in groups for r in group):
+        ids = torch.tensor([[*response.prompt_ids, *response.completion.token_ids]])
+        logits = policy.model(input_ids=ids).logits[0, len(response.prompt_ids) - 1 : -1] / TEMPERATURE
+        chosen = ids[0, len(response.prompt_ids) :, None]
+        logprobs = logits.log_softmax(dim=-1).gather(1, chosen).squeeze(1)
+        weight = (logprobs.detach() - response.completion.logprobs).exp().clamp(max=5.0)
+        total = total + (weight * response.advantage * logprobs).sum() / 16
+    (-total).backward()
+    torch.testing.assert_close(found, gradient(policy), atol=1e-5, rtol=1e-3)
+    assert outcome is not None
+    assert outcome.objective == pytest.approx(float(total.detach()), abs=1e-4)
+
+
+def test_responses_without_advantage_are_skipped_but_counted():
+    """Two groups of four rest: half of the responses, so half the gradient of the other two alone."""
+    found, forwards = [], []
+    for resting, kept, groups in (([2, 3], slice(None), 4), ([], slice(2), 2)):
+        policy = tiny_policy()
+        batch = scored_responses(roll_out(policy), resting=resting)[kept]
+        scored = score_minibatch(policy, batch, mode="R3")
+        with experts_used(policy) as used:
+            outcome = take_update(policy, scored, groups=groups)
+        assert outcome is not None
+        forwards.append(len(used[0]))
+        found.append(gradient(policy))
+    assert forwards == [1, 1]
+    torch.testing.assert_close(2.0 * found[0], found[1], atol=1e-5, rtol=0.0)
+
+
+def test_a_batch_of_equal_rewards_moves_nothing():
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy), resting=[0, 1, 2, 3])
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.1, weight_decay=0.1)
+    before = weights(policy)
+    scored = score_minibatch(policy, groups, mode="R3")
+    outcome = take_update(policy, scored, groups=4, optimizer=optimizer)
+    assert outcome is None
+    assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
+    assert not optimizer.state
+    metrics = update_metrics([outcome])
+    assert metrics == {"update/objective": 0.0, "update/grad_norm": 0.0, "update/skipped": 0}
+    assert scoring_metrics(scored)["mismatch/k3"] > 0.0  # still measured
+
+
+def test_the_gradient_is_scaled_down_to_its_limit():
+    policy = tiny_policy()
+    scored = score_minibatch(policy, scored_responses(roll_out(policy)), mode="R3")
+    free = take_update(policy, scored, groups=4)
+    assert free is not None
+    limit = free.grad_norm / 3
+    bounded = take_update(policy, scored, groups=4, max_grad_norm=limit)
+    assert bounded is not None
+    assert bounded.grad_norm == pytest.approx(free.grad_norm, rel=1e-5)
+    assert float(gradient(policy).norm()) == pytest.approx(limit, rel=1e-3)
+
+
+# ---- numbers that are none
+
+
+def with_planted(groups: list[list[Completion]], value: float) -> list[list[Completion]]:
+    """One log-probability of the rollout is `value`."""
+    first = groups[0][0]
+    logprobs = first.logprobs.clone()
+    logprobs[0] = value
+    return [[replace(first, logprobs=logprobs), *groups[0][1:]], *groups[1:]]
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_an_update_that_is_not_finite_is_skipped_and_counted(value):
+    policy = tiny_policy()
+    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-5)  # too small a step for the clip to mask it
+    healthy = roll_out(policy)
+    good = score_minibatch(policy, scored_responses(healthy), mode="R3")
+    bad = score_minibatch(policy, scored_responses(with_planted(healthy, value)), mode="R3")
+    objective = MiniRL(weight_cap=None)
+    one = take_update(policy, good, groups=4, optimizer=optimizer, objective=objective)
+    before, moments = weights(policy), [{k: v.clone() for k, v in s.items()} for s in optimizer.state.values()]
+    two = take_update(policy, bad, groups=4, optimizer=optimizer, objective=objective)
+    assert one is not None
+    assert two is not None
+    assert (one.finite, two.finite) == (True, False)
+    assert all(torch.equal(v, before[name]) for name, v in policy.model.state_dict().items())
+    for then, now in zip(moments, optimizer.state.values(), strict=True):
+        assert all(torch.equal(then[k], now[k]) for k in then)
+    metrics = update_metrics([one, two])
+    assert metrics["update/skipped"] == 1
+    assert metrics["update/objective"] == one.objective
+    assert metrics["update/grad_norm"] == one.grad_norm
+    three = take_update(policy, good, groups=4, optimizer=optimizer, objective=objective)
+    assert three is not None
+    assert three.finite  # nothing of the skipped gradient is left behind
+
+
+def test_the_cap_and_the_limit_on_the_norm_do_not_hide_a_nan():
+    policy = tiny_policy()
+    bad = score_minibatch(policy, scored_responses(with_planted(roll_out(policy), math.nan)), mode="none")
+    before = weights(policy)
+    outcome = take_update(policy, bad, groups=4, lr=1.0, max_grad_norm=1.0)
+    assert outcome is not None
+    assert not outcome.finite
+    assert all(torch.equal(v, before[name]) for name, v in policy.model.state_dict().items())
