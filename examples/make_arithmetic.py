@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-PAIRS = 600
+PAIRS = 4000
 TARGET = Path(__file__).with_name("arithmetic.jsonl")
 
 

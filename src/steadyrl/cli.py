@@ -6,7 +6,7 @@ import errno
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
@@ -118,10 +118,15 @@ def show_command(argv: list[str]) -> int:
     """`steadyrl show RUN`."""
     parser = argparse.ArgumentParser("steadyrl show", description="Draw the report of a run anew and say where it is.")
     parser.add_argument("run", type=Path, help="run directory, also of a run in progress")
+    parser.add_argument("--picture", type=Path, help="also write one wide picture (SVG) to this file")
     options = parser.parse_args(argv)
-    from steadyrl.report import write_report
+    from steadyrl.report import figure_overview, write_report
 
-    print(write_report(options.run))
+    report = write_report(options.run)
+    if options.picture is not None:
+        figure_overview(options.run, options.picture)
+    _print_accuracy(options.run)
+    print(f"the report is {report}")
     return 0
 
 
@@ -164,7 +169,9 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
             run.close()
     if not taken:
         print(f"all {recipe.steps} steps had been taken; nothing was left to train")
-    _print_outcome(run.path, time.monotonic() - started)
+    _print_accuracy(run.path)
+    seconds = time.monotonic() - started
+    print(f"{seconds:.0f} s; the run is in {run.path}, its report is {run.path / 'report.html'}")
     return 0
 
 
@@ -206,29 +213,28 @@ def _checkpoint(path: Path) -> tuple[Path, Recipe]:
 
 def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
-        print(
-            f"{row['mode']:8} {row['precision']:8} accuracy {row['accuracy']:.3f}  "
-            f"[{row['low']:.3f}, {row['high']:.3f}]  {row['prompts']} prompts × {row['samples']}"
-        )
+        size = f"{row['prompts']} prompts × {row['samples']}"
+        print(f"{row['mode']:8} {row['precision']:8} accuracy {_with_interval(row)}  {size}")
 
 
-def _print_outcome(path: Path, seconds: float) -> None:
+def _print_accuracy(path: Path) -> None:
+    """Held-out accuracy before and now, of every mode and precision that was looked at both times."""
     from steadyrl.metrics import read_jsonl
 
-    rows = read_jsonl(path / "eval.jsonl")
+    rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
+    if not rows:
+        print("no evaluation yet")
+        return
     last = max(row["step"] for row in rows)
     print(f"held-out accuracy, step 0 → step {last}, with 95% intervals")
+    first = {(row["mode"], row["precision"]): row for row in rows if row["step"] == 0}
     for after in (row for row in rows if row["step"] == last):
-        same = [
-            r for r in rows if r["step"] == 0 and (r["mode"], r["precision"]) == (after["mode"], after["precision"])
-        ]
-        for before in same:
-            print(
-                f"  {after['mode']:8} {after['precision']:8} "
-                f"{before['accuracy']:.3f} [{before['low']:.3f}, {before['high']:.3f}] → "
-                f"{after['accuracy']:.3f} [{after['low']:.3f}, {after['high']:.3f}]"
-            )
-    print(f"{seconds:.0f} s; the run is in {path}, its report is {path / 'report.html'}")
+        if before := first.get((after["mode"], after["precision"])):
+            print(f"  {after['mode']:8} {after['precision']:8} {_with_interval(before)} → {_with_interval(after)}")
+
+
+def _with_interval(row: Mapping[str, Any]) -> str:
+    return f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
 
 
 if __name__ == "__main__":

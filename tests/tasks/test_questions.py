@@ -128,8 +128,8 @@ def test_the_example_recipe_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     score = "examples/score_exact.py:score"
     task = questions("examples/arithmetic.jsonl", solution="solution", score=score, held_out=100)
-    assert (task.size("train"), task.size("held_out")) == (500, 100)
-    for index in range(500):
+    assert (task.size("train"), task.size("held_out")) == (3900, 100)
+    for index in range(3900):
         example = task.example("train", index)
         assert task.score("train", index, example.solution) == 1.0
         assert task.score("train", index, example.solution + "0") == 0.0
