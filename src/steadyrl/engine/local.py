@@ -17,7 +17,7 @@ from steadyrl.engine.precision import quantise_activations, quantised_weights, r
 from steadyrl.model.decoding import reserved_cache, use_single_query_attention
 from steadyrl.model.loading import head_of
 from steadyrl.model.routing import Recorder, is_moe, record
-from steadyrl.types import Completion, Sampling
+from steadyrl.types import Completion, Routes, Sampling
 
 COMPACT_BELOW = 0.8
 """Ended sequences are dropped from the batch, a copy of the cache, once fewer than this share are alive."""
@@ -173,11 +173,11 @@ class _Wave:
         positions = (self._mask[:, : self._longest].cumsum(dim=1) - 1).clamp(min=0)
         logits = self._forward(self._prompts, positions, self._longest)
         if self._recorder is not None:
-            routes = self._recorder.routes()
+            routes = _writable(self._recorder.routes())
             self._prompt_routes = routes.view(len(self._prompts), self._longest, *routes.shape[1:])
             shape = (len(self.rows), self._ids.shape[1] - 1, *routes.shape[1:])
             self._step_routes = routes.new_zeros(shape)
-        self._cache.batch_repeat_interleave(self._n)
+        self._cache.reorder_cache(torch.arange(len(self._prompts), device=self.rows.device).repeat_interleave(self._n))
         self._mask = self._mask.repeat_interleave(self._n, dim=0)
         self._next = positions[:, -1].repeat_interleave(self._n) + 1
         return logits.repeat_interleave(self._n, dim=0)
@@ -196,7 +196,7 @@ class _Wave:
         alive = int(self._alive.sum())
         if 0 < alive < COMPACT_BELOW * len(self.rows):
             chosen = self._alive.nonzero().squeeze(1)
-            self._cache.batch_select_indices(chosen)
+            self._cache.reorder_cache(chosen)
             self.rows, self._mask, self._next = self.rows[chosen], self._mask[chosen], self._next[chosen]
             self._alive = self._alive[chosen]
         return alive > 0
@@ -206,7 +206,7 @@ class _Wave:
         logits = self._forward(self._ids[self.rows, t, None], self._next[:, None], self._longest + t + 1)
         self._next = self._next + 1
         if self._recorder is not None and self._step_routes is not None:
-            self._step_routes[self.rows, t] = self._recorder.routes()
+            self._step_routes[self.rows, t] = _writable(self._recorder.routes())
         return logits
 
     def _forward(self, ids: Int[Tensor, "rows fed"], positions: Tensor, seen: int) -> Tensor:
@@ -245,7 +245,8 @@ class _Wave:
         if self._prompt_routes is None or self._step_routes is None:
             return None
         own = self._prompt_routes[prompt, self._longest - self._prompt_lengths[prompt] :]
-        return torch.cat([own, self._step_routes[row, : length - 1]]).cpu()
+        routes = torch.cat([own, self._step_routes[row, : length - 1]]).cpu()
+        return routes.view(torch.uint8 if routes.dtype == torch.int8 else torch.uint16)
 
 
 def sample(
@@ -275,6 +276,11 @@ def _truncate(logprobs: Tensor, *, top_k: int, top_p: float) -> Tensor:
     before = ordered.exp().cumsum(dim=-1) - ordered.exp()
     ordered = torch.log_softmax(ordered.masked_fill((before >= top_p) & (rank > 0), -torch.inf), dim=-1)
     return torch.empty_like(logprobs).scatter_(1, order, ordered)
+
+
+def _writable(routes: Routes) -> Tensor:
+    """The same bytes as signed integers, which torch can index into; it cannot with 16 unsigned bits."""
+    return routes.view(torch.int8 if routes.dtype == torch.uint8 else torch.int16)
 
 
 def _pad_left(

@@ -36,14 +36,9 @@ class ReservedLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._room)
         return self.keys, self.values
 
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each sequence; the room is reserved anew at the next update."""
-        super().batch_repeat_interleave(repeats)
-        self._room = None
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some sequences; the room is reserved anew at the next update."""
-        super().batch_select_indices(indices)
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take these rows, in this order, some perhaps twice; the room is reserved anew at the next update."""
+        super().reorder_cache(beam_idx)
         self._room = None
 
     def _reserve(self, held: Tensor) -> Tensor:

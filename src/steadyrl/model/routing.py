@@ -59,8 +59,6 @@ class Recorder:
     def __init__(self, layers: int, experts: int):
         self._chosen: list[Tensor | None] = [None] * layers
         self._dtype = route_dtype(experts)
-        self.replayed_scores: list[Tensor | None] = [None] * layers
-        """Router scores at the experts replayed in the latest forward, by layer."""
 
     def routes(self) -> Routes:
         """Choices of the latest forward, as [positions, layers, slots], positions in row-major order.
@@ -118,27 +116,44 @@ def check_replay(model: PreTrainedModel) -> None:
     """Hold a model against what replay rests on, in two forwards of a few positions.
 
     Raises:
-        RoutingError: the model is dense; a block's choice is not seen; or scores are masked before the choice (as
-            group-limited routers may do), so that a foreign expert would get no gate weight and no gradient.
+        RoutingError: the model is dense; a block's choice is not seen; or a replayed expert gets no gate weight, as
+            where scores are masked before the choice (some group-limited routers), and so would get no gradient.
     """
     name = type(model).__name__
-    if not is_moe(model):
+    blocks = moe_blocks(model)
+    if not blocks:
         raise RoutingError(f"{name} is dense: it has no experts to replay")
     ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
     with record(model) as recorder:
         model.base_model(input_ids=ids, use_cache=False)
         natural = recorder.routes()
-    experts = torch.tensor([count for _, count in moe_blocks(model)], device=model.device)[:, None]
+    counts = torch.tensor([count for _, count in blocks], device=model.device)[:, None]
     positions = torch.arange(len(natural), device=model.device)[:, None, None]
-    foreign = ((natural.int() + positions) % experts).to(natural.dtype)  # shifted alike: the slots stay distinct
-    with replay(model, foreign) as recorder:
+    foreign = ((natural.int() + positions) % counts).to(natural.dtype)  # shifted alike: the slots stay distinct
+    with _gate_weights(model) as weights, replay(model, foreign):
         model.base_model(input_ids=ids, use_cache=False)
-    for layer, scores in enumerate(recorder.replayed_scores):
-        if scores is None or bool(((scores == 0) | scores.isinf()).any()):
+    for layer, gates in enumerate(weights):
+        if bool((gates == 0).any()):
             raise RoutingError(
-                f"{name}, mixture-of-experts layer {layer}: the router masks scores before it chooses, so a replayed "
-                "expert outside its own groups would get no weight and no gradient. Replay is refused for it"
+                f"{name}, mixture-of-experts layer {layer}: a replayed expert gets no gate weight, because the router "
+                "masks its scores before it chooses; it would get no gradient either. Replay is refused"
             )
+
+
+@contextmanager
+def _gate_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """What the experts modules are handed as gate weights, one [positions, slots] a layer, in forward order."""
+    seen: list[Tensor] = []
+
+    def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.append(args[2] if len(args) > 2 else kwargs["top_k_weights"])
+
+    hooks = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in model.modules() if is_experts(m)]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
@@ -186,9 +201,7 @@ class _Choice(TorchFunctionMode):
         if self.choice is None:
             return out
         indices = self._replayed(native)
-        chosen = scores.gather(-1, indices)
-        self.recorder.replayed_scores[self.layer] = chosen.detach()
-        return TopK((chosen, indices))
+        return TopK((scores.gather(-1, indices), indices))
 
     def _replayed(self, native: Tensor) -> Tensor:
         """The choice to replay, as indices; the native one at sentinel rows."""
