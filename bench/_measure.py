@@ -6,6 +6,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,17 @@ def seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+def peak_gib() -> float:
+    """Peak memory of this process since its program was loaded, in GiB.
+
+    `getrusage` will not do: it starts from the memory of the process that this one was forked from.
+    """
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 2**20
+    raise OSError("/proc/self/status has no VmHWM: peak memory is measured on Linux only")
 
 
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:

@@ -3,16 +3,15 @@
 Time of forward and backward, alternating; peak memory of each in a process of its own, above what its inputs take.
 """
 
-import resource
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable
 
 import torch
-from _measure import alternate, median_ratio, show
 from torch import Tensor
 
+from _measure import alternate, median_ratio, peak_gib, show
 from steadyrl.model.logprobs import Head, token_logprobs
 
 VOCABULARY, TOKENS, ROUNDS = 151_936, 2048, 5
@@ -58,9 +57,9 @@ def measure_peak(way: str, width: int) -> None:
     """Print the growth of this process's peak memory over one step."""
     tensors = inputs(width)
     tensors[1].grad = torch.ones_like(tensors[1])  # every way needs this one: it belongs to the inputs
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_gib()
     step(way, tensors)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    print(peak_gib() - before)
 
 
 def main() -> None:

@@ -7,8 +7,8 @@ import random
 import statistics
 
 import torch
-from _measure import alternate, median_ratio, show
 
+from _measure import alternate, median_ratio, show
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.types import Sampling

@@ -5,7 +5,6 @@ one, so the two alternate in one process. Peak memory comes from a process for e
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from _measure import median_ratio, show
 from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
+from _measure import median_ratio, peak_gib, show
 from steadyrl.config import resolve
 from steadyrl.loop import Progress, global_step
 from steadyrl.run import Run
@@ -145,7 +144,7 @@ def measure_peak(which: str) -> None:
             with our_session(Path(name)) as (_, our_step):
                 our_step()
                 our_step()
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+    print(peak_gib())
 
 
 def main() -> None:
@@ -154,7 +153,7 @@ def main() -> None:
         callback = Alternating(our_step)
         trainer = trl_trainer(Path(name), callback, STEPS + 1)
         trainer.train()
-        their_length = statistics.mean(trainer._metrics["train"]["completions/mean_length"][1:])
+        their_length = trainer.state.log_history[-1]["completions/mean_length"]
     ours, theirs = callback.ours[1:], callback.theirs[1:]
     ratio = median_ratio(ours, theirs)
     our_peak, their_peak = peak("ours"), peak("trl")

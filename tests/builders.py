@@ -41,6 +41,9 @@ FAMILIES = {  # of mixtures of experts
     "glm4_moe": ROUTED | {"first_k_dense_replace": 0},
     "deepseek_v3": ROUTED | LATENT | {"first_k_dense_replace": 0, "n_group": 4, "topk_group": 2},
     "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 2},
+    "qwen3_next": MOE  # its first layer carries a recurrent state
+    | {"shared_expert_intermediate_size": 16, "layer_types": ["linear_attention", "full_attention"]}
+    | {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8},
 }
 
 

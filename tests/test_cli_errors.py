@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
 from steadyrl.cli import main
+from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.metrics import read_jsonl
+from steadyrl.tasks import build_task
 
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
 
@@ -265,27 +268,39 @@ def test_too_few_problems(held_out, message, tmp_path, refusal):
     assert message in refusal(task=coin_questions(tmp_path, held_out=held_out))
 
 
+LONG = "1+" * 42 + "0="  # its hash keeps it out of the 16 that are held out
+
+
 def test_a_prompt_longer_than_the_context_is_named(tmp_path, capfd):
-    """The fourth training problem is long; the run gets to it in its only epoch."""
+    """One training problem is long; the run gets to it within its first epochs."""
     task = coin_questions(tmp_path, count=24)
     data = Path(task["path"])
     rows = [json.loads(line) for line in data.read_text().splitlines()]
-    rows += [{"question": "1+" * 40 + "0=", "answer": "0"} for _ in range(9)]  # one different question
+    rows.append({"question": LONG, "answer": "0"})
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = write_recipe(tmp_path, task=task, steps=8, evaluate={"every": 0})
     assert status("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
-    assert "problem" in err
-    assert "'1+1+1+1+1+1+1+1" in err
-    assert "has 82 tokens; with max_new_tokens = 10 it exceeds the model's context of 64" in err
+    named = re.search(r"train problem (\d+), '1\+1\+1", err)
+    assert named is not None
+    problems = build_task("questions", seed=0, parameters=resolve(tree(task=task), source="test").task.model_dump())
+    assert problems.example("train", int(named[1])).question == LONG
+    assert "has 86 tokens; with max_new_tokens = 10 it exceeds the model's context of 64" in err
     assert "Shorten the prompt or lower max_new_tokens" in err
 
 
-def test_micro_batches_smaller_than_a_sequence(tmp_path, capfd):
-    recipe = write_recipe(tmp_path, update={"micro_tokens": 4}, **FEW)
+def test_micro_batches_smaller_than_a_response(refusal):
+    told = refusal(update={"micro_tokens": 9})
+    assert "update.micro_tokens = 9 is less than rollout.max_new_tokens = 10" in told
+    assert "Raise it" in told
+
+
+def test_micro_batches_smaller_than_prompt_and_response(tmp_path, capfd):
+    """Known only once the prompts are drawn."""
+    recipe = write_recipe(tmp_path, update={"micro_tokens": 10}, **FEW)
     assert status("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
-    assert "tokens, more than update.micro_tokens = 4" in err
+    assert "tokens, more than update.micro_tokens = 10" in err
     assert "Traceback" not in err
 
 
@@ -319,10 +334,13 @@ SOMETIMES = (
 def test_a_verifier_that_fails_now_and_then_costs_those_responses_only(failing, tmp_path):
     scoring = {"time_limit": 0.2, "max_failures": 0.5}
     task = coin_questions(tmp_path, score=SOMETIMES.format(failing))
-    rows = read_jsonl(train(tmp_path, task=task, scoring=scoring, **FEW) / "metrics.jsonl")
+    run = train(tmp_path, task=task, scoring=scoring, **FEW)
+    rows, reasons = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "failures.jsonl")
     failures = rows[0]["reward/failures"]
     assert 0 < failures < 16
     assert rows[0]["reward/mean"] == pytest.approx(1.0 - failures / 32)
+    assert sum(row["responses"] for row in reasons) == failures
+    assert all(row["reason"].startswith(("raised KeyError", "returned", "took longer than 0.2 s")) for row in reasons)
 
 
 @pytest.mark.parametrize(
@@ -491,10 +509,12 @@ def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):
     recipe = write_recipe(tmp_path, model={"config": {"hiden_size": 3}})
     assert status("train", recipe, "--dry-run") == 2
     assert "hiden_size" in capfd.readouterr().err
+    assert status("train", write_recipe(tmp_path, **DENSE), "--dry-run") == 2
+    assert "Qwen3ForCausalLM is dense" in capfd.readouterr().err
 
 
 def shown(rows) -> list[str]:
-    return [f"{r['mode']:8} {r['precision']:8} accuracy {r['accuracy']:.3f}  [{r['low']:.3f}, " for r in rows]
+    return [f"{r['mode']:8} {r['precision']:8} accuracy {r['accuracy']:.3f} [{r['low']:.3f}, " for r in rows]
 
 
 @pytest.mark.parametrize("place", [".", "checkpoints/step-000002"])
@@ -527,9 +547,13 @@ def test_eval_of_a_run_without_checkpoints(tmp_path, capfd):
     assert "has no checkpoint yet" in capfd.readouterr().err
 
 
-def test_show_draws_the_report_anew(finished, capfd):
+def test_show_draws_the_report_anew(finished, tmp_path, capfd):
     path = finished / "report.html"
     path.unlink(missing_ok=True)
-    assert status("show", finished) == 0
-    assert capfd.readouterr().out.strip() == str(path)
+    picture = tmp_path / "picture.svg"
+    assert status("show", finished, "--picture", picture) == 0
+    out = capfd.readouterr().out
+    assert f"the report is {path}" in out
+    assert "held-out accuracy, step 0 → step 2, with 95% intervals" in out
     assert "<html" in path.read_text()
+    assert "<svg" in picture.read_text()

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, comparable, merged, train, tree
+from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
+from steadyrl import loop
 from steadyrl.config import load, resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, METRICS, SAMPLE_FIELDS, read_jsonl
@@ -47,8 +48,9 @@ def close(one, other, rel):
 
 def test_a_run_directory_holds_its_files(whole):
     found = {path.name for path in whole.iterdir()}
-    expected = {"recipe.json", "metrics.jsonl", "eval.jsonl", "samples.jsonl", "cold_start.jsonl"}
-    assert found == expected | {"report.html", "checkpoints"}
+    logs = {f"{name}.jsonl" for name in ("metrics", "eval", "samples", "cold_start", "failures")}
+    assert found == logs | {"recipe.json", "report.html", "checkpoints"}
+    assert not (whole / "failures.jsonl").read_text()
     assert "<html" in (whole / "report.html").read_text()
     assert not list(whole.rglob("*.part"))
 
@@ -133,6 +135,21 @@ def test_another_seed_gives_another_run(whole, tmp_path):
     assert comparable(other)["metrics"][0] != comparable(whole)["metrics"][0]
 
 
+def test_every_step_has_its_own_problems_and_its_own_random_numbers(tmp_path, monkeypatch):
+    seen, original = [], loop.sample_groups
+
+    def note(session, engine, split, indices, **options):
+        seen.append((split, tuple(indices), options["key"]))
+        return original(session, engine, split, indices, **options)
+
+    monkeypatch.setattr(loop, "sample_groups", note)
+    train(tmp_path, steps=3, **QUIET)
+    assert [(split, indices) for split, indices, _ in seen] == [
+        ("train", tuple(range(start, start + 8))) for start in (0, 8, 16)
+    ]
+    assert len({key for _, _, key in seen}) == 3
+
+
 # ---- variants
 
 
@@ -165,7 +182,6 @@ def test_two_updates_a_step(tmp_path, name, replay):
 
 def test_advantages_are_divided_by_the_deviation_for_grpo_and_not_for_minirl(tmp_path, monkeypatch):
     seen = []
-    from steadyrl import loop
 
     def note(groups, rewards, *, normalise):
         seen.append(normalise)
@@ -221,9 +237,17 @@ def test_the_cold_start_stops_once_it_is_good_enough(tmp_path):
     assert [row["step"] for row in read_jsonl(run / "cold_start.jsonl")] == [1, 2, 3]
 
 
-def test_the_cold_start_learns(tmp_path):
-    cold = {"batch": 64, "stages": [{"steps": 40, "learning_rate": 1e-2}]}
-    run = train(tmp_path, cold_start=cold, steps=1, **QUIET)
+def test_the_cold_start_learns_and_the_engine_has_its_weights(tmp_path, capfd):
+    cold = {"batch": 64, "check_every": 30, "stages": [{"steps": 40, "learning_rate": 1e-2}]}
+    run = train(tmp_path, cold_start=cold, steps=1, rollout={"temperature": 0.5}, **QUIET)
+    capfd.readouterr()
+    assert command("eval", run / "checkpoints" / "step-000000", "--evaluate.prompts", "64") == 0
+    of_checkpoint = [line.split("accuracy")[1] for line in capfd.readouterr().out.splitlines()]
+    whole = train(tmp_path, "whole", cold_start=cold, steps=1, evaluate={"every": 0, "prompts": 64})
+    of_engine = [row for row in read_jsonl(whole / "eval.jsonl") if row["step"] == 0]
+    assert any(row["accuracy"] > 0.0 for row in of_engine)
+    for line, row in zip(of_checkpoint, of_engine, strict=True):
+        assert line.startswith(f" {row['accuracy']:.3f} [{row['low']:.3f}, ")
     losses = [row["loss"] for row in read_jsonl(run / "cold_start.jsonl")]
     assert losses[0] > 2.0
     assert losses[-1] < 0.6 * losses[0]
@@ -258,12 +282,13 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path):
     assert all(torch.equal(first[name], last[name]) for name in first)
 
 
-def test_one_update_that_is_not_finite_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
-    poison_rollouts(monkeypatch, steps={2})
-    run = train(tmp_path, task=coin_questions(tmp_path, score=COIN), steps=4, **QUIET)
+def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
+    """Three of them, but not in a row."""
+    poison_rollouts(monkeypatch, steps={2, 3, 5})
+    run = train(tmp_path, task=coin_questions(tmp_path, score=COIN), steps=6, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
-    assert [row["update/skipped"] for row in rows] == [0, 1, 0, 0]
-    assert [row["policy_version"] for row in rows] == [0, 1, 1, 2]
+    assert [row["update/skipped"] for row in rows] == [0, 1, 1, 0, 1, 0]
+    assert [row["policy_version"] for row in rows] == [0, 1, 1, 1, 2, 2]
     assert rows[1]["mismatch/k3"] is None  # JSON has no NaN
     assert all(math.isfinite(row["update/grad_norm"]) for row in rows)
     assert not (run / "incident").exists()

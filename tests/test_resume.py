@@ -64,7 +64,6 @@ def names(run: Path) -> list[str]:
 
 MOMENTS = {
     "in the cold start": ("steadyrl.cold_start:_imitate", 3, []),
-    "in the first evaluation": ("steadyrl.loop:evaluation_rows", 1, []),
     "within the first checkpoint": ("steadyrl.model.checkpoint:_moments", 1, []),
     "between the updates of a step": ("steadyrl.loop:update", 6, [0, 2]),
     "before a step is written down": ("steadyrl.run:Run.log", 5, [0, 2, 4]),

@@ -14,7 +14,18 @@ from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.types import Completion, Response, Sampling
-from steadyrl.update import Outcome, Scored, learning_rate, score_old, scoring_metrics, update, update_metrics
+from steadyrl.update import (
+    Outcome,
+    Scored,
+    first_forward,
+    later_forward,
+    learning_rate,
+    score_old,
+    scoring_metrics,
+    traced,
+    update,
+    update_metrics,
+)
 
 PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]
 RESPONSES = 4
@@ -71,10 +82,9 @@ def take_update(
         policy,
         optimizer or torch.optim.SGD(policy.model.parameters(), lr=lr),
         objective or MiniRL(),
-        minibatch,
+        [later_forward(policy, scored, temperature=TEMPERATURE) for scored in minibatch if scored.micro.moves],
         responses=groups * RESPONSES,
         groups=groups,
-        temperature=TEMPERATURE,
         max_grad_norm=max_grad_norm,
     )
 
@@ -274,6 +284,45 @@ def test_a_dense_model_has_no_routes():
     outcome = take_update(policy, scored, groups=4)
     assert outcome is not None
     assert outcome.finite
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("mode", ["none", "R2", "R3"])
+def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
+    """Two forwards, the θ_old pass and the update's own, give the same gradient and the same facts."""
+    found = []
+    for together in (True, False):
+        policy = tiny_policy()
+        groups = scored_responses(roll_out(policy))
+        if recompute:
+            policy.model.gradient_checkpointing_enable({"use_reentrant": False})
+            policy.model.train()
+        micros = pack_responses(
+            [r for g in groups for r in g], micro_tokens=80, one_per_row=False, device=policy.device
+        )
+        assert len(micros) > 1
+        with experts_used(policy) as used:
+            forwards = [
+                first_forward(policy, micro, mode=mode, temperature=TEMPERATURE)
+                if together
+                else later_forward(
+                    policy, score_old(policy, micro, mode=mode, temperature=TEMPERATURE), temperature=TEMPERATURE
+                )
+                for micro in micros
+            ]
+            optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
+            outcome = update(policy, optimizer, MiniRL(), forwards, responses=16, groups=4, max_grad_norm=None)
+        assert outcome is not None
+        assert len(used[0]) == len(micros) * (1 + recompute + (not together))
+        found.append((outcome, gradient(policy), scoring_metrics(traced([outcome])), update_metrics([outcome])))
+    (one, grad, scoring, moving), (two, *others) = found
+    assert one.objective == two.objective
+    torch.testing.assert_close(grad, others[0], atol=1e-6, rtol=1e-5)
+    assert (scoring, moving["staleness/max"], moving["weight/max"]) == (
+        others[1],
+        others[2]["staleness/max"],
+        others[2]["weight/max"],
+    )
 
 
 # ---- one gradient step

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -23,8 +24,20 @@ from steadyrl.progress import Bar
 from steadyrl.rollout import rollout_metrics, sample_groups, score_groups, with_advantages
 from steadyrl.run import Run
 from steadyrl.session import Session
-from steadyrl.types import Response
-from steadyrl.update import Outcome, Scored, learning_rate, score_old, scoring_metrics, update, update_metrics
+from steadyrl.types import MicroBatch, Response
+from steadyrl.update import (
+    Forward,
+    Outcome,
+    Scored,
+    first_forward,
+    later_forward,
+    learning_rate,
+    score_old,
+    scoring_metrics,
+    traced,
+    update,
+    update_metrics,
+)
 
 MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
@@ -110,7 +123,9 @@ def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, 
 def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Value]:
     """Sample, score, update N times, and hand the new weights to the engine."""
     recipe, clock, start = session.recipe, Clock(), time.perf_counter()
-    step, temperature, sampler = progress.step + 1, recipe.rollout.temperature, session.engine.policy_version
+    step, sampler, policy = progress.step + 1, session.engine.policy_version, session.policy
+    temperature = recipe.rollout.temperature
+    how: Any = {"mode": recipe.update.replay, "temperature": temperature}
     indices = problem_indices(recipe.seed, step, recipe.rollout.prompts, session.task.size("train"))
     with clock("sampling"):
         groups = sample_groups(
@@ -127,15 +142,16 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
         run.log_failures(step, rewards.failures)
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised)
     with clock("scoring"):
-        minibatches = [
-            [
-                score_old(session.policy, micro, mode=recipe.update.replay, temperature=temperature)
-                for micro in _packed(session, part)
-            ]
-            for part in _split(responses, recipe.update.minibatches)
-        ]
+        # the first mini-batch is updated at θ_old: the forward of its update is its θ_old pass
+        first, *later = [_packed(session, part) for part in _split(responses, recipe.update.minibatches)]
+        resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
+        scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
     with clock("update"):
-        outcomes = [_update(session, run, progress, step, n, part) for n, part in enumerate(minibatches)]
+        forwards = [
+            [first_forward(policy, micro, **how) for micro in first if micro.moves],
+            *([later_forward(policy, s, temperature=temperature) for s in part if s.micro.moves] for part in scored),
+        ]
+        outcomes = [_update(session, run, progress, step, n, part) for n, part in enumerate(forwards)]
     with clock("sync"):
         _hand_over(session, progress)
     progress.step = step
@@ -144,7 +160,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
     return {
         "policy_version": sampler,
         **rollout_metrics(groups, rewards),
-        **scoring_metrics([scored for part in minibatches for scored in part]),
+        **scoring_metrics([*resting, *traced(outcomes[:1]), *(s for part in scored for s in part)]),
         **update_metrics(outcomes),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
@@ -160,7 +176,7 @@ def _split(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Se
     return [groups[n * size : (n + 1) * size] for n in range(parts)]
 
 
-def _packed(session: Session, groups: Sequence[Sequence[Response]]):
+def _packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[MicroBatch]:
     return pack_responses(
         [response for group in groups for response in group],
         micro_tokens=session.recipe.update.micro_tokens,
@@ -170,7 +186,7 @@ def _packed(session: Session, groups: Sequence[Sequence[Response]]):
 
 
 def _update(
-    session: Session, run: Run, progress: Progress, step: int, number: int, minibatch: Sequence[Scored]
+    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward]
 ) -> Outcome | None:
     """One of the N gradient steps, with its learning rate, and the book-keeping of those that were not finite."""
     recipe = session.recipe
@@ -188,10 +204,9 @@ def _update(
         session.policy,
         session.optimizer,
         session.objective,
-        minibatch,
+        forwards,
         responses=groups * recipe.rollout.responses,
         groups=groups,
-        temperature=recipe.rollout.temperature,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
     if outcome is not None and outcome.finite:
@@ -200,7 +215,7 @@ def _update(
     elif outcome is not None:
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row == MAX_SKIPPED:
-            _give_up(session, run, progress, step, minibatch)
+            _give_up(session, run, progress, step, traced([outcome]))
     return outcome
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,10 @@ class Scored:
     """Experts that the trainer's own routers chose, or under R3 would have chosen; flat over positions."""
     replayed: Routes | None
     """Experts that every update must use: e^π_old under R2, e^μ_old under R3; None: route natively."""
+
+
+Forward = AbstractContextManager[tuple[Float[Tensor, "tokens"], Scored]]
+"""A forward of an update: log π_θ with its graph, and the θ_old pass; the backward belongs inside."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,50 +72,69 @@ def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]
         yield recorder
 
 
-@torch.no_grad()
-def score_old(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> Scored:
-    """The θ_old pass over a micro-batch: natural under `none` and R2, replaying the rollout's experts under R3.
+@contextmanager
+def first_forward(
+    policy: Policy, micro: MicroBatch, *, mode: str, temperature: float
+) -> Iterator[tuple[Float[Tensor, "tokens"], Scored]]:
+    """A forward at θ_old: log π_θ, and what it says of π_old, which is the same.
 
-    It runs on the very grid that the updates run on, so that before the first update π_θ/π_old is exactly 1.
+    It routes naturally under `none` and R2, and replays the rollout's experts under R3. What it computes is the θ_old
+    pass, and for the first mini-batch of a step also the forward of its update.
 
     Raises:
         ValueError: R3, and the engine returned no routes.
     """
-    rollout_routes = micro.batch.routes
-    if mode == "R3" and rollout_routes is None:
+    rollout = micro.batch.routes
+    if mode == "R3" and rollout is None:
         raise ValueError('update.replay = "R3" needs the routes of the rollout, and the engine returned none')
-    with _routing(policy, rollout_routes if mode == "R3" else None) as recorder:
+    with _routing(policy, rollout if mode == "R3" else None) as recorder:
         logprobs, entropy = score(policy.model, micro.batch, temperature=temperature)
         preferred = None if recorder is None else recorder.routes()
-    replayed = {"none": None, "R2": preferred, "R3": rollout_routes}[mode]
-    return Scored(micro=micro, old_logprobs=logprobs, entropy=entropy, preferred=preferred, replayed=replayed)
+        replayed = {"none": None, "R2": preferred, "R3": rollout}[mode]
+        old = logprobs.detach()
+        yield logprobs, Scored(micro=micro, old_logprobs=old, entropy=entropy, preferred=preferred, replayed=replayed)
+
+
+@contextmanager
+def later_forward(
+    policy: Policy, scored: Scored, *, temperature: float
+) -> Iterator[tuple[Float[Tensor, "tokens"], Scored]]:
+    """A forward at a later θ, with the experts that were fixed at θ_old; log π_θ, and what was known."""
+    with nullcontext() if scored.replayed is None else replay(policy.model, scored.replayed):
+        yield score(policy.model, scored.micro.batch, temperature=temperature)[0], scored
+
+
+@torch.no_grad()
+def score_old(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> Scored:
+    """The θ_old pass over a micro-batch.
+
+    It runs on the very grid that the updates run on, so that at θ_old the ratio π_θ/π_old is exactly 1.
+    """
+    with first_forward(policy, micro, mode=mode, temperature=temperature) as (_, scored):
+        return scored
 
 
 def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     objective: Objective,
-    minibatch: Sequence[Scored],
+    forwards: Sequence[Forward],
     *,
     responses: int,
     groups: int,
-    temperature: float,
     max_grad_norm: float | None,
 ) -> Outcome | None:
     """One gradient step on one mini-batch; None where every advantage is zero, which moves nothing.
 
     Args:
+        forwards: a forward, not yet begun, for each micro-batch with an advantage.
         responses: responses in the mini-batch, the zero-advantage ones included.
         groups: prompts in the mini-batch.
     """
-    moving = [s for s in minibatch if s.micro.moves]
-    if not moving:
+    if not forwards:
         return None
     optimizer.zero_grad()
-    traces = [
-        _backward(policy, objective, scored, responses=responses, groups=groups, temperature=temperature)
-        for scored in moving
-    ]
+    traces = [_backward(objective, forward, responses=responses, groups=groups) for forward in forwards]
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
@@ -121,17 +144,19 @@ def update(
     return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite)
 
 
-def _backward(
-    policy: Policy, objective: Objective, scored: Scored, *, responses: int, groups: int, temperature: float
-) -> Traced:
+def _backward(objective: Objective, forward: Forward, *, responses: int, groups: int) -> Traced:
     """Forward and backward of one micro-batch; the backward lies inside the replay, for recomputed activations."""
-    context = nullcontext() if scored.replayed is None else replay(policy.model, scored.replayed)
-    with context:
-        logprobs, _ = score(policy.model, scored.micro.batch, temperature=temperature)
-        terms = objective(logprobs, scored.micro.tokens(scored.old_logprobs), responses=responses, groups=groups)
+    with forward as (logprobs, scored):
+        tokens = scored.micro.tokens(scored.old_logprobs)
+        terms = objective(logprobs, tokens, responses=responses, groups=groups)
         (-terms.surrogate.sum()).backward()
     detached = terms._replace(surrogate=terms.surrogate.detach())
     return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)
+
+
+def traced(outcomes: Sequence[Outcome | None]) -> list[Scored]:
+    """The micro-batches that updates have seen."""
+    return [trace.scored for outcome in outcomes if outcome is not None for trace in outcome.traces]
 
 
 def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:

@@ -86,6 +86,13 @@ def test_bfloat16_is_near_the_trainer() -> None:
     assert 0 < furthest(policy, generate(policy))[0] < 0.2
 
 
+def test_more_experts_than_a_byte_counts() -> None:
+    policy = tiny_policy(num_experts=300, num_experts_per_tok=4)
+    answers = generate(policy)
+    assert {c.routes.dtype for c in flat(answers) if c.routes is not None} == {torch.uint16}
+    assert furthest(policy, answers)[1] == 0.0
+
+
 def test_a_planted_shift_is_caught() -> None:
     policy = tiny_policy()
     answers = generate(policy)

@@ -73,6 +73,16 @@ def test_moments_matter_to_that_comparison(tmp_path: Path) -> None:
     assert not same(policy, other)
 
 
+def test_moments_that_were_not_there_go(tmp_path: Path) -> None:
+    policy = dense_policy()
+    save(tmp_path / "step-000000", policy, adamw(policy), {"step": 0})
+    optimizer = adamw(policy)
+    train(policy, optimizer, first=0, steps=1)
+    restore(tmp_path / "step-000000", policy, optimizer)
+    assert not optimizer.state
+    assert same(policy, dense_policy())
+
+
 def test_the_model_loads_without_us(tmp_path: Path) -> None:
     policy = tiny_policy()
     save(tmp_path / "step-000001", policy, adamw(policy), {})

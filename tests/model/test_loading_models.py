@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from builders import ALPHABET, MOE, SMALL, dense_policy, tiny_policy
-from steadyrl.model.loading import ModelError, _policy, build_tiny, config_of, head_of, load_pretrained, parameter_count
+from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
+from steadyrl.model.loading import ModelError, _policy, build_tiny, config_of, head_of, load_pretrained, skeleton
 
 IDS = torch.tensor([[5, 9, 20, 11]])
 
@@ -19,9 +19,10 @@ def test_weights_are_a_function_of_the_seed() -> None:
     assert not all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_parameter_count_without_weights() -> None:
+def test_a_skeleton_has_the_shapes_and_no_weights() -> None:
     model = tiny_policy().model
-    assert parameter_count(model.config) == sum(p.numel() for p in model.parameters())
+    shapes = {name: p.shape for name, p in skeleton(model.config).named_parameters() if p.is_meta}
+    assert shapes == {name: p.shape for name, p in model.named_parameters()}
 
 
 def test_every_character_is_one_token_and_comes_back() -> None:
@@ -114,8 +115,6 @@ def test_a_head_that_is_not_known_is_refused() -> None:
         _policy(policy.model, policy.tokenizer)
 
 
-def test_a_recurrent_layer_wants_a_row_for_each_sequence() -> None:
-    recurrent = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4}
-    widths = {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
-    assert tiny("qwen3_next", **MOE, **recurrent, **widths, shared_expert_intermediate_size=16).one_per_row
-    assert not tiny("qwen3_moe", **MOE).one_per_row
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_recurrent_layer_wants_a_row_for_each_sequence(family: str) -> None:
+    assert family_policy(family).one_per_row == (family == "qwen3_next")

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import dense_policy, random_ids, response, tiny_policy
+from builders import dense_policy, family_policy, random_ids, response, tiny_policy
 from steadyrl.errors import UserError
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import layout, pack_responses, pack_sequences
@@ -147,6 +147,18 @@ def test_routes_of_all_or_of_none() -> None:
         pack(mixed)
 
 
+def test_rows_that_do_not_fit_their_tokens_are_refused() -> None:
+    # a prompt of 3 answered by 2 feeds 4 positions
+    for logprobs, rows, message in (
+        (3, 4, "returned 3 log-probs for 2 sampled tokens"),
+        (2, 5, "returned 5 rows of routes for 4 fed positions"),
+        (2, 3, "returned 3 rows of routes for 4 fed positions"),
+    ):
+        routes = torch.zeros(rows, 2, 2, dtype=torch.uint8)
+        with pytest.raises(UserError, match=message):
+            pack([response((3, 4, 5), (6, 7), logprobs=torch.zeros(logprobs), routes=routes)])
+
+
 def logprobs_by_response(policy: Policy, micros: list[MicroBatch]) -> dict[int, torch.Tensor]:
     found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
@@ -170,13 +182,23 @@ def furthest(policy: Policy, micros: list[MicroBatch], responses: list[Response]
     return max(differences)
 
 
-@pytest.mark.parametrize("one_per_row", [False, True])
-@pytest.mark.parametrize("build", [tiny_policy, dense_policy])
+def hybrid_policy() -> Policy:
+    return family_policy("qwen3_next")
+
+
+@pytest.mark.parametrize(
+    ("build", "one_per_row"),
+    [(tiny_policy, False), (tiny_policy, True), (dense_policy, False), (dense_policy, True), (hybrid_policy, True)],
+)
 def test_packed_is_one_by_one(build, one_per_row: bool) -> None:
     policy, responses = build(), some_responses(12)
     micros = pack(responses, one_per_row=one_per_row)
     assert any(len(m.batch.input_ids) > 1 for m in micros)
     assert furthest(policy, micros, responses) < 1e-5
+
+
+def test_a_recurrent_state_would_leak_within_a_row() -> None:
+    assert furthest(hybrid_policy(), pack(some_responses(12)), some_responses(12)) > 0.1
 
 
 def late(batch: TokenBatch) -> TokenBatch:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from builders import FAMILIES, dense_policy, family_policy, tiny_policy
-from steadyrl.model.routing import RoutingError, is_moe, moe_blocks, record, replay, route_dtype
+from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
+from steadyrl.model.loading import build_tiny
+from steadyrl.model.routing import RoutingError, check_replay, is_moe, moe_blocks, record, replay, route_dtype
 from steadyrl.types import Routes
 
 IDS = torch.tensor([[3, 9, 20, 11, 5], [30, 8, 8, 14, 6]])
@@ -254,10 +255,35 @@ def test_what_does_not_fit_is_refused_with_its_sizes() -> None:
     assert torch.equal(recorded(model), routes)  # and nothing stayed behind
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_probe_accepts_what_replay_holds_for(name: str) -> None:
+    model = family(name)
+    before = logits_of(model)
+    check_replay(model)
+    assert torch.equal(logits_of(model), before)
+
+
+def test_the_probe_refuses_scores_masked_before_the_choice() -> None:
+    # 4 groups of 2 experts; those outside the best 2 groups have their scores set to 0 before the choice
+    fields = SMALL | FAMILIES["deepseek_v3"] | {"topk_method": "group_limited_greedy"}
+    model = build_tiny(family="deepseek_v2", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
+    with pytest.raises(RoutingError, match="DeepseekV2ForCausalLM, mixture-of-experts layer 0: a replayed expert gets"):
+        check_replay(model)
+
+
+def test_the_probe_refuses_a_choice_that_it_cannot_see() -> None:
+    fields = SMALL | FAMILIES["mixtral"]
+    model = build_tiny(family="phimoe", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
+    with pytest.raises(RoutingError, match="no expert choice was seen"):
+        check_replay(model)
+
+
 def test_dense_models_have_nothing_to_replay() -> None:
     model = dense_policy().model
     assert not is_moe(model)
     assert is_moe(tiny_policy().model)
+    with pytest.raises(RoutingError, match="Qwen3ForCausalLM is dense"):
+        check_replay(model)
     with pytest.raises(RoutingError, match="Qwen3ForCausalLM is dense"), replay(model, recorded(tiny_policy().model)):
         pass
 

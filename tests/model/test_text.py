@@ -22,6 +22,13 @@ def test_a_response_is_closed_and_read_back_without_its_end() -> None:
     assert decode_response(tokenizer, (6, 16, 1)) == "3;"
 
 
+def test_a_response_cannot_be_closed_without_an_end() -> None:
+    tokenizer = dense_policy().tokenizer
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="no eos_token"):
+        encode_response(tokenizer, "3;")
+
+
 def test_what_ends_a_response() -> None:
     tokenizer = dense_policy().tokenizer
     assert end_tokens(tokenizer, None, []) == {1}

@@ -6,6 +6,7 @@ belongs to the sequence (one uniform number for each of its tokens), so it does 
 
 import copy
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from jaxtyping import Float, Int
@@ -177,7 +178,7 @@ class _Wave:
             self._prompt_routes = routes.view(len(self._prompts), self._longest, *routes.shape[1:])
             shape = (len(self.rows), self._ids.shape[1] - 1, *routes.shape[1:])
             self._step_routes = routes.new_zeros(shape)
-        self._cache.reorder_cache(torch.arange(len(self._prompts), device=self.rows.device).repeat_interleave(self._n))
+        self._take(torch.arange(len(self._prompts), device=self.rows.device).repeat_interleave(self._n))
         self._mask = self._mask.repeat_interleave(self._n, dim=0)
         self._next = positions[:, -1].repeat_interleave(self._n) + 1
         return logits.repeat_interleave(self._n, dim=0)
@@ -196,10 +197,14 @@ class _Wave:
         alive = int(self._alive.sum())
         if 0 < alive < COMPACT_BELOW * len(self.rows):
             chosen = self._alive.nonzero().squeeze(1)
-            self._cache.reorder_cache(chosen)
+            self._take(chosen)
             self.rows, self._mask, self._next = self.rows[chosen], self._mask[chosen], self._next[chosen]
             self._alive = self._alive[chosen]
         return alive > 0
+
+    def _take(self, rows: Tensor) -> None:
+        """Keep these rows of the cache, in this order, some perhaps several times."""
+        self._cache.reorder_cache(cast(torch.LongTensor, rows))
 
     def step(self, t: int) -> Float[Tensor, "rows vocabulary"]:
         """Feed the tokens sampled at step t; the logits of the next ones."""

@@ -36,7 +36,7 @@ class ReservedLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._room)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Take these rows, in this order, some perhaps twice; the room is reserved anew at the next update."""
         super().reorder_cache(beam_idx)
         self._room = None

@@ -11,7 +11,7 @@ the context, and the interception is local to the thread that runs the block.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, cast
 
 import torch
@@ -160,26 +160,33 @@ def _gate_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 def _intercepted(model: PreTrainedModel, routes: Routes | None) -> Iterator[Recorder]:
     blocks = moe_blocks(model)
     recorder = Recorder(len(blocks), max((experts for _, experts in blocks), default=0))
-    before = [(block, block.__dict__.get("forward")) for block, _ in blocks]
-    try:
+    with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
-            block.forward = _within(_Choice(layer, experts, recorder, choice), block.forward)
+            mode = _Choice(layer, experts, recorder, choice)
+            wrapped.enter_context(_forward_within(block, lambda mode=mode: mode))
+            for child in filter(is_experts, block.children()):  # nothing is chosen there: spare it the interception
+                wrapped.enter_context(_forward_within(child, torch._C.DisableTorchFunction))
         yield recorder
-    finally:
-        for block, forward in before:
-            if forward is None:
-                block.__dict__.pop("forward", None)
-            else:
-                block.forward = forward
 
 
-def _within(mode: "_Choice", forward: Callable[..., Any]) -> Callable[..., Any]:
+@contextmanager
+def _forward_within(module: nn.Module, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Until the end of the context, run the module's forward inside a context of its own."""
+    forward, own = module.forward, "forward" in module.__dict__
+
     def intercepted(*args: Any, **kwargs: Any) -> Any:
-        with mode:
+        with make():
             return forward(*args, **kwargs)
 
-    return intercepted
+    module.forward = intercepted
+    try:
+        yield
+    finally:
+        if own:
+            module.forward = forward
+        else:
+            del module.__dict__["forward"]
 
 
 class _Choice(TorchFunctionMode):
