@@ -150,6 +150,36 @@ def test_every_step_has_its_own_problems_and_its_own_random_numbers(tmp_path, mo
     assert len({key for _, _, key in seen}) == 3
 
 
+@pytest.mark.parametrize("minibatches", [1, 2, 4])
+def test_an_update_divides_by_the_responses_and_groups_of_its_mini_batch(tmp_path, monkeypatch, minibatches):
+    seen, original = [], loop.update
+
+    def note(*args, responses, groups, **options):
+        seen.append((responses, groups))
+        return original(*args, responses=responses, groups=groups, **options)
+
+    monkeypatch.setattr(loop, "update", note)
+    train(tmp_path, task=coin_questions(tmp_path), update={"minibatches": minibatches}, steps=1, **QUIET)
+    assert seen == [(32 // minibatches, 8 // minibatches)] * minibatches
+
+
+@pytest.mark.parametrize("minibatches", [1, 2])
+def test_the_engines_are_compared_on_every_token_once(tmp_path, monkeypatch, minibatches):
+    """On those of responses without advantage too."""
+    seen, original = [], loop.scoring_metrics
+
+    def note(scored):
+        seen.append((sum(len(s.old_logprobs) for s in scored), {s.micro.moves for s in scored}))
+        return original(scored)
+
+    monkeypatch.setattr(loop, "scoring_metrics", note)
+    changes = {"update": {"minibatches": minibatches}, "rollout": {"responses": 2}, "steps": 2}
+    run = train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
+    rows = read_jsonl(run / "metrics.jsonl")
+    assert [count for count, _ in seen] == pytest.approx([row["response/length"] * 16 for row in rows])
+    assert {True, False} in [moves for _, moves in seen]
+
+
 # ---- variants
 
 
