@@ -557,3 +557,12 @@ def test_show_draws_the_report_anew(finished, tmp_path, capfd):
     assert "held-out accuracy, step 0 → step 2, with 95% intervals" in out
     assert "<html" in path.read_text()
     assert "<svg" in picture.read_text()
+
+
+def test_an_alphabet_that_lacks_the_tasks_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "recipe.toml"
+    smoke = Path(__file__).parents[1] / "recipes" / "smoke.toml"
+    path.write_text(smoke.read_text().replace('"0123456789+-=;>"', '"0123456789+="'))
+    assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 2
+    assert "model.alphabet lacks '-;>'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"steadyrl: cannot write: {error}. The checkpoints are intact; make room and resume", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("steadyrl: interrupted; the newest checkpoint is intact", file=sys.stderr)
+        print("steadyrl: interrupted; what was saved is intact, and `steadyrl resume RUN` goes on", file=sys.stderr)
         return 130
 
 

@@ -61,7 +61,8 @@ class ModelOptions(Section):
     """How the trained model is held."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the weights, the forward and the optimizer's moments."""
+    """Precision of the weights, the forward and the optimizer's moments. There is no float32 copy of bfloat16 weights:
+    an update below about 1/256 of a weight is lost, so small learning rates want float32."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`, …"""
     activation_checkpointing: bool = False

@@ -60,6 +60,8 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
     policy = build_policy(recipe)
     refuse_contradictions(recipe, policy.model, task)
+    if isinstance(recipe.model, config.TinyModel):
+        _check_alphabet(recipe.model.alphabet, task)
     if recipe.update.replay != "none":
         check_replay(policy.model)
     limits = recipe.scoring
@@ -96,6 +98,17 @@ def build_policy(recipe: Recipe) -> Policy:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     model.train(recipe.hold.activation_checkpointing)  # transformers checkpoints in training mode only
     return policy
+
+
+def _check_alphabet(alphabet: str, task: Task) -> None:
+    """Look for characters that the tokenizer of a tiny model would lose, in the first problems."""
+    size = task.size("train")
+    examples = [task.example("train", index) for index in range(64 if size is None else min(64, size))]
+    missing = {c for e in examples for c in e.question + e.solution} - set(alphabet)
+    if missing:
+        raise RecipeError(
+            f"model.alphabet lacks {''.join(sorted(missing))!r}, which the task's problems use; add these characters"
+        )
 
 
 def _check_device(name: str) -> None:

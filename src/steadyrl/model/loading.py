@@ -79,6 +79,7 @@ def load_pretrained(
         ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
@@ -95,10 +96,18 @@ def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> Pr
     Raises:
         ModelError: as `load_pretrained`.
     """
+    _check_folder(path)
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
+
+
+def _check_folder(path: str | Path) -> None:
+    """A path that can only be a folder must be one; else transformers would take it for a name on the hub."""
+    local = str(path).startswith((".", "~")) or Path(path).is_absolute()
+    if local and not Path(path).is_dir():
+        raise ModelError(f"model.path = {str(path)!r} cannot be loaded: there is no such folder")
 
 
 def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
