@@ -61,7 +61,7 @@ def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], dict[str, 
     """A session and a function that takes its next global step."""
     score = folder / "even.py"
     score.write_text("def score(prompt, completion):\n    return float(len(completion) % 2 == 0)\n")
-    pairs = [{"question": q, "answer": "?"} for q in questions(4096 + 64)]
+    pairs = [{"question": q, "answer": "0"} for q in questions(4096 + 64)]
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     task = {"kind": "questions", "path": str(data), "score": f"{score}:score", "held_out": 64}
