@@ -14,7 +14,7 @@ from torch import Tensor
 from _measure import alternate, median_ratio, peak_gib, show
 from steadyrl.model.logprobs import Head, token_logprobs
 
-VOCABULARY, TOKENS, ROUNDS = 151_936, 2048, 5
+VOCABULARY, TOKENS, ROUNDS = 151_936, 1024, 3
 
 
 def inputs(width: int) -> tuple[Tensor, Tensor, Tensor]:
