@@ -1,7 +1,7 @@
 """One global step of SteadyRL against one of TRL's GRPOTrainer: same model, prompts, completions and lengths.
 
-Both sample, score, and take one gradient step on the CPU in FP32. TRL trains; whenever it has taken a step, ours takes
-one, so the two alternate in one process. Peak memory comes from a process for each.
+Both sample, score, and take one gradient step on the CPU in FP32. Each lives in a process of its own, which sleeps
+while the other takes its step, so the two alternate and neither works in memory that the other has left behind.
 """
 
 import json
@@ -25,7 +25,7 @@ from steadyrl.loop import Progress, global_step
 from steadyrl.run import Run
 from steadyrl.session import Session, build_policy, open_session
 
-STEPS = 6
+STEPS, MARK = 6, "step: "
 RECIPE: dict[str, Any] = {
     "steps": 1000,
     "model": {
@@ -110,68 +110,86 @@ def trl_trainer(folder: Path, callback: TrainerCallback | None, steps: int) -> G
     )
 
 
-class Alternating(TrainerCallback):
-    """Time TRL's step; then take and time one of ours."""
-
-    def __init__(self, our_step: Callable[[], dict[str, Any]]):
-        self.our_step, self.theirs, self.ours, self.lengths = our_step, [], [], []
+class OnDemand(TrainerCallback):
+    """TRL takes a step whenever it is told to, and says how long it took."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """TRL starts to sample."""
+        """Wait for the word; then TRL samples, scores and updates."""
+        sys.stdin.readline()
         self.started = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """TRL has updated; now ours."""
-        self.theirs.append(time.perf_counter() - self.started)
-        start = time.perf_counter()
-        metrics = self.our_step()
-        self.ours.append(time.perf_counter() - start)
-        self.lengths.append(metrics["response/length"])
+        """TRL has updated."""
+        tell(seconds=time.perf_counter() - self.started)
 
 
-def peak(which: str) -> float:
-    """GiB at the peak of two steps in a fresh process."""
-    done = subprocess.run([sys.executable, __file__, which], capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+def tell(**facts: float) -> None:
+    """One line to the parent."""
+    print(f"{MARK}{json.dumps({**facts, 'gib': peak_gib()})}", flush=True)
 
 
-def measure_peak(which: str) -> None:
-    """Two steps of one of the two, and this process's peak memory."""
+def serve(which: str) -> None:
+    """Take a step for every line on standard input."""
     with tempfile.TemporaryDirectory() as name:
-        if which == "trl":
-            trl_trainer(Path(name), None, 2).train()
+        if which == "TRL":
+            trainer = trl_trainer(Path(name), OnDemand(), STEPS + 1)
+            trainer.train()
+            print(
+                f"{MARK}{json.dumps({'tokens': trainer.state.log_history[-1]['completions/mean_length']})}", flush=True
+            )
         else:
             with our_session(Path(name)) as (_, our_step):
-                our_step()
-                our_step()
-    print(peak_gib())
+                lengths = []
+                for _ in range(STEPS + 1):
+                    sys.stdin.readline()
+                    start = time.perf_counter()
+                    lengths.append(our_step()["response/length"])
+                    tell(seconds=time.perf_counter() - start)
+                tell(tokens=statistics.mean(lengths))
+
+
+class Side:
+    """One of the two, in a process of its own that sleeps while the other works."""
+
+    def __init__(self, name: str):
+        self.name, pipe = name, subprocess.PIPE
+        self.process = subprocess.Popen([sys.executable, __file__, name], stdin=pipe, stdout=pipe, text=True, bufsize=1)
+
+    def step(self) -> dict[str, float]:
+        """Let it take a step."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("go\n")
+        return self.answer()
+
+    def answer(self) -> dict[str, float]:
+        """What it says next."""
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(MARK):
+                return json.loads(line.removeprefix(MARK))
+        raise RuntimeError(f"{self.name} ended with status {self.process.wait()}")
 
 
 def main() -> None:
     """Print the table."""
-    with tempfile.TemporaryDirectory() as name, our_session(Path(name)) as (_, our_step):
-        callback = Alternating(our_step)
-        trainer = trl_trainer(Path(name), callback, STEPS + 1)
-        trainer.train()
-        their_length = trainer.state.log_history[-1]["completions/mean_length"]
-    ours, theirs = callback.ours[1:], callback.theirs[1:]
-    ratio = median_ratio(ours, theirs)
-    our_peak, their_peak = peak("ours"), peak("trl")
+    sides = [Side("SteadyRL"), Side("TRL")]
+    rounds = [[side.step() for side in sides] for _ in range(STEPS + 1)][1:]  # the first warms up
     rows = [
         {
-            "": "SteadyRL",
-            "s/step": statistics.median(ours),
-            "GiB": our_peak,
-            "tokens": statistics.mean(callback.lengths[1:]),
-        },
-        {"": "TRL", "s/step": statistics.median(theirs), "GiB": their_peak, "tokens": their_length},
+            "": side.name,
+            "s/step": statistics.median(one[n]["seconds"] for one in rounds),
+            "GiB": rounds[-1][n]["gib"],
+            "tokens a response": side.answer()["tokens"],
+        }
+        for n, side in enumerate(sides)
     ]
-    figures = {"ratio": ratio, "memory_ratio": our_peak / their_peak}
+    ratio = median_ratio(*([one[n]["seconds"] for one in rounds] for n in range(2)))
+    figures = {"ratio": ratio, "memory_ratio": rounds[-1][0]["gib"] / rounds[-1][1]["gib"]}
     show(f"one step: 16 prompts × 16 completions, 1.8 M parameters, FP32; median of {STEPS} steps", rows, figures)
 
 
 if __name__ == "__main__":
     if len(sys.argv) == 2:
-        measure_peak(sys.argv[1])
+        serve(sys.argv[1])
     else:
         main()
