@@ -193,11 +193,10 @@ def test_a_task_that_cannot_be_built_is_told_at_once(own: dict, tmp_path: Path) 
         ScorePool(own, seed=0, workers=2, time_limit=5)
 
 
-def test_a_file_that_cannot_be_imported(own: dict, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_a_file_that_cannot_be_imported(own: dict, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("1 / 0")
-    with pytest.raises(TaskError, match="ended with exit code 1 while building the task"):
+    with pytest.raises(TaskError, match="loading it raised ZeroDivisionError"):
         ScorePool(own, seed=0, workers=1, time_limit=5)
-    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def test_workers_end_with_the_pool(own: dict) -> None:
