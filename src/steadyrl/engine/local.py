@@ -83,7 +83,6 @@ class LocalEngine:
             target.copy_(weights[name] if dim is None else round_e4m3(weights[name], dim=dim))
         self._version = policy_version
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
@@ -127,7 +126,7 @@ class LocalEngine:
     ) -> list[list[Completion]]:
         """One wave: prefill the prompts, share each among its n responses, then a token at a time."""
         n, steps = uniforms.shape[1:]
-        with record(self._model) as recorder:
+        with torch.inference_mode(), record(self._model) as recorder:
             batch = _Wave(self._model, prompts, n, steps, recorder if is_moe(self._model) else None, self._fp8_cache)
             numbers = uniforms.flatten(0, 1).to(self._model.device)
             logits = batch.prefill()
@@ -235,7 +234,7 @@ class _Wave:
                 [
                     Completion(
                         token_ids=tuple(ids[r, : lengths[r]].tolist()),
-                        logprobs=logprobs[r, : lengths[r]],
+                        logprobs=logprobs[r, : lengths[r]].clone(),  # out of inference mode
                         routes=self._routes_of(p, r, lengths[r]),
                         finish_reason="stop" if stopped[r] else "length",
                         policy_version=version,

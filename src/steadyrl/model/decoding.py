@@ -37,12 +37,18 @@ class ReservedLayer(DynamicLayer):
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Take these rows, in this order, some perhaps twice; the room is reserved anew at the next update."""
+        """Take these rows, in this order, some perhaps twice; fewer rows move together in the room there is."""
         super().reorder_cache(beam_idx)
-        self._room = None
+        if self._room is None or self.keys is None or self.values is None or len(beam_idx) > len(self._room[0]):
+            self._room = None
+            return
+        self._room = (self._refill(self._room[0], self.keys), self._refill(self._room[1], self.values))
 
     def _reserve(self, held: Tensor) -> Tensor:
-        buffer = held.new_empty(*held.shape[:2], self._length, held.shape[3])
+        return self._refill(held.new_empty(*held.shape[:2], self._length, held.shape[3]), held)
+
+    def _refill(self, buffer: Tensor, held: Tensor) -> Tensor:
+        buffer = buffer[: len(held)]
         buffer[:, :, : held.shape[2]] = held
         return buffer
 
