@@ -8,7 +8,7 @@ import statistics
 
 import torch
 
-from _measure import alternate, median_ratio, show
+from _measure import MODEL, alternate, median_ratio, show
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.types import Sampling
@@ -21,19 +21,7 @@ def policy() -> Policy:
     return build_tiny(
         family="qwen3_moe",
         alphabet="0123456789+-=;>abcdefghijklmnop",
-        config={
-            "hidden_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "num_experts": 16,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
-            "intermediate_size": 64,
-            "norm_topk_prob": True,
-            "max_position_embeddings": 512,
-        },
+        config=MODEL,
         seed=0,
         dtype=torch.float32,
     )

@@ -19,7 +19,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from _measure import median_ratio, peak_gib, show
+from _measure import MODEL, median_ratio, peak_gib, show
 from steadyrl.config import resolve
 from steadyrl.loop import Progress, global_step
 from steadyrl.run import Run
@@ -31,19 +31,7 @@ RECIPE: dict[str, Any] = {
     "model": {
         "kind": "tiny",
         "alphabet": "0123456789+-=;>abcdefghijklmnopqrstuvwxyz",
-        "config": {
-            "hidden_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 32,
-            "num_experts": 16,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 64,
-            "intermediate_size": 64,
-            "norm_topk_prob": True,
-            "max_position_embeddings": 512,
-        },
+        "config": MODEL,
     },
     "task": {"kind": "chains", "min_terms": 10, "max_terms": 20},
     "rollout": {"prompts": 16, "responses": 16, "max_new_tokens": 96},

@@ -43,7 +43,7 @@ def test_saved_and_loaded_is_the_same(build, tmp_path: Path) -> None:
     loaded = load_pretrained(tmp_path, dtype=torch.float32)
     assert torch.equal(loaded.model(IDS).logits, policy.model(IDS).logits)
     assert loaded.tokenizer("7+8=")["input_ids"] == policy.tokenizer("7+8=")["input_ids"]
-    assert loaded.context == policy.context == 128
+    assert loaded.model.config.max_position_embeddings == policy.model.config.max_position_embeddings == 128
     assert load_pretrained(tmp_path, dtype=torch.bfloat16).model.dtype == torch.bfloat16
     assert config_of(str(tmp_path), revision=None, trust_remote_code=False).hidden_size == 32
 

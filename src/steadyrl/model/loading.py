@@ -44,11 +44,6 @@ class Policy:
         """Where the model lives."""
         return self.model.device
 
-    @property
-    def context(self) -> int | None:
-        """Longest sequence the model was made for, where its config says so."""
-        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-
 
 def build_tiny(*, family: str, alphabet: str, config: Mapping[str, Any], seed: int, dtype: torch.dtype) -> Policy:
     """A small model with weights drawn from `seed`.
