@@ -4,32 +4,33 @@ Each check builds small models and raises `CheckFailed` where a promise is broke
 what is checked is replay, not the rest of this library.
 """
 
+import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steadyrl.conformance.families import Gate, build
-from steadyrl.conformance.gates import Handed, dense, gate_weights, router_of, watched
+from steadyrl.conformance.gates import Handed, NotApplicable, dense, gate_weights, router_of, watched
 from steadyrl.errors import UserError
-from steadyrl.model.loading import RECURRENT
 from steadyrl.model.routing import RoutingError, moe_blocks, record, replay
 from steadyrl.types import Routes
 
 IDS = torch.tensor([[3, 9, 20, 11, 5, 17, 26], [30, 8, 8, 14, 6, 41, 2]])
+SEQUENCES = [IDS[0, :4], IDS[1]]
+ROUNDING = 1e-3
+"""Log-probabilities and logits of small models in float32 that differ by less agree."""
 
 
 class CheckFailed(UserError):
     """A promise of replay that a model breaks."""
-
-
-class NotApplicable(Exception):
-    """The model lacks what the check is about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,9 +50,7 @@ class Subject:
         """A model of its own for each check."""
         if self.model is None:
             return build(self.config, seed=seed, dtype=dtype)
-        copy = type(self.model)(self.model.config).to(dtype).eval()
-        copy.load_state_dict(self.model.state_dict())
-        return copy
+        return cast(PreTrainedModel, cast(nn.Module, copy.deepcopy(self.model)).to(dtype))
 
 
 def require(held: bool | Tensor, otherwise: str) -> None:
@@ -106,7 +105,9 @@ def own_routes(subject: Subject, dtype: torch.dtype = torch.float32) -> None:
     same(gradients_of(model), native, "two forwards without replay")
     with replay(model, routes) as watched_again:
         same(gradients_of(model), native, "replay of the recorded routes")
-    require(torch.equal(watched_again.routes(), routes), "under replay of the recorded routes the router prefers others")
+    require(
+        torch.equal(watched_again.routes(), routes), "under replay of the recorded routes the router prefers others"
+    )
 
 
 def handed_the_routes(seen: list[Handed], routes: Routes) -> None:
@@ -115,38 +116,60 @@ def handed_the_routes(seen: list[Handed], routes: Routes) -> None:
     for layer, handed in enumerate(seen):
         chosen = dense(torch.ones(routes[:, layer].shape), routes[:, layer], handed.weights.shape[1])
         wrong = ((handed.weights != 0) != (chosen != 0)).any(dim=1)
-        require(not wrong.any(), f"layer {layer}: other experts than the routes at positions {wrong.nonzero()[:, 0].tolist()}")
+        require(
+            not wrong.any(),
+            f"layer {layer}: other experts than the routes at positions {wrong.nonzero()[:, 0].tolist()}",
+        )
 
 
-def foreign_routes(subject: Subject, dtype: torch.dtype = torch.float32, model: PreTrainedModel | None = None) -> None:
-    """Under foreign routes the experts receive exactly those, weighted by the family's formula."""
-    model = subject.build(dtype=dtype) if model is None else model
+def under_foreign_routes(model: PreTrainedModel) -> tuple[Routes, list[Handed], Tensor]:
+    """Foreign routes, what the experts were handed under them, and the logits."""
     routes = foreign(model)
     with replay(model, routes), watched(model) as seen:
-        changed = logits_of(model)
+        return routes, seen, logits_of(model)
+
+
+def foreign_routes(subject: Subject) -> None:
+    """Under foreign routes the experts receive exactly those, and the logits are others."""
+    model = subject.build()
+    routes, seen, changed = under_foreign_routes(model)
     handed_the_routes(seen, routes)
-    require(not torch.allclose(changed, logits_of(model), atol=1e-3), "foreign routes leave the logits as they were")
+    require(far(changed, logits_of(model)) > ROUNDING, "foreign routes leave the logits as they were")
+
+
+def gates_by_formula(subject: Subject) -> None:
+    """Under foreign routes the gate weights are the family's formula, computed apart from the dense logits."""
     if subject.gate is None:
-        return
+        raise NotApplicable("no formula is known for this family")
+    weighed_by_formula(subject.build(), subject.gate, rounding=1e-4)
+
+
+def weighed_by_formula(model: PreTrainedModel, gate: Gate, *, rounding: float) -> None:
+    """Hold the gate weights of every layer against the formula."""
+    routes, seen, _ = under_foreign_routes(model)
     for layer, handed in enumerate(seen):
         chosen = routes[:, layer].long()
-        weights = gate_weights(subject.gate, handed.logits, chosen, model.config.get_text_config())
+        weights = gate_weights(gate, handed.logits, chosen, model.config.get_text_config())
         expected = dense(weights, chosen, handed.weights.shape[1])
-        far = (handed.weights - expected).abs().max() / expected.abs().max()
-        require(far < (1e-4 if dtype == torch.float32 else 3e-2), f"layer {layer}: gate weights are off by {far:.3g}")
+        differ = far(handed.weights, expected) / float(expected.max())
+        require(differ < rounding, f"layer {layer}: gate weights are off by {differ:.3g} of the largest")
 
 
 def bfloat16(subject: Subject) -> None:
     """The same holds in BF16: own routes change no bit, foreign routes arrive with their weights."""
     own_routes(subject, torch.bfloat16)
-    foreign_routes(subject, torch.bfloat16)
+    model = subject.build(dtype=torch.bfloat16)
+    routes, seen, _ = under_foreign_routes(model)
+    handed_the_routes(seen, routes)
+    if subject.gate is not None:
+        weighed_by_formula(model, subject.gate, rounding=3e-2)
 
 
 def experts_kernels(subject: Subject) -> None:
     """Every implementation of the experts keeps own routes to the bit, and agrees on foreign ones to rounding."""
     model = subject.build()
     if not model._can_set_experts_implementation():
-        raise NotApplicable
+        raise NotApplicable("the experts have one implementation")
     model.set_experts_implementation("eager")
     routes = foreign(model)
     with replay(model, routes):
@@ -158,22 +181,24 @@ def experts_kernels(subject: Subject) -> None:
         with replay(model, recorder.routes()):
             same(gradients_of(model), native, f"{kernel}: replay of the recorded routes")
         with replay(model, routes):
-            far = (logits_of(model) - expected).abs().max()
-        require(far < 1e-3, f"{kernel}: logits differ from eager's by {far:.3g} under the same routes")
-        foreign_routes(subject, model=model)
+            differ = far(logits_of(model), expected)
+        require(differ < ROUNDING, f"{kernel}: logits differ from eager's by {differ:.3g} under the same routes")
+        if subject.gate is not None:
+            weighed_by_formula(model, subject.gate, rounding=1e-4)
 
 
 def order_in_a_row(subject: Subject) -> None:
     """The order of the experts within a row does not matter, beyond rounding."""
     model = subject.build()
     routes = recorded(model)
-    if routes.shape[-1] == 1 or (subject.gate is not None and subject.gate.score == "sparsemixer"):
-        raise NotApplicable  # one expert has no order; the slots of a sparse mixer have weights of their own
+    if routes.shape[-1] == 1:
+        raise NotApplicable("a row has one expert")
+    if subject.gate is not None and subject.gate.score == "sparsemixer":
+        raise NotApplicable("the first and the second choice are weighed differently")
     with replay(model, routes.flip(-1)):
-        far = (logits_of(model) - logits_of(model)).abs().max()
         flipped = logits_of(model)
-    far = (flipped - logits_of(model)).abs().max()
-    require(far < 1e-3, f"routes in another order within each row move the logits by {far:.3g}")
+    differ = far(flipped, logits_of(model))
+    require(differ < ROUNDING, f"routes in another order within each row move the logits by {differ:.3g}")
 
 
 def router_gradient(subject: Subject) -> None:
@@ -183,9 +208,9 @@ def router_gradient(subject: Subject) -> None:
     with replay(model, routes):
         gradients_of(model)
     for layer, (block, experts) in enumerate(moe_blocks(model)):
-        gradient = router_of(block, experts)[1].weight.grad
-        require(gradient is not None, f"layer {layer}: the router's weight has no gradient")
-        assert gradient is not None
+        gradient = cast(nn.Parameter, router_of(block, experts)[1].weight).grad
+        if gradient is None:
+            raise CheckFailed(f"layer {layer}: the router's weight has no gradient")
         replayed = routes[:, layer].long().unique()
         without = [int(e) for e in replayed if not gradient[e].any()]
         require(not without, f"layer {layer}: the router has no gradient for the replayed experts {without}")
@@ -211,7 +236,7 @@ def checkpointing(subject: Subject) -> None:
     """Recomputed activations give the same loss and gradients, and the experts receive the same rows once more."""
     model = subject.build()
     if not model.supports_gradient_checkpointing:
-        raise NotApplicable
+        raise NotApplicable("transformers cannot recompute it")
     routes = foreign(model)
     with replay(model, routes), watched(model) as once:
         straight = gradients_of(model)
@@ -228,40 +253,55 @@ def checkpointing(subject: Subject) -> None:
     handed_the_routes(twice[layers:][::-1], routes)
 
 
-def layouts(subject: Subject) -> None:
-    """Packed, padded and split, every token keeps its own row of routes: the same log-probabilities to rounding."""
+def alone(model: PreTrainedModel, sequences: list[Tensor], routes: list[Routes] | None) -> list[Tensor]:
+    """Log-probabilities of each sequence in a forward of its own, under its routes or natively."""
+    found = []
+    for which, ids in enumerate(sequences):
+        with nullcontext() if routes is None else replay(model, routes[which]):
+            found.append(logits_of(model, ids[None])[0].log_softmax(dim=-1))
+    return found
+
+
+def in_one_row(model: PreTrainedModel, sequences: list[Tensor], routes: Routes | None) -> Tensor:
+    """Log-probabilities of sequences that share a row, their positions starting at 0 again."""
+    positions = torch.cat([torch.arange(len(ids)) for ids in sequences])[None]
+    with nullcontext() if routes is None else replay(model, routes), torch.no_grad():
+        row = model(input_ids=torch.cat(sequences)[None], position_ids=positions, use_cache=False).logits
+    return row[0].log_softmax(dim=-1)
+
+
+def padded(subject: Subject) -> None:
+    """Padded to a grid or split into single rows, every token keeps its own row of routes."""
     model = subject.build()
-    one, two = IDS[0, :4], IDS[1]
-    parts = [(ids, foreign(model, ids[None])) for ids in (one, two)]
-    alone = []
-    for ids, routes in parts:
-        with replay(model, routes):
-            alone.append(logits_of(model, ids[None])[0].log_softmax(dim=-1))
-    both = torch.cat([routes for _, routes in parts])
-    gap = torch.full_like(both[: len(two) - len(one)], torch.iinfo(both.dtype).max)
-    padded = torch.zeros(2, len(two), dtype=torch.long)
-    padded[0, : len(one)], padded[1] = one, two
-    with replay(model, torch.cat([both[: len(one)], gap, both[len(one) :]])):
-        rows = logits_of(model, padded).log_softmax(dim=-1)
-    close(rows[0, : len(one)], alone[0], "padded")
-    close(rows[1], alone[1], "padded")
-    if not packs(model.config):
-        return
-    positions = torch.cat([torch.arange(len(one)), torch.arange(len(two))])[None]
-    with replay(model, both), torch.no_grad():
-        row = model(input_ids=torch.cat([one, two])[None], position_ids=positions, use_cache=False).logits
-    close(row[0].log_softmax(dim=-1), torch.cat(alone), "packed")
+    short, long = SEQUENCES
+    routes = [foreign(model, ids[None]) for ids in SEQUENCES]
+    gap = torch.full_like(routes[1][: len(long) - len(short)], torch.iinfo(routes[1].dtype).max)
+    grid = torch.stack([torch.cat([short, torch.zeros(len(gap), dtype=torch.long)]), long])
+    with replay(model, torch.cat([routes[0], gap, routes[1]])):
+        rows = logits_of(model, grid).log_softmax(dim=-1)
+    expected = alone(model, SEQUENCES, routes)
+    close(rows[0, : len(short)], expected[0], "padded on the right")
+    close(rows[1], expected[1], "beside a padded row")
 
 
-def packs(config: PreTrainedConfig) -> bool:
-    """Whether several sequences can share a row: the state of a recurrent layer would leak into the next."""
-    return not RECURRENT & set(getattr(config.get_text_config(), "layer_types", None) or ())
+def packed(subject: Subject) -> None:
+    """Packed into one row, every token keeps its own row of routes."""
+    model = subject.build()
+    if far(in_one_row(model, SEQUENCES, None), torch.cat(alone(model, SEQUENCES, None))) > ROUNDING:
+        raise NotApplicable("sequences that share a row see each other in transformers' own forward, replay or not")
+    routes = [foreign(model, ids[None]) for ids in SEQUENCES]
+    close(in_one_row(model, SEQUENCES, torch.cat(routes)), torch.cat(alone(model, SEQUENCES, routes)), "packed")
+
+
+def far(one: Tensor, other: Tensor) -> float:
+    """The largest difference."""
+    return float((one - other).abs().max())
 
 
 def close(one: Tensor, other: Tensor, what: str) -> None:
     """Log-probabilities agree to rounding."""
-    far = (one - other).abs().max()
-    require(far < 1e-3, f"{what}: log-probabilities differ by {far:.3g} from those of each sequence alone")
+    differ = far(one, other)
+    require(differ < ROUNDING, f"{what}: log-probabilities differ by {differ:.3g} from those of each sequence alone")
 
 
 def two_models(subject: Subject) -> None:
@@ -273,30 +313,23 @@ def two_models(subject: Subject) -> None:
         with replay(model, rows), watched(model) as seen:
             expected.append(logits_of(model))
         handed_the_routes(seen, rows)
-    together, strayed = threading.Barrier(2), []
+    together = threading.Barrier(2, timeout=60)
 
-    def work(which: int) -> None:
+    def keeps_apart(which: int) -> bool:
         with replay(models[which], routes[which]):
-            for _ in range(3):
-                together.wait()
-                if not torch.equal(logits_of(models[which]), expected[which]):
-                    strayed.append(which)
+            return all(together.wait() < 2 and torch.equal(logits_of(models[which]), expected[which]) for _ in range(3))
 
     with replay(models[0], routes[0]), replay(models[1], routes[1]):
         require(torch.equal(logits_of(models[0]), expected[0]), "a second model's replay changes the first's")
         require(torch.equal(logits_of(models[1]), expected[1]), "a first model's replay changes the second's")
-    threads = [threading.Thread(target=work, args=(which,)) for which in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    require(not strayed, "two threads mix their routes")
+    with ThreadPoolExecutor(2) as threads:
+        require(all(list(threads.map(keeps_apart, range(2)))), "two threads mix their routes")
 
 
 def many_experts(subject: Subject) -> None:
     """More than 256 experts: routes are 16 bits wide, and every id arrives."""
     if subject.many is None:
-        raise NotApplicable
+        raise NotApplicable("its experts are as many as they are")
     model = build(subject.many)
     routes = foreign(model)
     require(routes.dtype == torch.uint16, f"routes of {subject.many.model_type} with many experts are {routes.dtype}")
@@ -314,17 +347,26 @@ def refusals(subject: Subject) -> None:
     ran: list[int] = []
     wrong = {
         "one layer fewer": routes[:, 1:],
-        "one slot more": torch.cat([routes, routes[..., :1]], dim=-1),
-        "another type": routes.to(torch.uint16),
+        "another number of slots": other_slots(routes, experts),
+        "another type": routes.to(torch.uint16 if routes.dtype == torch.uint8 else torch.uint8),
         "an id out of range": routes.clone().fill_(experts),
-        "an id twice": torch.cat([routes, routes], dim=-1)[..., : max(2, routes.shape[-1])].clone().fill_(1),
+        "an id twice": torch.ones_like(routes),
     }
+    if routes.shape[-1] == 1:
+        del wrong["an id twice"]
     with embedding_counted(model, ran):
         for what, given in wrong.items():
             require(refuses(model, given), f"routes with {what} are taken")
             require(not ran, f"routes with {what} are refused only after a forward has begun")
     require(refuses(model, routes[1:]), "routes of one position fewer are taken")
     require(torch.equal(recorded(model), routes), "a refusal leaves something behind")
+
+
+def other_slots(routes: Routes, experts: int) -> Routes:
+    """Valid rows with one slot fewer, or with two where there was one."""
+    if routes.shape[-1] > 1:
+        return routes[..., 1:]
+    return torch.cat([routes, ((routes.int() + 1) % experts).to(routes.dtype)], dim=-1)
 
 
 def refuses(model: PreTrainedModel, routes: Routes) -> bool:
@@ -350,13 +392,15 @@ def embedding_counted(model: PreTrainedModel, ran: list[int]) -> Iterator[None]:
 CHECKS: Mapping[str, Callable[[Subject], None]] = {
     "own routes": own_routes,
     "foreign routes": foreign_routes,
+    "gate weights": gates_by_formula,
     "router gradient": router_gradient,
     "sentinel": sentinel_rows,
     "order": order_in_a_row,
     "BF16": bfloat16,
     "kernels": experts_kernels,
     "checkpointing": checkpointing,
-    "layouts": layouts,
+    "padded": padded,
+    "packed": packed,
     "two models": two_models,
     "uint16": many_experts,
     "refusals": refusals,

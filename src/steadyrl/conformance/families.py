@@ -38,6 +38,7 @@ SMALL: dict[str, Any] = {
 }
 """Every size that families share by name; a family gets those that its config knows."""
 EXPERT_COUNTS = {key for key, value in SMALL.items() if "expert" in key and value == EXPERTS}
+CHOICE = {"num_experts_per_tok", "moe_topk", "n_group", "topk_group", "topk_method", "expert_selection_fn"}
 
 LATENT = {
     "q_lora_rank": None,
@@ -56,6 +57,14 @@ LINEAR = {
     "layer_types": ["linear_attention", "full_attention", "full_attention"],
 }
 SPARSE_FROM_1 = {"mlp_layer_types": ["dense", "sparse", "sparse"]}
+DEEPSEEK_V4 = {
+    "layer_types": ["sliding_attention"] * LAYERS,
+    "q_lora_rank": 16,
+    "o_lora_rank": 16,
+    "o_groups": 2,
+    "qk_rope_head_dim": 4,
+    "num_key_value_heads": 1,
+}
 GROUPED = {"n_group": 4, "topk_group": 2}
 
 
@@ -65,8 +74,8 @@ class Gate:
 
     score: Literal["softmax", "sigmoid", "sqrtsoftplus", "sparsemixer", "with_shared"] = "softmax"
     """From logits to scores, over all experts."""
-    normalised: bool = True
-    """Whether the weights of the chosen are divided by their sum."""
+    normalised: bool | Literal["as configured"] = True
+    """Whether the weights of the chosen are divided by their sum; some families leave it to `norm_topk_prob`."""
     scaled_by: str | None = None
     """The field of the config that multiplies them."""
 
@@ -75,16 +84,19 @@ class Gate:
 class Family:
     """A small model of one family."""
 
-    gate: Gate = field(default_factory=Gate)
-    """Its gate weights."""
+    gate: Gate | None = field(default_factory=Gate)
+    """Its gate weights; None where no formula is known."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fields beyond `SMALL`, or other values."""
     model_type: str | None = None
     """Name in transformers, where it is not the family's own."""
+    refused: str | None = None
+    """Why replay refuses it, in words of the message; None for a family that conforms."""
 
 
 SIGMOID = Gate(score="sigmoid")
-SCALED = Gate(score="sigmoid", scaled_by="routed_scaling_factor")
+SCALED = Gate(score="sigmoid", normalised="as configured", scaled_by="routed_scaling_factor")
+SOFTMAX = Gate(normalised="as configured")
 
 FAMILIES: dict[str, Family] = {
     "afmoe": Family(gate=Gate(score="sigmoid", scaled_by="route_scale"), config={"num_dense_layers": 1}),
@@ -111,14 +123,18 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v32": Family(gate=SCALED, config=INDEXED | GROUPED | SPARSE_FROM_1),
     "deepseek_v4": Family(
         gate=Gate(score="sqrtsoftplus", scaled_by="routed_scaling_factor"),
-        config={"mlp_layer_types": ["moe"] * LAYERS, "layer_types": ["sliding_attention"] * LAYERS}
-        | {"q_lora_rank": 16, "o_lora_rank": 16, "o_groups": 2, "qk_rope_head_dim": 4, "num_key_value_heads": 1},
+        config=DEEPSEEK_V4 | {"mlp_layer_types": ["moe"] * LAYERS},
     ),
-    "doge": Family(config={"is_moe": True, "num_experts": 16}),
-    "dots1": Family(gate=Gate(score="sigmoid", normalised=False, scaled_by="routed_scaling_factor"), config={"n_shared_experts": 1}),
+    "deepseek_v4 (hash layers)": Family(
+        model_type="deepseek_v4",
+        config=DEEPSEEK_V4 | {"mlp_layer_types": ["hash_moe", "moe", "moe"]},
+        refused="no expert choice was seen",
+    ),
+    "doge": Family(config={"is_moe": True}, refused="has experts"),
+    "dots1": Family(gate=SCALED, config={"n_shared_experts": 1}),
     "ernie4_5_moe": Family(),
     "exaone_moe": Family(gate=SCALED, config=SPARSE_FROM_1),
-    "flex_olmo": Family(gate=Gate(normalised=False)),
+    "flex_olmo": Family(gate=SOFTMAX),
     "gemma4_text": Family(
         config={"enable_moe_block": True, "top_k_experts": SLOTS}
         | {"vocab_size_per_layer_input": 48, "hidden_size_per_layer_input": 16}
@@ -145,13 +161,17 @@ FAMILIES: dict[str, Family] = {
         gate=Gate(normalised=False),
         config={"attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
     ),
-    "jetmoe": Family(),
+    "jetmoe": Family(refused="has experts"),
     "kimi_linear": Family(
         gate=SCALED,
-        config=LATENT | SPARSE_FROM_1 | {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": LINEAR["layer_types"]},
+        config=LATENT
+        | SPARSE_FROM_1
+        | {"linear_head_dim": 8, "linear_num_heads": 4, "layer_types": LINEAR["layer_types"]},
     ),
     "laguna": Family(gate=SIGMOID, config=SPARSE_FROM_1),
-    "lfm2_moe": Family(gate=Gate(score="sigmoid", scaled_by="routed_scaling_factor"), config={"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "full_attention"]}),
+    "lfm2_moe": Family(
+        gate=SCALED, config={"num_dense_layers": 1, "layer_types": ["conv", "full_attention", "full_attention"]}
+    ),
     "llama4_text": Family(
         gate=Gate(score="sigmoid", normalised=False),
         config={"num_experts_per_tok": 1, "intermediate_size": 16, "intermediate_size_mlp": 48},
@@ -159,9 +179,15 @@ FAMILIES: dict[str, Family] = {
     "longcat_flash": Family(
         gate=Gate(normalised=False, scaled_by="routed_scaling_factor"),
         config=LATENT
-        | {"q_lora_rank": 16, "num_layers": 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 16, "zero_expert_num": 2},
+        | {
+            "q_lora_rank": 16,
+            "num_layers": 2,
+            "ffn_hidden_size": 48,
+            "expert_ffn_hidden_size": 16,
+            "zero_expert_num": 2,
+        },
     ),
-    "mellum": Family(),
+    "mellum": Family(gate=SOFTMAX),
     "mimo_v2_flash": Family(gate=SCALED, config=SPARSE_FROM_1),
     "minimax": Family(),
     "minimax_m2": Family(gate=SIGMOID),
@@ -175,33 +201,54 @@ FAMILIES: dict[str, Family] = {
         | {"ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 8, "n_groups": 2}
         | {"moe_shared_expert_intermediate_size": 16},
     ),
-    "olmoe": Family(gate=Gate(normalised=False)),
+    "olmoe": Family(gate=SOFTMAX),
     "phimoe": Family(gate=Gate(score="sparsemixer")),
-    "qwen2_moe": Family(gate=Gate(normalised=False)),
+    "qwen2_moe": Family(gate=SOFTMAX),
     "qwen3_5_moe_text": Family(config=LINEAR),
-    "qwen3_moe": Family(),
-    "qwen3_next": Family(config=LINEAR),
+    "qwen3_moe": Family(gate=SOFTMAX),
+    "qwen3_next": Family(gate=SOFTMAX, config=LINEAR),
     "qwen4_exp_text": Family(
+        gate=SOFTMAX,
         config=LINEAR
         | {"hc_lowrank": 8, "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 8}
         | {"indexer_budget": 64, "indexer_compress_ratio": 4},
     ),
     "solar_open": Family(gate=SCALED),
-    "zaya": Family(config={"num_experts_per_tok": 1}),
+    "zaya": Family(config={"num_experts_per_tok": 1}, refused="no expert choice was seen"),
 }
 
 
-def small_config(name: str, *, experts: int = EXPERTS) -> PreTrainedConfig:
-    """The config of a family's small model."""
-    family = FAMILIES[name]
-    base = AutoConfig.for_model(family.model_type or name)
-    known = {*vars(base), *type(base).attribute_map}
+def family_of(model_type: str) -> Family:
+    """The family by the name that transformers has for it; one that is not known here has no formula."""
+    known = {family.model_type or name: family for name, family in reversed(FAMILIES.items())}
+    return known.get(model_type, Family(gate=None))
+
+
+def small_config(
+    own: PreTrainedConfig, family: Family, *, experts: int = EXPERTS, as_found: bool = False
+) -> PreTrainedConfig:
+    """The config of a small model: the switches and factors of `own`, the sizes of `SMALL` and of its family.
+
+    `as_found` also keeps what shapes the choice: one expert or several, groups or none, and its method.
+    """
+    known = {*vars(own), *type(own).attribute_map}
+    switches = {k: v for k, v in vars(own).items() if isinstance(v, bool | float) and not k.startswith("_")}
     shared = {key: value for key, value in SMALL.items() if key in known}
-    config = AutoConfig.for_model(family.model_type or name, **{**shared, **family.config})
+    fields = {**switches, **shared, **family.config}
+    if as_found:
+        kept = {key: getattr(own, key) for key in CHOICE & known}
+        fields |= {key: value for key, value in kept.items() if isinstance(value, str) or value in (None, 1)}
+    config = AutoConfig.for_model(own.model_type, **fields)
     for part in (config, *(getattr(config, key) for key in config.sub_configs)):
         for key in EXPERT_COUNTS & {*vars(part)}:
             setattr(part, key, experts)
     return config
+
+
+def named_config(name: str, *, experts: int = EXPERTS) -> PreTrainedConfig:
+    """The config of a small model of a family that is listed here."""
+    family = FAMILIES[name]
+    return small_config(AutoConfig.for_model(family.model_type or name), family, experts=experts)
 
 
 @torch.no_grad()

@@ -15,6 +15,10 @@ from steadyrl.conformance.families import Gate
 from steadyrl.model.routing import is_experts, moe_blocks
 
 
+class NotApplicable(Exception):
+    """The model lacks what a check is about; the message says what."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Handed:
     """One forward of one block. Gate weights are dense, 0 for an expert that was not chosen: order is no matter."""
@@ -25,7 +29,9 @@ class Handed:
     """The router's dense logits, computed anew in float32 from its input and weight."""
 
 
-def dense(weights: Float[Tensor, "positions slots"], chosen: Tensor, experts: int) -> Float[Tensor, "positions experts"]:
+def dense(
+    weights: Float[Tensor, "positions slots"], chosen: Tensor, experts: int
+) -> Float[Tensor, "positions experts"]:
     """The weight of every expert at every position."""
     return torch.zeros(len(weights), experts).scatter_(1, chosen.long(), weights.float())
 
@@ -54,8 +60,9 @@ def watched(model: PreTrainedModel) -> Iterator[list[Handed]]:
             experts: int = experts,
         ) -> None:
             hidden = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
-            bias = owner._parameters.get("bias")
-            logits = F.linear(hidden, owner.weight.detach().float(), None if bias is None else bias.detach().float())
+            weight, bias = owner._parameters["weight"], owner._parameters.get("bias")
+            assert weight is not None
+            logits = F.linear(hidden, weight.detach().float(), None if bias is None else bias.detach().float())
             seen.append(Handed(weights=_received(args, kwargs, hidden, experts), logits=logits))
 
         module = next(child for child in block.modules() if is_experts(child))
@@ -82,7 +89,7 @@ def router_of(block: nn.Module, experts: int) -> tuple[nn.Module, nn.Module]:
         routes = any(part in ("gate", "router", "wg", "classifier", "proj", "layer") for part in name.split("."))
         if weight is not None and weight.ndim == 2 and routes and experts <= weight.shape[0] <= experts + 2:
             return block.get_submodule(name.rpartition(".")[0]), module
-    raise LookupError(f"{type(block).__name__} has no router with a weight of {experts} rows")
+    raise NotApplicable(f"{type(block).__name__} has no router with a weight of {experts} rows")
 
 
 def gate_weights(
@@ -104,7 +111,8 @@ def gate_weights(
     total = weights.sum(dim=-1, keepdim=True)
     if gate.score == "with_shared":
         total = total + scores[:, -config.n_shared_experts :].sum(dim=-1, keepdim=True)
-    weights = weights / total if gate.normalised else weights
+    normalised = config.norm_topk_prob if gate.normalised == "as configured" else gate.normalised
+    weights = weights / total if normalised else weights
     return weights if gate.scaled_by is None else weights * getattr(config, gate.scaled_by)
 
 

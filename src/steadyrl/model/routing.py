@@ -82,15 +82,20 @@ def slots_of(block: nn.Module) -> int | None:
     for module in block.modules():
         if "top_k" in vars(module):
             return cast(int, module.top_k)
+    for module in block.modules():
+        config = vars(module).get("config")
+        if config is not None and "top_k_experts" in vars(config):
+            return config.top_k_experts
     return None
 
 
 class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
-    def __init__(self, layers: int, experts: int):
-        self._chosen: list[Tensor | None] = [None] * layers
-        self._dtype = route_dtype(experts)
+    def __init__(self, blocks: list[tuple[nn.Module, int]]):
+        self._chosen: list[Tensor | None] = [None] * len(blocks)
+        self._kinds = [type(block).__name__ for block, _ in blocks]
+        self._dtype = route_dtype(max((experts for _, experts in blocks), default=0))
 
     def routes(self) -> Routes:
         """Choices of the latest forward, as [positions, layers, slots], positions in row-major order.
@@ -103,7 +108,11 @@ class Recorder:
         chosen = [layer for layer in self._chosen if layer is not None]
         if len(chosen) != len(self._chosen):
             blind = [i for i, layer in enumerate(self._chosen) if layer is None]
-            raise RoutingError(f"no expert choice was seen in mixture-of-experts layer(s) {blind}; run a forward first")
+            kinds = ", ".join(sorted({self._kinds[i] for i in blind}))
+            raise RoutingError(
+                f"no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): they have not run, or "
+                "choose in a way that replay does not know"
+            )
         return torch.stack(chosen, dim=1).to(self._dtype)
 
     def keep(self, layer: int, indices: Tensor) -> None:
@@ -216,8 +225,8 @@ def check_replay(model: PreTrainedModel) -> None:
             )
         if gates.shape[-1] == 1 and bool((gates == gates[0]).all()):
             raise RoutingError(
-                f"{where}: it chooses one expert and renormalises, so the gate weight is {float(gates[0]):.3g} whatever "
-                "the router says, and the router gets no gradient. Replay is refused"
+                f"{where}: it chooses one expert and renormalises, so the gate weight is {float(gates[0]):.3g} "
+                "whatever the router says, and the router gets no gradient. Replay is refused"
             )
 
 
@@ -243,7 +252,7 @@ def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tenso
 
 @contextmanager
 def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None) -> Iterator[Recorder]:
-    recorder = Recorder(len(blocks), max((experts for _, experts in blocks), default=0))
+    recorder = Recorder(blocks)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
@@ -298,7 +307,8 @@ class _Choice(TorchFunctionMode):
         if self.choice is None:
             return out
         indices = self._replayed(out[1])
-        return type(out)(((self.unmasked if scores is self.masked else scores).gather(-1, indices), indices))
+        dense = cast(Tensor, self.unmasked) if scores is self.masked else scores
+        return type(out)((dense.gather(-1, indices), indices))
 
     def _replayed(self, native: Tensor) -> Tensor:
         """The choice to replay for the slots that were just chosen; the native one at sentinel rows."""
@@ -319,7 +329,7 @@ class _Choice(TorchFunctionMode):
         seen = sum(part.shape[1] for part in self.native)
         if self.choice is not None and seen != self.choice.shape[1]:
             raise RoutingError(
-                f"layer {self.layer}: a choice of {seen} experts was seen where routes have {self.choice.shape[1]} slots"
+                f"layer {self.layer}: routes have {self.choice.shape[1]} slots, but a choice of {seen} experts was seen"
             )
         if self.native:
             self.recorder.keep(self.layer, torch.cat(self.native, dim=1) if len(self.native) > 1 else self.native[0])
