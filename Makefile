@@ -25,6 +25,7 @@ bench: .venv/bench  ## every benchmark, peers included
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
+	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, show."""
+"""The command line: train, resume, eval, show, conformance."""
 
 import argparse
 import contextlib
@@ -25,6 +25,7 @@ USAGE = """steadyrl COMMAND …
   resume RUN [--checkpoint step-000020]
   eval CHECKPOINT [--section.field value …]
   show RUN
+  conformance --model FAMILY_OR_PATH [--weights] | --all
 
 Each command has a --help; that of `train` and `eval` shows every field of the recipe with its resolved value."""
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "resume": resume_command,
         "eval": eval_command,
         "show": show_command,
+        "conformance": conformance_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -128,6 +130,27 @@ def show_command(argv: list[str]) -> int:
     _print_accuracy(options.run)
     print(f"the report is {report}")
     return 0
+
+
+def conformance_command(argv: list[str]) -> int:
+    """`steadyrl conformance --model FAMILY_OR_PATH`."""
+    parser = argparse.ArgumentParser(
+        "steadyrl conformance", description="Hold a mixture-of-experts model against what Routing Replay promises."
+    )
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument(
+        "--model", help="a family such as qwen3_moe, or a saved model, which is built small from its config"
+    )
+    which.add_argument(
+        "--all", action="store_true", help="every family that is listed; prints docs/routing-families.md"
+    )
+    parser.add_argument(
+        "--weights", action="store_true", help="check the saved model itself, weights and size included"
+    )
+    options = parser.parse_args(argv)
+    from steadyrl.conformance.report import run
+
+    return run(options.model, weights=options.weights)
 
 
 def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:

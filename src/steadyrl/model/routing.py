@@ -2,26 +2,33 @@
 
 Only the discrete choice is replayed. The gate weights come from the live router's dense scores at the replayed
 experts, by the family's own formula, so gradient reaches the router. This holds for any family because the one thing
-they share is intercepted: the `torch.topk` of [positions, experts] scores inside a mixture-of-experts block. Its
-indices are replaced, its values are gathered at the new indices, and the family's code goes on from there. Families
-that choose in another way, or mask scores before they choose, are refused by `check_replay`.
+they share is intercepted: inside a mixture-of-experts block, the `topk` of [positions, experts] scores, or one `max`
+for each slot. Its indices are replaced, its values are gathered at the new indices, and the family's code goes on
+from there. Where scores were masked just before the choice, as by a router limited to groups, the values are gathered
+from the scores before the mask: a replayed expert outside the live groups then has the weight it would have inside.
+Every slot of a block must be chosen exactly once in a forward; a block that chooses in another way is refused.
 
 Routes are tensors handed in and out. Nothing is kept in modules, classes or the process: the hooks live as long as
 the context, and the interception is local to the thread that runs the block.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.return_types import topk as TopK
 from transformers import PreTrainedModel
 
 from steadyrl.errors import UserError
 from steadyrl.types import Routes
+
+CHOICES = frozenset({torch.topk, Tensor.topk, torch.max, Tensor.max})
+MASKS = frozenset({torch.masked_fill, Tensor.masked_fill})
+WATCHED = CHOICES | MASKS
 
 
 class RoutingError(UserError):
@@ -33,19 +40,36 @@ def route_dtype(experts: int) -> torch.dtype:
     return torch.uint8 if experts < 256 else torch.uint16
 
 
+@cache
+def _takes_a_choice(kind: type[nn.Module]) -> bool:
+    """Whether modules of this class are handed the chosen experts and their gate weights."""
+    return hasattr(kind, "_apply_gate") or "top_k_index" in inspect.signature(kind.forward).parameters
+
+
 def is_experts(module: nn.Module) -> bool:
-    """Whether a module holds the experts of a block: transformers marks its classes with a gating function."""
-    return hasattr(type(module), "_apply_gate")
+    """Whether a module holds the experts of a block.
+
+    transformers marks its classes with a gating function. Unmarked ones are handed the choice as `top_k_index`, or
+    hold all weights stacked and are fed every position once for every expert, scaled by a gate that is mostly 0.
+    """
+    return _takes_a_choice(type(module)) or (
+        "num_experts" in vars(module)
+        and sum(p.ndim == 3 and p.shape[0] == module.num_experts for p in module.parameters(recurse=False)) > 1
+    )
 
 
 def moe_blocks(model: nn.Module) -> list[tuple[nn.Module, int]]:
-    """Mixture-of-experts blocks in layer order, each with its number of experts; a block is the parent of experts."""
-    return [
-        (block, cast(int, child.num_experts))
-        for block in model.modules()
-        for child in block.children()
-        if is_experts(child)
-    ]
+    """Mixture-of-experts blocks in layer order, each with its number of experts.
+
+    A block is the parent of experts; adapters may stand between the two (`experts.base_layer`).
+    """
+    blocks: dict[str, int] = {}
+    for name, module in model.named_modules():
+        if is_experts(module):
+            parent = name.split(".base_layer")[0].rpartition(".")[0]
+            # identity experts come on top of those that have weights
+            blocks[parent] = cast(int, vars(module).get("total_experts") or module.num_experts)
+    return [(model.get_submodule(name), experts) for name, experts in blocks.items()]
 
 
 def is_moe(model: nn.Module) -> bool:
@@ -53,12 +77,25 @@ def is_moe(model: nn.Module) -> bool:
     return bool(moe_blocks(model))
 
 
+def slots_of(block: nn.Module) -> int | None:
+    """How many experts a block's router chooses, where it or its config says so under one of the usual names."""
+    for module in block.modules():
+        if "top_k" in vars(module):
+            return cast(int, module.top_k)
+    for module in block.modules():
+        config = vars(module).get("config")
+        if config is not None and "top_k_experts" in vars(config):
+            return config.top_k_experts
+    return None
+
+
 class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
-    def __init__(self, layers: int, experts: int):
-        self._chosen: list[Tensor | None] = [None] * layers
-        self._dtype = route_dtype(experts)
+    def __init__(self, blocks: list[tuple[nn.Module, int]]):
+        self._chosen: list[Tensor | None] = [None] * len(blocks)
+        self._kinds = [type(block).__name__ for block, _ in blocks]
+        self._dtype = route_dtype(max((experts for _, experts in blocks), default=0))
 
     def routes(self) -> Routes:
         """Choices of the latest forward, as [positions, layers, slots], positions in row-major order.
@@ -71,7 +108,11 @@ class Recorder:
         chosen = [layer for layer in self._chosen if layer is not None]
         if len(chosen) != len(self._chosen):
             blind = [i for i, layer in enumerate(self._chosen) if layer is None]
-            raise RoutingError(f"no expert choice was seen in mixture-of-experts layer(s) {blind}; run a forward first")
+            kinds = ", ".join(sorted({self._kinds[i] for i in blind}))
+            raise RoutingError(
+                f"no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): they have not run, or "
+                "choose in a way that replay does not know"
+            )
         return torch.stack(chosen, dim=1).to(self._dtype)
 
     def keep(self, layer: int, indices: Tensor) -> None:
@@ -82,7 +123,7 @@ class Recorder:
 @contextmanager
 def record(model: PreTrainedModel) -> Iterator[Recorder]:
     """Watch the routers while the context is open; the forward itself is unchanged."""
-    with _intercepted(model, None) as recorder:
+    with _intercepted(moe_blocks(model), None) as recorder:
         yield recorder
 
 
@@ -96,19 +137,63 @@ def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
             natively.
 
     Raises:
-        RoutingError: the model is dense, or the routes have another number of layers or type.
+        RoutingError: on entry, the model is dense, or the routes have another number of layers or slots, another
+            type, an expert out of range or twice in a row; at a block's forward, another number of positions.
     """
+    blocks = _blocks_of(model)
+    _check_shape(routes, blocks)
+    _check_ids(routes, blocks)
+    with _intercepted(blocks, routes.reshape(-1, *routes.shape[-2:])) as recorder:
+        yield recorder
+
+
+def _blocks_of(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
+    """The blocks of a model that must have some."""
     blocks = moe_blocks(model)
-    if not blocks:
-        raise RoutingError(f"{type(model).__name__} is dense: it has no routes to replay")
+    if blocks:
+        return blocks
+    config = model.config.get_text_config().to_dict()
+    named = {k: v for k, v in config.items() if "expert" in k and isinstance(v, int) and v > 1}
+    if named:
+        raise RoutingError(f"{type(model).__name__} has experts ({named}) in modules of a kind that is not known here")
+    raise RoutingError(f"{type(model).__name__} is dense: it has no routes to replay")
+
+
+def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
     layers, expected = len(blocks), route_dtype(max(experts for _, experts in blocks))
-    if routes.shape[-2] != layers:
-        raise RoutingError(f"routes have {routes.shape[-2]} layers, the model has {layers} mixture-of-experts layers")
     if routes.dtype != expected:
         raise RoutingError(f"routes are {routes.dtype}, this model's are {expected}")
-    flat = routes.reshape(-1, *routes.shape[-2:])
-    with _intercepted(model, flat) as recorder:
-        yield recorder
+    if routes.ndim < 3:
+        raise RoutingError(f"routes are {tuple(routes.shape)}, they must be (positions, layers, slots)")
+    if routes.shape[-2] != layers:
+        raise RoutingError(f"routes have {routes.shape[-2]} layers, the model has {layers} mixture-of-experts layers")
+    for layer, (block, _) in enumerate(blocks):
+        slots = slots_of(block)
+        if slots not in (None, routes.shape[-1]):
+            raise RoutingError(f"routes have {routes.shape[-1]} slots, layer {layer} chooses {slots} experts")
+
+
+def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
+    """Every row holds distinct experts of its layer, or nothing but the sentinel."""
+    sentinel = torch.iinfo(routes.dtype).max
+    ids = routes.reshape(-1, *routes.shape[-2:]).int().sort(dim=-1).values
+    counts = torch.tensor([experts for _, experts in blocks], device=routes.device)[:, None]
+    absent = ids == sentinel
+    faults = {
+        "an expert id out of range": ((ids >= counts) & ~absent).any(dim=-1),
+        "an expert twice": ((ids[..., 1:] == ids[..., :-1]) & ~absent[..., 1:]).any(dim=-1),
+        "the sentinel in some slots and not in others": absent[..., -1] & ~absent[..., 0],
+    }
+    if not torch.stack([fault.any() for fault in faults.values()]).any():  # one wait for the device, not three
+        return
+    for what, fault in faults.items():
+        if bool(fault.any()):
+            position, layer = fault.nonzero()[0].tolist()
+            row = routes.reshape(-1, *routes.shape[-2:])[position, layer].tolist()
+            raise RoutingError(
+                f"routes at position {position}, layer {layer} are {row}: {what}; the layer has {blocks[layer][1]} "
+                f"experts, the sentinel is {sentinel}"
+            )
 
 
 @torch.no_grad()
@@ -116,37 +201,46 @@ def check_replay(model: PreTrainedModel) -> None:
     """Hold a model against what replay rests on, in two forwards of a few positions.
 
     Raises:
-        RoutingError: the model is dense; a block's choice is not seen; or a replayed expert gets no gate weight, as
-            where scores are masked before the choice (some group-limited routers), and so would get no gradient.
+        RoutingError: the model is dense; a block's choice is not seen, or is seen for some slots only; a replayed
+            expert gets no gate weight, and so would get no gradient; or the only gate weight of a position is the
+            same everywhere, so that the router would get no gradient.
     """
-    name = type(model).__name__
-    blocks = moe_blocks(model)
-    if not blocks:
-        raise RoutingError(f"{name} is dense: it has no experts to replay")
-    ids = torch.arange(16, device=model.device)[None] % model.config.get_text_config().vocab_size
+    name, blocks = type(model).__name__, _blocks_of(model)
+    config = model.config.get_text_config()  # padding is often embedded as zeros, which no router can tell apart
+    ids = torch.tensor([[token for token in range(17) if token != config.pad_token_id][:16]], device=model.device)
     with record(model) as recorder:
         model.base_model(input_ids=ids, use_cache=False)
         natural = recorder.routes()
     counts = torch.tensor([count for _, count in blocks], device=model.device)[:, None]
     positions = torch.arange(len(natural), device=model.device)[:, None, None]
     foreign = ((natural.int() + positions) % counts).to(natural.dtype)  # shifted alike: the slots stay distinct
-    with _gate_weights(model) as weights, replay(model, foreign):
+    with _gate_weights(model, foreign) as weights, replay(model, foreign):
         model.base_model(input_ids=ids, use_cache=False)
     for layer, gates in enumerate(weights):
+        where = f"{name}, mixture-of-experts layer {layer}"
         if bool((gates == 0).any()):
             raise RoutingError(
-                f"{name}, mixture-of-experts layer {layer}: a replayed expert gets no gate weight, because the router "
-                "masks its scores before it chooses; it would get no gradient either. Replay is refused"
+                f"{where}: a replayed expert gets no gate weight, because the router masks its scores before it "
+                "chooses; it would get no gradient either. Replay is refused"
+            )
+        if gates.shape[-1] == 1 and bool((gates == gates[0]).all()):
+            raise RoutingError(
+                f"{where}: it chooses one expert and renormalises, so the gate weight is {float(gates[0]):.3g} "
+                "whatever the router says, and the router gets no gradient. Replay is refused"
             )
 
 
 @contextmanager
-def _gate_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tensor]]:
     """What the experts modules are handed as gate weights, one [positions, slots] a layer, in forward order."""
     seen: list[Tensor] = []
 
     def watch(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(args[2] if len(args) > 2 else kwargs["top_k_weights"])
+        if _takes_a_choice(type(module)):
+            seen.append(args[2] if len(args) > 2 else kwargs["top_k_weights"])
+        else:  # fed every position for every expert: the weight shows as the size of what it scaled
+            sizes = args[0].view(module.num_experts, -1, args[0].shape[-1]).norm(dim=-1)
+            seen.append(sizes.T.gather(-1, routes[:, len(seen)].long()))
 
     hooks = [m.register_forward_pre_hook(watch, with_kwargs=True) for m in model.modules() if is_experts(m)]
     try:
@@ -157,14 +251,12 @@ def _gate_weights(model: PreTrainedModel) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _intercepted(model: PreTrainedModel, routes: Routes | None) -> Iterator[Recorder]:
-    blocks = moe_blocks(model)
-    recorder = Recorder(len(blocks), max((experts for _, experts in blocks), default=0))
+def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None) -> Iterator[Recorder]:
+    recorder = Recorder(blocks)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
-            mode = _Choice(layer, experts, recorder, choice)
-            wrapped.enter_context(_forward_within(block, lambda mode=mode: mode))
+            wrapped.enter_context(_forward_within(block, partial(_Choice, layer, experts, recorder, choice)))
             for child in filter(is_experts, block.children()):  # nothing is chosen there: spare it the interception
                 wrapped.enter_context(_forward_within(child, torch._C.DisableTorchFunction))
         yield recorder
@@ -190,34 +282,54 @@ def _forward_within(module: nn.Module, make: Callable[[], AbstractContextManager
 
 
 class _Choice(TorchFunctionMode):
-    """Inside one block: record the choice among all experts, and replace it where there is one to replay."""
+    """Around one forward of one block: record the choice among all experts, and replace it where one is to replay."""
 
     def __init__(self, layer: int, experts: int, recorder: Recorder, choice: Tensor | None):
         super().__init__()
         self.layer, self.experts, self.recorder, self.choice = layer, experts, recorder, choice
+        self.native: list[Tensor] = []  # one choice of all slots, or one for each
+        self.masked: Tensor | None = None
+        self.unmasked: Tensor | None = None
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if func is not torch.topk and func is not Tensor.topk:
+        if func not in WATCHED:
             return out
         scores = args[0] if args else (kwargs or {})["input"]
         if scores.ndim != 2 or scores.shape[-1] != self.experts:
             return out  # a choice among groups, not among experts
-        native = out[1]
-        self.recorder.keep(self.layer, native)
+        if func in MASKS:
+            self.masked, self.unmasked = out, scores
+            return out
+        if isinstance(out, Tensor) or out[1].ndim != 2 or out[1].shape[0] != scores.shape[0]:
+            return out  # a maximum over everything, or of each expert over positions: no choice for each position
+        self.native.append(out[1])
         if self.choice is None:
             return out
-        indices = self._replayed(native)
-        return TopK((scores.gather(-1, indices), indices))
+        indices = self._replayed(out[1])
+        dense = cast(Tensor, self.unmasked) if scores is self.masked else scores
+        return type(out)((dense.gather(-1, indices), indices))
 
     def _replayed(self, native: Tensor) -> Tensor:
-        """The choice to replay, as indices; the native one at sentinel rows."""
-        choice = self.choice
+        """The choice to replay for the slots that were just chosen; the native one at sentinel rows."""
+        choice, seen = self.choice, sum(part.shape[1] for part in self.native)
         assert choice is not None
-        if choice.shape != native.shape:
+        if len(choice) != len(native) or seen > choice.shape[1]:
             raise RoutingError(
                 f"layer {self.layer}: routes are {tuple(choice.shape)} (positions, slots), "
-                f"the forward needs {tuple(native.shape)}"
+                f"the forward needs {(len(native), seen)}"
             )
-        indices = choice.to(native.dtype)
+        indices = choice[:, seen - native.shape[1] : seen].to(native.dtype)
         return torch.where(indices == torch.iinfo(choice.dtype).max, native, indices)
+
+    def __exit__(self, kind, error, trace):
+        super().__exit__(kind, error, trace)
+        if kind is not None:
+            return
+        seen = sum(part.shape[1] for part in self.native)
+        if self.choice is not None and seen != self.choice.shape[1]:
+            raise RoutingError(
+                f"layer {self.layer}: routes have {self.choice.shape[1]} slots, but a choice of {seen} experts was seen"
+            )
+        if self.native:
+            self.recorder.keep(self.layer, torch.cat(self.native, dim=1) if len(self.native) > 1 else self.native[0])
