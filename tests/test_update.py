@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from builders import dense_policy, random_ids, tiny_policy
 from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
+from steadyrl.disagreement import route_metrics
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
@@ -233,10 +234,11 @@ def test_r3_replays_the_rollouts_experts_in_the_old_pass_and_in_the_updates():
 def test_r3_brings_the_engines_closer():
     policy = tiny_policy()
     groups = scored_responses(roll_out(policy, tokens=48))
-    found = {mode: scoring_metrics(score_minibatch(policy, groups, mode=mode)) for mode in ("none", "R2", "R3")}
+    scored = {mode: score_minibatch(policy, groups, mode=mode) for mode in ("none", "R2", "R3")}
+    found = {mode: scoring_metrics(parts) for mode, parts in scored.items()}
     tokens = sum(len(r.completion.token_ids) for group in groups for r in group)
     assert tokens > 200
-    assert found["none"]["routes/disagreement"] > 0.02
+    assert route_metrics(scored["none"])["routes/disagreement"] > 0.02
     assert found["R3"]["mismatch/k3"] < 0.8 * found["none"]["mismatch/k3"]
     assert found["R3"]["mismatch/abs_mean"] < 0.9 * found["none"]["mismatch/abs_mean"]
     assert found["R2"] == found["none"]  # R2 does not touch the discrepancy
@@ -245,9 +247,9 @@ def test_r3_brings_the_engines_closer():
 def test_equal_engines_do_not_disagree():
     policy = tiny_policy()
     groups = scored_responses(roll_out(policy, precision="native"))
-    metrics = scoring_metrics(score_minibatch(policy, groups, mode="none"))
-    assert metrics["mismatch/abs_max"] < 1e-4
-    assert metrics["routes/disagreement"] == 0.0
+    scored = score_minibatch(policy, groups, mode="none")
+    assert scoring_metrics(scored)["mismatch/abs_max"] < 1e-4
+    assert route_metrics(scored)["routes/disagreement"] == 0.0
 
 
 def test_r3_refuses_a_rollout_without_routes():
@@ -280,7 +282,7 @@ def test_a_dense_model_has_no_routes():
     policy = dense_policy()
     groups = scored_responses(roll_out(policy))
     scored = score_minibatch(policy, groups, mode="none")
-    assert "routes/disagreement" not in scoring_metrics(scored)
+    assert route_metrics(scored) == {}
     outcome = take_update(policy, scored, groups=4)
     assert outcome is not None
     assert outcome.finite

@@ -212,6 +212,8 @@ class Update(Section):
     """N: gradient steps per global step. It must divide the prompts of a step."""
     replay: Literal["none", "R2", "R3"] = "none"
     """Routing Replay: experts of the trainer's θ_old pass (R2), or of the rollout engine (R3)."""
+    max_unrouted: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Largest share of positions for which the engine may return no experts; the trainer routes them by itself."""
     micro_tokens: PositiveInt = 8192
     """Most tokens in one forward, shared prompts counted for each response; a mini-batch takes as many as it needs."""
 

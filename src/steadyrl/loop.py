@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from steadyrl.cold_start import cold_start
+from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Value
 from steadyrl.model.packing import pack_responses
@@ -137,6 +138,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
             sampling=session.sampling,
             key=f"rollout/{step}",
         )
+    routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards = score_groups(session, "train", groups)
         run.log_failures(step, rewards.failures)
@@ -146,6 +148,8 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
         first, *later = [_packed(session, part) for part in _split(responses, recipe.update.minibatches)]
         resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
         scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
+        looked_at = responses[step % len(responses)]
+        effect = replay_effect(policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature)
     with clock("update"):
         forwards = [
             [first_forward(policy, micro, **how) for micro in first if micro.moves],
@@ -157,10 +161,14 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
     progress.step = step
     seconds = time.perf_counter() - start
     sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
+    old_pass = [*resting, *traced(outcomes[:1]), *(s for part in scored for s in part)]
     return {
         "policy_version": sampler,
         **rollout_metrics(groups, rewards),
-        **scoring_metrics([*resting, *traced(outcomes[:1]), *(s for part in scored for s in part)]),
+        **scoring_metrics(old_pass),
+        **route_metrics(old_pass),
+        **routed,
+        **effect,
         **update_metrics(outcomes),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,

@@ -9,6 +9,7 @@ import importlib
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,24 @@ METRICS: tuple[Metric, ...] = (
         "and the trainer's own choice; under R3 the choice it would have made above replayed layers. Absent for dense "
         "models.",
     ),
+    Metric("routes/layer_<n>", "share", "The same of the n-th mixture-of-experts layer, counted from 0."),
+    Metric(
+        "routes/margin",
+        "score",
+        "Where the sets differ, mean gap between the k-th and the k+1-th score of the trainer's router.",
+    ),
+    Metric(
+        "routes/unrouted",
+        "share",
+        "Share of fed positions that the engine returned no experts for; the trainer routes them by itself.",
+    ),
+    Metric(
+        "replay/k3_natural",
+        "nats",
+        "D_KL[μ‖π_old] by k3 with the trainer's own experts, on the responses to one prompt, another at every step.",
+    ),
+    Metric("replay/k3_replayed", "nats", "The same with the rollout's experts."),
+    Metric("replay/removed", "share", "1 − k3_replayed/k3_natural: what replay removes; noisy, can be negative."),
     Metric("update/objective", "–", "Value of the maximised surrogate, mean over the step's updates."),
     Metric("update/grad_norm", "norm", "Gradient norm before clipping, mean over the step's updates."),
     Metric("update/skipped", "updates", "Updates skipped because loss or gradient was not finite."),
@@ -140,7 +159,7 @@ class MetricsLog:
             ValueError: a name is not among the file's fields.
             TypeError: a value is not a plain number, string, bool or None.
         """
-        if unknown := sorted(set(metrics) - self._names):
+        if unknown := sorted(n for n in metrics if not {n, re.sub(r"\d+$", "<n>", n)} & self._names):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )

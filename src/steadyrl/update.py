@@ -28,6 +28,8 @@ class Scored:
     """Entropy of π_old where each token was sampled."""
     preferred: Routes | None
     """Experts that the trainer's own routers chose, or under R3 would have chosen; flat over positions."""
+    margins: Float[Tensor, "positions layers"] | None
+    """How near to a tie those choices were."""
     replayed: Routes | None
     """Experts that every update must use: e^π_old under R2, e^μ_old under R3; None: route natively."""
 
@@ -68,7 +70,8 @@ def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]
     if not is_moe(policy.model):
         yield None
         return
-    with record(policy.model) if routes is None else replay(policy.model, routes) as recorder:
+    watched = record(policy.model, margins=True) if routes is None else replay(policy.model, routes, margins=True)
+    with watched as recorder:
         yield recorder
 
 
@@ -91,8 +94,17 @@ def first_forward(
         logprobs, entropy = score(policy.model, micro.batch, temperature=temperature)
         preferred = None if recorder is None else recorder.routes()
         replayed = {"none": None, "R2": preferred, "R3": rollout}[mode]
-        old = logprobs.detach()
-        yield logprobs, Scored(micro=micro, old_logprobs=old, entropy=entropy, preferred=preferred, replayed=replayed)
+        yield (
+            logprobs,
+            Scored(
+                micro=micro,
+                old_logprobs=logprobs.detach(),
+                entropy=entropy,
+                preferred=preferred,
+                margins=None if recorder is None else recorder.margins(),
+                replayed=replayed,
+            ),
+        )
 
 
 @contextmanager
@@ -165,23 +177,11 @@ def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     rollout = torch.cat([s.micro.rollout_logprobs for s in scored])
     metrics = {"policy/entropy": torch.cat([s.entropy for s in scored]).mean().item()}
     metrics |= ledger.mismatch(discrepancy(old, rollout))
-    shares = [_disagreement(s) for s in scored if s.preferred is not None and s.micro.batch.routes is not None]
-    if shares:
-        metrics["routes/disagreement"] = torch.cat(shares).mean().item()
     batches = [s.micro.batch for s in scored]
     fed = sum(b.fed_tokens for b in batches)
     metrics["update/padding"] = 1.0 - fed / sum(len(b.cells) for b in batches)
     metrics["update/computed"] = sum(len(b.input_ids) for b in batches) / fed
     return metrics
-
-
-def _disagreement(scored: Scored) -> Tensor:
-    """Route disagreement at each position that is not padding."""
-    theirs, mine = scored.micro.batch.routes, scored.preferred
-    assert theirs is not None
-    assert mine is not None
-    fed = theirs[:, 0, 0].int() != torch.iinfo(theirs.dtype).max
-    return ledger.route_disagreement(mine, theirs)[fed]
 
 
 def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:

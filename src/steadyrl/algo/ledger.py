@@ -5,7 +5,7 @@ the mean D_KL[q‖p]; k3 is never negative and varies less when p is near q.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steadyrl.types import Routes
@@ -58,9 +58,14 @@ def weights(log_weight: Float[Tensor, "tokens"]) -> dict[str, float]:
     }
 
 
+def routes_differ(mine: Routes, theirs: Routes) -> Bool[Tensor, "positions layers"]:
+    """Whether two expert *sets* differ, for each fed position and layer; the order within a set means nothing."""
+    return (_ordered(mine) != _ordered(theirs)).any(dim=-1)
+
+
 def route_disagreement(mine: Routes, theirs: Routes) -> Float[Tensor, "positions"]:
-    """Per fed position, the share of layers whose expert *sets* differ; the order within a set means nothing."""
-    return (_ordered(mine) != _ordered(theirs)).any(dim=-1).float().mean(dim=-1)
+    """Share of layers whose expert sets differ, for each fed position."""
+    return routes_differ(mine, theirs).float().mean(dim=-1)
 
 
 def _ordered(routes: Routes) -> Tensor:

@@ -19,6 +19,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -92,8 +93,9 @@ def slots_of(block: nn.Module) -> int | None:
 class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
-    def __init__(self, blocks: list[tuple[nn.Module, int]]):
+    def __init__(self, blocks: list[tuple[nn.Module, int]], *, margins: bool = False):
         self._chosen: list[Tensor | None] = [None] * len(blocks)
+        self._margins: dict[int, Tensor] | None = {} if margins else None
         self._kinds = [type(block).__name__ for block, _ in blocks]
         self._dtype = route_dtype(max((experts for _, experts in blocks), default=0))
 
@@ -115,26 +117,50 @@ class Recorder:
             )
         return torch.stack(chosen, dim=1).to(self._dtype)
 
+    def margins(self) -> Float[Tensor, "positions layers"]:
+        """How near to a tie each choice was: the k-th score less the k+1-th, in the units that the family chooses by.
+
+        Infinite where a layer chooses all its experts. Only of a context that was entered with `margins`.
+        """
+        assert self._margins is not None
+        return torch.stack([self._margins[layer] for layer in range(len(self._chosen))], dim=1)
+
     def keep(self, layer: int, indices: Tensor) -> None:
         """Remember a block's choice, [positions, slots]; a recomputed forward overwrites it with the same."""
         self._chosen[layer] = indices.detach()
 
+    def look(self, layer: int, scores: Tensor, slots: int) -> None:
+        """Remember, if margins were asked for, how near the choice of the best `slots` scores was to a tie."""
+        if self._margins is None:
+            return
+        if slots == scores.shape[-1]:
+            self._margins[layer] = torch.full_like(scores[:, 0], torch.inf, dtype=torch.float32)
+            return
+        best = scores.detach().float().topk(slots + 1, dim=-1).values
+        self._margins[layer] = best[:, -2] - best[:, -1]
+
 
 @contextmanager
-def record(model: PreTrainedModel) -> Iterator[Recorder]:
-    """Watch the routers while the context is open; the forward itself is unchanged."""
-    with _intercepted(moe_blocks(model), None) as recorder:
+def record(model: PreTrainedModel, *, margins: bool = False) -> Iterator[Recorder]:
+    """Watch the routers while the context is open; the forward itself is unchanged.
+
+    Args:
+        model: any model of transformers.
+        margins: also keep how near each choice was to a tie.
+    """
+    with _intercepted(moe_blocks(model), None, margins=margins) as recorder:
         yield recorder
 
 
 @contextmanager
-def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
+def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> Iterator[Recorder]:
     """Run every forward (and recomputation) inside the context with `routes`, and watch what the routers preferred.
 
     Args:
         model: a mixture-of-experts model of transformers.
         routes: [*positions, layers, slots]; leading dimensions are those of `input_ids`. Sentinel rows are routed
             natively.
+        margins: as in `record`.
 
     Raises:
         RoutingError: on entry, the model is dense, or the routes have another number of layers or slots, another
@@ -143,7 +169,7 @@ def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
     blocks = _blocks_of(model)
     _check_shape(routes, blocks)
     _check_ids(routes, blocks)
-    with _intercepted(blocks, routes.reshape(-1, *routes.shape[-2:])) as recorder:
+    with _intercepted(blocks, routes.reshape(-1, *routes.shape[-2:]), margins=margins) as recorder:
         yield recorder
 
 
@@ -251,8 +277,8 @@ def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tenso
 
 
 @contextmanager
-def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None) -> Iterator[Recorder]:
-    recorder = Recorder(blocks)
+def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None, *, margins: bool) -> Iterator[Recorder]:
+    recorder = Recorder(blocks, margins=margins)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
@@ -304,6 +330,7 @@ class _Choice(TorchFunctionMode):
         if isinstance(out, Tensor) or out[1].ndim != 2 or out[1].shape[0] != scores.shape[0]:
             return out  # a maximum over everything, or of each expert over positions: no choice for each position
         self.native.append(out[1])
+        self.recorder.look(self.layer, scores, out[1].shape[1])  # of one choice per slot, the last one stays
         if self.choice is None:
             return out
         indices = self._replayed(out[1])
