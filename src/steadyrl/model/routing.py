@@ -92,7 +92,8 @@ def slots_of(block: nn.Module) -> int | None:
 class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
-    def __init__(self, blocks: list[tuple[nn.Module, int]]):
+    def __init__(self, model: str, blocks: list[tuple[nn.Module, int]]):
+        self._model = model
         self._chosen: list[Tensor | None] = [None] * len(blocks)
         self._kinds = [type(block).__name__ for block, _ in blocks]
         self._dtype = route_dtype(max((experts for _, experts in blocks), default=0))
@@ -110,8 +111,8 @@ class Recorder:
             blind = [i for i, layer in enumerate(self._chosen) if layer is None]
             kinds = ", ".join(sorted({self._kinds[i] for i in blind}))
             raise RoutingError(
-                f"no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): they have not run, or "
-                "choose in a way that replay does not know"
+                f"{self._model}: no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): "
+                "they have not run, or choose in a way that replay does not know"
             )
         return torch.stack(chosen, dim=1).to(self._dtype)
 
@@ -123,7 +124,7 @@ class Recorder:
 @contextmanager
 def record(model: PreTrainedModel) -> Iterator[Recorder]:
     """Watch the routers while the context is open; the forward itself is unchanged."""
-    with _intercepted(moe_blocks(model), None) as recorder:
+    with _intercepted(model, moe_blocks(model), None) as recorder:
         yield recorder
 
 
@@ -143,7 +144,7 @@ def replay(model: PreTrainedModel, routes: Routes) -> Iterator[Recorder]:
     blocks = _blocks_of(model)
     _check_shape(routes, blocks)
     _check_ids(routes, blocks)
-    with _intercepted(blocks, routes.reshape(-1, *routes.shape[-2:])) as recorder:
+    with _intercepted(model, blocks, routes.reshape(-1, *routes.shape[-2:])) as recorder:
         yield recorder
 
 
@@ -251,8 +252,10 @@ def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tenso
 
 
 @contextmanager
-def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None) -> Iterator[Recorder]:
-    recorder = Recorder(blocks)
+def _intercepted(
+    model: PreTrainedModel, blocks: list[tuple[nn.Module, int]], routes: Routes | None
+) -> Iterator[Recorder]:
+    recorder = Recorder(type(model).__name__, blocks)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
