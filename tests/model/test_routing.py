@@ -323,7 +323,7 @@ def test_the_probe_refuses_a_replayed_expert_without_a_gate_weight() -> None:
         return logits, *torch.topk(scores, 2)
 
     gate.forward = masked
-    with pytest.raises(RoutingError, match="Qwen3MoeForCausalLM, .* layer 1: a replayed expert gets no gate weight"):
+    with pytest.raises(RoutingError, match=r"Qwen3MoeForCausalLM, .* layer 1: a replayed expert gets no gate weight"):
         check_replay(model)
 
 

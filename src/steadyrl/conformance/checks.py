@@ -337,7 +337,7 @@ def two_models(subject: Subject) -> None:
 def many_experts(subject: Subject) -> None:
     """More than 256 experts: routes are 16 bits wide, and every id arrives."""
     if subject.many is None:
-        raise NotApplicable("its experts are as many as they are")
+        raise NotApplicable("the number of its experts is its own")
     model = build(subject.many)
     routes = foreign(model)
     require(routes.dtype == torch.uint16, f"routes of {subject.many.model_type} with many experts are {routes.dtype}")
