@@ -40,6 +40,13 @@ def test_a_family_conforms_or_is_refused_by_name(name: str) -> None:
         assert "ForCausalLM" in verdict.refused
 
 
+def test_the_page_says_what_is_checked() -> None:
+    text = PAGE.read_text()
+    assert f"| family | {' | '.join(CHECKS)} |" in text
+    assert all(f"* **{name}**: {check.__doc__}" in text for name, check in CHECKS.items())
+    assert text.count("\n| `") == len(FAMILIES)
+
+
 def test_no_family_that_must_conform_is_listed_as_refused() -> None:
     assert all(FAMILIES[name].refused is None for name in (*MUST_CONFORM, "deepseek_v2 (group-limited)"))
 
