@@ -35,6 +35,7 @@ def compare(held: Policy, ends: set[int], lengths: tuple[int, int], title: str) 
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     engine = LocalEngine(held.model, end_tokens=ends, max_sequences=PROMPTS * RESPONSES)
+    held.model.set_attn_implementation("sdpa")  # as transformers comes; the engine has a copy of its own
     counts: dict[str, list[int]] = {"ours": [], "theirs": []}
 
     def ours() -> None:

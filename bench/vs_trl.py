@@ -70,6 +70,7 @@ def questions(count: int) -> list[str]:
 def trl_trainer(folder: Path, callback: TrainerCallback | None, steps: int) -> GRPOTrainer:
     """TRL's trainer on the same model, with its own defaults where nothing has to match."""
     policy = build_policy(resolve(RECIPE, source="vs_trl"))
+    policy.model.set_attn_implementation("sdpa")  # as transformers comes
     config = GRPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=256,

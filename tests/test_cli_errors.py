@@ -430,7 +430,17 @@ def test_the_limit_of_the_test_above_is_not_that_of_this_process():
 
 # ---- updates that are not finite
 
-BATCH_FIELDS = ["input_ids", "position_ids", "targets", "predicting", "advantages", "rollout_logprobs", "old_logprobs"]
+BATCH_FIELDS = [
+    "input_ids",
+    "position_ids",
+    "blocks",
+    "cells",
+    "targets",
+    "predicting",
+    "advantages",
+    "rollout_logprobs",
+    "old_logprobs",
+]
 
 
 def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monkeypatch, capfd):
@@ -501,6 +511,17 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capf
     assert memory["AdamW's moments"] == pytest.approx(2 * memory["weights"], abs=1e-3)
     *parts, whole = memory.values()
     assert whole == pytest.approx(sum(parts), abs=5e-3)
+
+
+@pytest.mark.parametrize(("replay", "minibatches", "told"), [("R2", 1, True), ("R2", 2, False), ("R3", 1, False)])
+def test_a_replay_that_does_nothing_is_noticed(replay, minibatches, told, tmp_path, capfd):
+    update = {"replay": replay, "minibatches": minibatches}
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), update=update, steps=1, evaluate={"every": 0})
+    notice = 'update.replay = "R2" with update.minibatches = 1 does nothing'
+    assert status("train", recipe, "--dry-run") == 0
+    assert (notice in capfd.readouterr().out) == told
+    assert status("train", recipe, "--run", tmp_path / "run") == 0
+    assert (notice in capfd.readouterr().err) == told
 
 
 def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):

@@ -64,7 +64,7 @@ def score_minibatch(
     policy: Policy, groups: Sequence[Sequence[Response]], *, mode: str, micro_tokens: int = 4096
 ) -> list[Scored]:
     flat = [response for group in groups for response in group]
-    micros = pack_responses(flat, micro_tokens=micro_tokens, one_per_row=False, device=policy.device)
+    micros = pack_responses(flat, micro_tokens=micro_tokens, one_block=False, device=policy.device)
     return [score_old(policy, micro, mode=mode, temperature=TEMPERATURE) for micro in micros]
 
 
@@ -297,9 +297,7 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
         if recompute:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()
-        micros = pack_responses(
-            [r for g in groups for r in g], micro_tokens=80, one_per_row=False, device=policy.device
-        )
+        micros = pack_responses([r for g in groups for r in g], micro_tokens=80, one_block=False, device=policy.device)
         assert len(micros) > 1
         with experts_used(policy) as used:
             forwards = [

@@ -179,8 +179,10 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     from transformers.utils import logging
 
     from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import open_session
+    from steadyrl.session import notices, open_session
 
+    for notice in notices(recipe):
+        print(f"steadyrl: {notice}", file=sys.stderr)
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with _one_interrupt() as stop_asked, open_session(recipe) as session:

@@ -1,15 +1,20 @@
 """Supervised training on worked solutions, so that the policy has something to reinforce."""
 
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from steadyrl.config import ColdStart, Stage
 from steadyrl.evaluate import evaluate
 from steadyrl.metrics import MetricsLog
-from steadyrl.model.loading import Policy
+from steadyrl.model.loading import Policy, head_of
+from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
+from steadyrl.model.routing import moe_blocks
+from steadyrl.model.scoring import feed
 from steadyrl.model.text import encode_prompt, encode_response
 from steadyrl.order import problem_indices, seed_of
 from steadyrl.session import Session, build_optimizer
@@ -86,7 +91,7 @@ def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
         [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
         [len(prompt) for prompt in prompts],
         micro_tokens=session.recipe.update.micro_tokens,
-        one_per_row=policy.one_per_row,
+        one_block=policy.one_block,
         device=policy.device,
     )
 
@@ -94,10 +99,15 @@ def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
 def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:
     """−log π of each solution token, and the load-balancing loss of transformers where it is asked for."""
     extra = {"output_router_logits": True} if balanced else {}
-    out = policy.model(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False, **extra)
-    logits = out.logits.flatten(0, 1)[batch.predicting].float()
-    negative = nn.functional.cross_entropy(logits, batch.targets, reduction="none")
-    return negative, out.aux_loss if balanced else negative.new_zeros(())
+    out = policy.model.base_model(**feed(policy.model, batch), use_cache=False, **extra)
+    hidden = out.last_hidden_state.flatten(0, 1)[batch.predicting]
+    logprobs, _ = token_logprobs(hidden, head_of(policy.model), batch.targets, temperature=1.0)
+    if not balanced:
+        return -logprobs, logprobs.new_zeros(())
+    (_, experts), *_ = moe_blocks(policy.model)
+    slots = policy.model.config.get_text_config().num_experts_per_tok
+    balance = load_balancing_loss_func(out.router_logits, experts, slots)
+    return -logprobs, cast(Tensor, balance)
 
 
 def _look(session: Session, step: int) -> float:

@@ -213,7 +213,7 @@ class Update(Section):
     replay: Literal["none", "R2", "R3"] = "none"
     """Routing Replay: experts of the trainer's θ_old pass (R2), or of the rollout engine (R3)."""
     micro_tokens: PositiveInt = 8192
-    """Most tokens in one forward; a mini-batch is accumulated over as many as it needs."""
+    """Most tokens in one forward, shared prompts counted for each response; a mini-batch takes as many as it needs."""
 
 
 class Optimizer(Section):

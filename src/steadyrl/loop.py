@@ -180,7 +180,7 @@ def _packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[Micr
     return pack_responses(
         [response for group in groups for response in group],
         micro_tokens=session.recipe.update.micro_tokens,
-        one_per_row=session.policy.one_per_row,
+        one_block=session.policy.one_block,
         device=session.policy.device,
     )
 

@@ -62,15 +62,20 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "routes/disagreement",
         "share",
-        "Share of (fed position, layer) expert sets, prompts included, that differ between the rollout engine's and "
-        "the trainer's own choice; under R3 the choice it would have made above replayed layers. Absent for dense "
+        "Share of (computed position, layer) expert sets, prompts included, that differ between the rollout engine's "
+        "and the trainer's own choice; under R3 the choice it would have made above replayed layers. Absent for dense "
         "models.",
     ),
     Metric("update/objective", "–", "Value of the maximised surrogate, mean over the step's updates."),
     Metric("update/grad_norm", "norm", "Gradient norm before clipping, mean over the step's updates."),
     Metric("update/skipped", "updates", "Updates skipped because loss or gradient was not finite."),
     Metric("update/learning_rate", "rate", "Learning rate of the step's last update."),
-    Metric("update/padding", "share", "Share of padding among the token positions computed."),
+    Metric("update/padding", "share", "Share of padding among the cells that attention computes."),
+    Metric(
+        "update/computed",
+        "ratio",
+        "Positions computed for each fed token: below 1 where responses share their prompt.",
+    ),
     Metric("seconds/sampling", "s", "Sampling the responses."),
     Metric("seconds/rewards", "s", "Scoring the responses against the task."),
     Metric("seconds/scoring", "s", "The trainer's forward with θ_old: log π_old and the routes."),

@@ -6,7 +6,7 @@ from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
-from steadyrl.session import refuse_contradictions
+from steadyrl.session import notices, refuse_contradictions
 from steadyrl.tasks.build import build_task
 
 
@@ -35,6 +35,7 @@ def describe(recipe: Recipe) -> str:
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {recipe.engine.kv_precision}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
+        *(f"notice     {notice}" for notice in notices(recipe)),
     ]
     return "\n".join(lines)
 

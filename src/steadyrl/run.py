@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import torch
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 
@@ -141,6 +142,8 @@ class Run:
             fields = {
                 "input_ids": scored.micro.batch.input_ids,
                 "position_ids": scored.micro.batch.position_ids,
+                "blocks": torch.tensor(scored.micro.batch.blocks),
+                "cells": scored.micro.batch.cells,
                 "targets": scored.micro.batch.targets,
                 "predicting": scored.micro.batch.predicting,
                 "advantages": scored.micro.advantages,

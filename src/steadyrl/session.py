@@ -142,6 +142,16 @@ def build_objective(options: config.ObjectiveConfig) -> Objective:
     return named[options.name](**options.model_dump(exclude={"name"}))
 
 
+def notices(recipe: Recipe) -> list[str]:
+    """What in a recipe is allowed, but will not do what it seems to."""
+    if recipe.update.replay == "R2" and recipe.update.minibatches == 1:
+        return [
+            'update.replay = "R2" with update.minibatches = 1 does nothing: the one update is made at θ_old, where the '
+            "trainer's experts are those that R2 would replay"
+        ]
+    return []
+
+
 def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
     """Hold the parts of a recipe against each other; the model may be one without weights.
 

@@ -14,6 +14,9 @@ Routes = UInt8[Tensor, "*positions layers slots"] | UInt16[Tensor, "*positions l
 """Experts chosen at each fed position, in the smallest unsigned type that leaves its largest value free: that value
 is the sentinel "no route: route natively"."""
 
+Blocks = tuple[tuple[int, int], ...]
+"""Blocks of sequences that are padded to one length: (sequences, length) of each."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -81,24 +84,34 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBatch:
-    """A packed micro-batch: several sequences to a row, each with positions that start at 0 again.
+    """A packed micro-batch. A prompt stands in it once, however many responses follow it.
 
-    Two sequences of 4 and 3 tokens in one row of 6 columns: `position_ids = [[0, 1, 2, 0, 1, 0]]`; the last column
-    is padding, which nothing reads.
+    The model computes the *positions*, end to end in one row. Attention alone sees whole sequences: it takes each
+    position to the *cells* of the sequences that it belongs to, which lie in blocks of nearly equal length.
+
+    A prompt of 2 tokens, answered by 3 and by 2, takes 2 + 2 + 1 positions with the ids p0 p1 a0 a1 b0, and one block
+    of 2 sequences of 4: `cells = [0, 1, 2, 3, 0, 1, 4, 4]`, of which the last is padding, `home = [0, 1, 2, 3, 6]`,
+    `predicting = [1, 2, 3, 1, 4]`.
     """
 
-    input_ids: Int[Tensor, "rows columns"]
+    input_ids: Int[Tensor, "positions"]
     """Fed tokens."""
-    position_ids: Int[Tensor, "rows columns"]
+    position_ids: Int[Tensor, "positions"]
     """Position of each fed token in its own sequence."""
+    blocks: Blocks
+    """Blocks of sequences."""
+    cells: Int[Tensor, "cells"]
+    """The position in each cell; padding repeats the last of its sequence."""
+    home: Int[Tensor, "positions"]
+    """The first cell of each position."""
     predicting: Int[Tensor, "tokens"]
-    """Flat index (row · columns + column) of the fed position that predicts each response token."""
+    """The fed position that predicts each response token."""
     targets: Int[Tensor, "tokens"]
     """The response tokens."""
     fed_tokens: int
-    """Fed positions that are not padding."""
+    """Cells that are not padding: what the sequences would feed one by one."""
     routes: Routes | None = None
-    """e^μ at each fed position, the sentinel at padding; None for a dense model."""
+    """e^μ at each fed position; None for a dense model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -108,7 +108,7 @@ def later_forward(
 def score_old(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> Scored:
     """The θ_old pass over a micro-batch.
 
-    It runs on the very grid that the updates run on, so that at θ_old the ratio π_θ/π_old is exactly 1.
+    It runs on the very micro-batches that the updates run on, so that at θ_old the ratio π_θ/π_old is exactly 1.
     """
     with first_forward(policy, micro, mode=mode, temperature=temperature) as (_, scored):
         return scored
@@ -169,18 +169,19 @@ def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     if shares:
         metrics["routes/disagreement"] = torch.cat(shares).mean().item()
     batches = [s.micro.batch for s in scored]
-    metrics["update/padding"] = 1.0 - sum(b.fed_tokens for b in batches) / sum(b.input_ids.numel() for b in batches)
+    fed = sum(b.fed_tokens for b in batches)
+    metrics["update/padding"] = 1.0 - fed / sum(len(b.cells) for b in batches)
+    metrics["update/computed"] = sum(len(b.input_ids) for b in batches) / fed
     return metrics
 
 
 def _disagreement(scored: Scored) -> Tensor:
-    """Route disagreement at each fed position that is not padding."""
+    """Route disagreement at each position that is not padding."""
     theirs, mine = scored.micro.batch.routes, scored.preferred
     assert theirs is not None
     assert mine is not None
-    flat = theirs.flatten(0, 1)
-    fed = flat[:, 0, 0].int() != torch.iinfo(flat.dtype).max
-    return ledger.route_disagreement(mine, flat)[fed]
+    fed = theirs[:, 0, 0].int() != torch.iinfo(theirs.dtype).max
+    return ledger.route_disagreement(mine, theirs)[fed]
 
 
 def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:

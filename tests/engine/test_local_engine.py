@@ -1,3 +1,4 @@
+import copy
 from dataclasses import replace
 
 import pytest
@@ -39,7 +40,7 @@ def tokens(answers: Answers) -> list[tuple[int, ...]]:
 def trained(policy: Policy, prompt: tuple[int, ...], completion: Completion) -> tuple[Tensor, Routes | None]:
     """Log-probabilities and routes as the trainer computes them for this one sequence."""
     sequence = (*prompt, *completion.token_ids)
-    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_per_row=False, device=policy.device)
+    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False, device=policy.device)
     with record(policy.model) as recorder:
         logprobs, _ = score(policy.model, batch, temperature=WARM.temperature)
     return logprobs, recorder.routes() if completion.routes is not None else None
@@ -64,10 +65,12 @@ SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers":
 @pytest.mark.parametrize("policy", [tiny_policy(), dense_policy(), dense_policy(**SLIDING)])
 def test_greedy_is_transformers_generate(policy: Policy) -> None:
     answers = generate(policy, sampling=Sampling(temperature=0.0, max_new_tokens=16), responses=2)
+    plain = copy.deepcopy(policy.model)
+    plain.set_attn_implementation("eager")  # nothing of ours
     for prompt, group in zip(PROMPTS, answers, strict=True):
         ids = torch.tensor([prompt])
         options = {"do_sample": False, "max_new_tokens": 16, "eos_token_id": sorted(ENDS), "pad_token_id": 0}
-        expected = policy.model.generate(ids, attention_mask=torch.ones_like(ids), **options)
+        expected = plain.generate(ids, attention_mask=torch.ones_like(ids), **options)
         assert [c.token_ids for c in group] == [tuple(expected[0, len(prompt) :].tolist())] * 2
         assert not any(c.logprobs.any() for c in group)  # a certainty
 

@@ -116,5 +116,10 @@ def test_a_head_that_is_not_known_is_refused() -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_recurrent_layer_wants_a_row_for_each_sequence(family: str) -> None:
-    assert family_policy(family).one_per_row == (family == "qwen3_next")
+def test_recurrent_and_windowed_layers_take_one_block_at_a_time(family: str) -> None:
+    assert family_policy(family).one_block == (family in {"qwen3_next", "gpt_oss"})
+
+
+def test_a_sliding_window_takes_one_block_at_a_time() -> None:
+    assert not dense_policy().one_block
+    assert dense_policy(use_sliding_window=True, sliding_window=4, max_window_layers=1).one_block

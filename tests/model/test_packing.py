@@ -1,4 +1,6 @@
+import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from builders import dense_policy, family_policy, random_ids, response, tiny_policy
 from steadyrl.errors import UserError
+from steadyrl.model import packing
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import layout, pack_responses, pack_sequences
 from steadyrl.model.scoring import score
@@ -16,25 +19,33 @@ from steadyrl.types import MicroBatch, Response, TokenBatch
 CPU = torch.device("cpu")
 
 
-def cells(rows: list[list[int]], lengths: list[int]) -> int:
-    return len(rows) * max(sum(lengths[i] for i in row) for row in rows)
+def width(block: list[int], lengths: list[int]) -> int:
+    return max(lengths[i] for i in block)
+
+
+def cells(blocks: list[list[int]], lengths: list[int]) -> int:
+    return sum(len(block) * width(block, lengths) for block in blocks)
 
 
 @settings(deadline=None)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=60), st.integers(60, 500), st.booleans())
-def test_layout_places_each_once_within_the_budget(lengths: list[int], micro_tokens: int, one_per_row: bool) -> None:
-    micros = layout(lengths, micro_tokens=micro_tokens, one_per_row=one_per_row)
-    assert sorted(i for rows in micros for row in rows for i in row) == list(range(len(lengths)))
-    assert all(cells(rows, lengths) <= micro_tokens for rows in micros)
-    if one_per_row:
-        assert all(len(row) == 1 for rows in micros for row in rows)
+def test_layout_places_each_once_within_the_budget(lengths: list[int], micro_tokens: int, one_block: bool) -> None:
+    micros = layout(lengths, micro_tokens=micro_tokens, one_block=one_block)
+    assert sorted(i for blocks in micros for block in blocks for i in block) == list(range(len(lengths)))
+    assert all(cells(blocks, lengths) <= micro_tokens for blocks in micros)
+    assert all(lengths[block[0]] == width(block, lengths) for blocks in micros for block in blocks)
+    if one_block:
+        assert all(len(blocks) == 1 for blocks in micros)
+    else:  # neighbours stay together: the last of a micro-batch comes before the first of the next
+        spans = [[i for block in blocks for i in block] for blocks in micros]
+        assert all(max(a) < min(b) for a, b in itertools.pairwise(spans))
 
 
 def test_layout_of_nothing_and_of_too_much() -> None:
-    assert layout([], micro_tokens=8, one_per_row=False) == []
-    assert layout([8], micro_tokens=8, one_per_row=False) == [[[0]]]
+    assert layout([], micro_tokens=8, one_block=False) == []
+    assert layout([8], micro_tokens=8, one_block=False) == [[[0]]]
     with pytest.raises(UserError, match=r"sequence 1 feeds 9 tokens, more than update.micro_tokens = 8"):
-        layout([3, 9], micro_tokens=8, one_per_row=False)
+        layout([3, 9], micro_tokens=8, one_block=False)
 
 
 MIXES = {
@@ -46,40 +57,73 @@ MIXES = {
 }
 
 
+@pytest.mark.parametrize("one_block", [False, True])
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("mix", MIXES.values(), ids=MIXES)
 @pytest.mark.parametrize("micro_tokens", [2048, 8192])
-def test_little_padding(mix, seed: int, micro_tokens: int) -> None:
+def test_little_padding(mix, seed: int, micro_tokens: int, one_block: bool) -> None:
     r = random.Random(seed)
     lengths = [mix(r) for _ in range(32 * (1 + seed))]
-    micros = layout(lengths, micro_tokens=micro_tokens, one_per_row=False)
-    assert sum(lengths) >= 0.9 * sum(cells(rows, lengths) for rows in micros)
+    micros = layout(lengths, micro_tokens=micro_tokens, one_block=one_block)
+    limit = 0.10 if one_block else 0.03
+    for blocks in micros:
+        assert sum(lengths[i] for block in blocks for i in block) >= (1.0 - limit) * cells(blocks, lengths)
 
 
-def test_the_grid_by_hand() -> None:
-    # 4 and 2 fed tokens in one row; a prompt of 2 answered by 3, a prompt of 1 answered by 2
-    (batch,) = pack_sequences([(3, 4, 5, 6, 7), (8, 9, 10)], [2, 1], micro_tokens=6, one_per_row=False, device=CPU)
-    assert batch.input_ids.tolist() == [[3, 4, 5, 6, 8, 9]]
-    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert batch.predicting.tolist() == [
-        1,
-        2,
-        3,
-        4,
-        5,
-    ]  # the last token of the prompt predicts the first response token
-    assert batch.targets.tolist() == [5, 6, 7, 9, 10]
-    assert batch.fed_tokens == 6
+SHARING = [(3, 4, 5, 6, 7), (3, 4, 8, 9)]  # the example of TokenBatch: a prompt of 2, answered by 3 and by 2
 
 
-def test_padding_is_a_sequence_of_its_own() -> None:
-    # as the example of TokenBatch: 12 and 7 fed tokens beside a row of 20
-    sequences = [tuple(range(3, 24)), tuple(range(3, 16)), tuple(range(20, 28))]
-    (batch,) = pack_sequences(sequences, [1, 1, 1], micro_tokens=40, one_per_row=False, device=CPU)
-    assert batch.position_ids.tolist() == [[*range(20)], [*range(12), *range(7), 0]]
-    assert batch.input_ids[1].tolist() == [*range(3, 15), *range(20, 27), 0]
-    assert batch.predicting.tolist() == list(range(39))
-    assert batch.fed_tokens == 39
+def test_a_shared_prompt_by_hand() -> None:
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=9, one_block=False, device=CPU)
+    assert batch.blocks == ((1, 4), (1, 3))  # one cell of eight would be padding: too much
+    assert batch.input_ids.tolist() == [3, 4, 5, 6, 8]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 2]
+    assert batch.cells.tolist() == [0, 1, 2, 3, 0, 1, 4]
+    assert batch.home.tolist() == [0, 1, 2, 3, 6]
+    assert batch.predicting.tolist() == [1, 2, 3, 1, 4]  # the prompt's last token predicts both first tokens
+    assert batch.targets.tolist() == [5, 6, 7, 8, 9]
+    assert batch.fed_tokens == 7
+
+
+def test_padding_repeats_the_last_position_by_hand(monkeypatch) -> None:
+    monkeypatch.setattr(packing, "MAX_PADDING", 0.2)
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=False, device=CPU)
+    assert batch.blocks == ((2, 4),)
+    assert batch.cells.tolist() == [0, 1, 2, 3, 0, 1, 4, 4]
+    assert batch.home.tolist() == [0, 1, 2, 3, 6]
+    assert batch.predicting.tolist() == [1, 2, 3, 1, 4]
+    assert batch.fed_tokens == 7
+
+
+def test_a_lone_block_by_hand(monkeypatch) -> None:
+    monkeypatch.setattr(packing, "MAX_PADDING_ALONE", 0.2)
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=True, device=CPU)
+    assert batch.blocks == ((2, 4),)
+    assert batch.input_ids.tolist() == [3, 4, 5, 6, 3, 4, 8, 0]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert batch.cells.tolist() == batch.home.tolist() == list(range(8))
+    assert batch.predicting.tolist() == [1, 2, 3, 5, 6]
+    assert batch.targets.tolist() == [5, 6, 7, 8, 9]
+    assert batch.fed_tokens == 7
+
+
+def group(count: int, *, prompt: int, first_routes: Sequence[int]) -> list[Response]:
+    """Responses of 3 tokens to one prompt, whose experts are told apart by `first_routes`."""
+    routes = [torch.full((prompt + 2, 2, 2), 2 * first, dtype=torch.uint8) for first in first_routes]
+    ids = random_ids(prompt, seed=0)
+    return [
+        response(ids, random_ids(3, seed=i), advantage=1.0, logprobs=torch.zeros(3), routes=routes[i])
+        for i in range(count)
+    ]
+
+
+def test_a_prompt_is_computed_once_for_the_responses_that_routed_it_alike() -> None:
+    (micro,) = pack(group(3, prompt=10, first_routes=[0, 0, 0]), micro_tokens=80)
+    assert len(micro.batch.input_ids) == 10 + 3 * 2
+    (micro,) = pack(group(3, prompt=10, first_routes=[0, 1, 0]), micro_tokens=80)
+    assert len(micro.batch.input_ids) == 2 * 10 + 3 * 2
+    assert micro.batch.routes is not None
+    assert micro.batch.routes[:, 0, 0].tolist() == [0] * 12 + [2] * 12 + [0] * 2
 
 
 def some_responses(count: int, *, layers: int = 2, with_routes: bool = True) -> list[Response]:
@@ -103,15 +147,15 @@ def some_responses(count: int, *, layers: int = 2, with_routes: bool = True) -> 
     return made
 
 
-def pack(responses: list[Response], *, micro_tokens: int = 64, one_per_row: bool = False) -> list[MicroBatch]:
-    return pack_responses(responses, micro_tokens=micro_tokens, one_per_row=one_per_row, device=CPU)
+def pack(responses: list[Response], *, micro_tokens: int = 64, one_block: bool = False) -> list[MicroBatch]:
+    return pack_responses(responses, micro_tokens=micro_tokens, one_block=one_block, device=CPU)
 
 
-@pytest.mark.parametrize("one_per_row", [False, True])
-def test_facts_follow_their_tokens(one_per_row: bool) -> None:
+@pytest.mark.parametrize("one_block", [False, True])
+def test_facts_follow_their_tokens(one_block: bool) -> None:
     responses = some_responses(12)
     seen = []
-    for micro in pack(responses, one_per_row=one_per_row):
+    for micro in pack(responses, one_block=one_block):
         at = 0
         while at < len(micro.batch.targets):  # each response's first log-probability names it: −1 − 100·i
             i = int(-micro.rollout_logprobs[at].item() - 1) // 100
@@ -128,13 +172,14 @@ def test_facts_follow_their_tokens(one_per_row: bool) -> None:
     assert sorted(seen) == list(range(12))
 
 
-def test_routes_lie_at_the_rows_of_their_tokens() -> None:
-    for micro in pack(some_responses(12), micro_tokens=48):
+@pytest.mark.parametrize("one_block", [False, True])
+def test_routes_lie_at_the_rows_of_their_tokens(one_block: bool) -> None:
+    for micro in pack(some_responses(12), micro_tokens=48, one_block=one_block):
         batch = micro.batch
         assert batch.routes is not None
         assert batch.routes.shape == (*batch.input_ids.shape, 2, 2)
         padding = batch.routes == 255
-        assert padding.sum() == 4 * (batch.input_ids.numel() - batch.fed_tokens)
+        assert padding.sum() == (4 * (len(batch.cells) - batch.fed_tokens) if one_block else 0)
         expected = (batch.position_ids % 8)[..., None, None].expand_as(batch.routes)
         assert torch.equal(batch.routes[~padding].long(), expected[~padding])
 
@@ -143,7 +188,7 @@ def test_routes_of_all_or_of_none() -> None:
     assert all(micro.batch.routes is None for micro in pack(some_responses(4, with_routes=False)))
     mixed = some_responses(4)
     mixed[1] = replace(mixed[1], completion=replace(mixed[1].completion, routes=None))
-    with pytest.raises(ValueError, match="1 of 2 responses came without routes"):
+    with pytest.raises(ValueError, match="some responses came with routes and some without"):
         pack(mixed)
 
 
@@ -186,19 +231,45 @@ def hybrid_policy() -> Policy:
     return family_policy("qwen3_next")
 
 
-@pytest.mark.parametrize(
-    ("build", "one_per_row"),
-    [(tiny_policy, False), (tiny_policy, True), (dense_policy, False), (dense_policy, True), (hybrid_policy, True)],
-)
-def test_packed_is_one_by_one(build, one_per_row: bool) -> None:
+@pytest.mark.parametrize("build", [tiny_policy, dense_policy, hybrid_policy])
+def test_packed_is_one_by_one(build) -> None:
     policy, responses = build(), some_responses(12)
-    micros = pack(responses, one_per_row=one_per_row)
-    assert any(len(m.batch.input_ids) > 1 for m in micros)
+    micros = pack(responses, one_block=policy.one_block)
+    assert any(sequences > 1 for m in micros for sequences, _ in m.batch.blocks)
+    assert policy.one_block or any(len(m.batch.blocks) > 1 for m in micros)
     assert furthest(policy, micros, responses) < 1e-5
 
 
-def test_a_recurrent_state_would_leak_within_a_row() -> None:
-    assert furthest(hybrid_policy(), pack(some_responses(12)), some_responses(12)) > 0.1
+def test_sharing_a_prompt_changes_no_logprob_and_no_gradient() -> None:
+    """Against the same responses, each in a micro-batch of its own."""
+    policy = tiny_policy()
+    responses = [
+        response(random_ids(9, seed=0), random_ids(n, seed=n), logprobs=torch.full((n,), -1.0 - 100 * i))
+        for i, n in enumerate((5, 8, 3, 8))
+    ]
+    weights = {n: torch.linspace(-1, 1, n) for n in (5, 8, 3)}
+
+    def gradients(micros: list[MicroBatch]) -> list[torch.Tensor]:
+        policy.model.zero_grad()
+        for micro in micros:
+            logprobs, _ = score(policy.model, micro.batch, temperature=1.0)
+            owner = (-micro.rollout_logprobs - 1).long() // 100
+            for i in owner.unique():
+                own = logprobs[owner == i]
+                (own * weights[len(own)]).sum().backward(retain_graph=True)
+        return [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+
+    together, apart = pack(responses), [m for r in responses for m in pack([r])]
+    assert [len(m.batch.input_ids) for m in together] == [9 + 4 + 7 + 2 + 7]
+    assert furthest(policy, together, responses) < 1e-5
+    for a, b in zip(gradients(together), gradients(apart), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_of_one_block_refuses_more() -> None:
+    micros = pack(some_responses(12), micro_tokens=200)
+    with pytest.raises(ValueError, match="too many values to unpack"):
+        furthest(hybrid_policy(), micros, some_responses(12))
 
 
 def late(batch: TokenBatch) -> TokenBatch:
@@ -213,12 +284,20 @@ def rolled(batch: TokenBatch) -> TokenBatch:
     return replace(batch, targets=batch.targets.roll(1))
 
 
-def joined(batch: TokenBatch) -> TokenBatch:
-    return replace(batch, position_ids=torch.arange(batch.input_ids.shape[1]).expand_as(batch.input_ids))
+def shifted_positions(batch: TokenBatch) -> TokenBatch:
+    return replace(batch, position_ids=batch.position_ids.roll(1))
 
 
-@pytest.mark.parametrize("fault", [late, early, rolled, joined])
-def test_a_planted_shift_is_caught(fault) -> None:
+def leaking(batch: TokenBatch) -> TokenBatch:
+    return replace(batch, blocks=((1, len(batch.cells)),))
+
+
+def mixed_up(batch: TokenBatch) -> TokenBatch:
+    return replace(batch, home=batch.home.roll(1))
+
+
+@pytest.mark.parametrize("fault", [late, early, rolled, shifted_positions, leaking, mixed_up])
+def test_a_planted_fault_is_caught(fault) -> None:
     policy, responses = dense_policy(), some_responses(12)
     micros = [replace(micro, batch=fault(micro.batch)) for micro in pack(responses)]
-    assert furthest(policy, micros, responses) > 0.1
+    assert furthest(policy, micros, responses) > 0.05

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.precision import quantise_activations, quantised_weights, round_e4m3
-from steadyrl.model.decoding import reserved_cache, use_single_query_attention
+from steadyrl.model.attention import use_own_attention
+from steadyrl.model.decoding import reserved_cache
 from steadyrl.model.loading import head_of
 from steadyrl.model.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
@@ -55,7 +56,7 @@ class LocalEngine:
         self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
         if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
-        use_single_query_attention(self._model)
+        use_own_attention(self._model)
         if precision == "fp8":
             quantise_activations(self._model)
         self._version = 0

@@ -1,12 +1,9 @@
-"""What decoding one token at a time needs of transformers: a cache that is not copied at every step, and attention
-for a single query."""
+"""A cache for decoding one token at a time, which is not copied at every step."""
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from steadyrl.errors import UserError
 
@@ -72,39 +69,3 @@ def reserved_cache(model: PreTrainedModel, *, length: int, fp8: bool) -> Dynamic
         )
     cache.layers = [ReservedLayer(length, fp8) if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
-
-
-def use_single_query_attention(model: PreTrainedModel) -> None:
-    """Decode with `_single_query`, where the model would use torch's scaled dot product attention."""
-    if model.config._attn_implementation == "sdpa":
-        model.set_attn_implementation("steadyrl")
-
-
-def _single_query(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **kwargs,
-) -> tuple[Tensor, None]:
-    """Attention of one query per sequence, without repeating keys and values for the heads that share them.
-
-    That copy, as large as the cache, is what decoding with `sdpa` spends most of its time on as soon as the prompts
-    have different lengths.
-    """
-    batch, heads, queries, width = query.shape
-    if queries > 1:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    shared = key.shape[1]
-    scale = width**-0.5 if scaling is None else scaling
-    scores = (query * scale).view(batch, shared, heads // shared, width) @ key.transpose(2, 3)
-    if attention_mask is not None:
-        scores = scores.masked_fill(~attention_mask, -torch.inf)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-    return (weights @ value).view(batch, 1, heads, value.shape[-1]), None
-
-
-AttentionInterface.register("steadyrl", _single_query)
-AttentionMaskInterface.register("steadyrl", sdpa_mask)

@@ -17,11 +17,9 @@ from transformers import (
 )
 
 from steadyrl.errors import UserError
+from steadyrl.model.attention import attend_by_block, attends_by_block
 from steadyrl.model.logprobs import Head
 from steadyrl.model.tiny import character_tokenizer, tiny_config
-
-RECURRENT = {"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe_mamba", "hybrid"}
-"""Layer types whose state would leak between sequences that share a row."""
 
 
 class ModelError(UserError):
@@ -36,8 +34,11 @@ class Policy:
     """A causal language model of transformers."""
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
-    one_per_row: bool
-    """Sequences must not share a row: a layer carries a recurrent state."""
+
+    @property
+    def one_block(self) -> bool:
+        """A micro-batch must be a single block of sequences: see `model.attention`."""
+        return not attends_by_block(self.model)
 
     @property
     def device(self) -> torch.device:
@@ -128,8 +129,8 @@ def head_of(model: PreTrainedModel) -> Head:
 
 def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
     _check_head(model)
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    return Policy(model=model, tokenizer=tokenizer, one_per_row=bool(kinds & RECURRENT))
+    attend_by_block(model)
+    return Policy(model=model, tokenizer=tokenizer)
 
 
 @torch.no_grad()

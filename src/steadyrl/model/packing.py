@@ -1,52 +1,72 @@
 """Sequences into packed micro-batches.
 
-Each row of a micro-batch holds several sequences, and transformers keeps them apart because their positions start at
-0 again. Rows are made as even as possible, and there are as many of them (so each is as short, and its attention as
-cheap) as the limit on padding allows.
+A prompt is computed once for all the responses to it in a micro-batch: with G responses, a share of up to (G−1)/G of
+the prompt tokens is never computed. No other position is padding either; only attention, which needs whole sequences,
+is given blocks of them, sorted so that the members of a block are of nearly equal length.
 """
 
-import heapq
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from steadyrl.errors import UserError
 from steadyrl.types import MicroBatch, Response, Routes, TokenBatch
 
-MAX_PADDING = 0.05
-"""Largest share of padding for which shorter rows are preferred to fewer."""
+MAX_PADDING = 0.03
+"""Largest share of padding among the cells of a block."""
+MAX_PADDING_ALONE = 0.10
+"""The same where a block is a micro-batch by itself, and a narrow one costs a forward of its own."""
+
+
+class _Fed(NamedTuple):
+    """A sequence as it is fed: all its tokens but the last."""
+
+    ids: tuple[int, ...]
+    """Prompt and response."""
+    prompt: int
+    """Tokens of the prompt."""
+    routes: Routes | None = None
+    """Experts of the fed positions."""
+
+    def __len__(self) -> int:
+        return len(self.ids) - 1
+
+    def start(self) -> tuple[tuple[int, ...], bytes]:
+        """What two sequences must have in common to share a prompt: its tokens, and the experts chosen for them."""
+        chosen = b"" if self.routes is None else self.routes[: self.prompt].numpy().tobytes()
+        return self.ids[: self.prompt], chosen
 
 
 def pack_responses(
-    responses: Sequence[Response], *, micro_tokens: int, one_per_row: bool, device: torch.device
+    responses: Sequence[Response], *, micro_tokens: int, one_block: bool, device: torch.device
 ) -> list[MicroBatch]:
-    """Micro-batches of at most `micro_tokens` positions, padding included.
+    """Micro-batches of at most `micro_tokens` cells, padding included.
 
     Responses whose advantage is zero move nothing: they are packed apart from the others, so that an update can skip
     their micro-batches and keep its gradient.
 
     Args:
-        responses: scored responses.
-        micro_tokens: most positions in one micro-batch.
-        one_per_row: never two sequences in a row, for models with a recurrent state that would leak across.
+        responses: scored responses, those to one prompt side by side.
+        micro_tokens: most cells in one micro-batch.
+        one_block: for models that take one block at a time (`model.attention`), with a row for each sequence.
         device: where the tensors go.
 
     Raises:
         UserError: a sequence is longer than `micro_tokens`, or a response's log-probs or routes do not fit its tokens.
     """
-    moving = [r for r in responses if r.advantage != 0.0]
-    resting = [r for r in responses if r.advantage == 0.0]
     for response in responses:
         _check(response)
+    moving = [r for r in responses if r.advantage != 0.0]
+    resting = [r for r in responses if r.advantage == 0.0]
     micros = []
     for part in (moving, resting):
-        sequences = [(*r.prompt_ids, *r.completion.token_ids) for r in part]
-        for rows in layout([len(s) - 1 for s in sequences], micro_tokens=micro_tokens, one_per_row=one_per_row):
-            batch = _fill(rows, sequences, [len(r.prompt_ids) for r in part])
-            routes = _place([r.completion.routes for r in part], rows, batch.input_ids.shape)
-            ordered = [part[i] for row in rows for i in row]
-            micros.append(_facts(_to(replace(batch, routes=routes), device), ordered, device))
+        fed = [_Fed((*r.prompt_ids, *r.completion.token_ids), len(r.prompt_ids), r.completion.routes) for r in part]
+        for blocks in layout([len(f) for f in fed], micro_tokens=micro_tokens, one_block=one_block):
+            batch = _to(_fill(blocks, fed, one_block=one_block), device)
+            micros.append(_facts(batch, [part[i] for block in blocks for i in block], device))
     return micros
 
 
@@ -65,121 +85,111 @@ def pack_sequences(
     prompt_lengths: Sequence[int],
     *,
     micro_tokens: int,
-    one_per_row: bool,
+    one_block: bool,
     device: torch.device,
 ) -> list[TokenBatch]:
     """Micro-batches of plain sequences, whose tokens after the prompt are predicted; for supervised training."""
-    lengths = [len(s) - 1 for s in sequences]
-    rows = layout(lengths, micro_tokens=micro_tokens, one_per_row=one_per_row)
-    return [_to(_fill(part, sequences, prompt_lengths), device) for part in rows]
+    fed = [_Fed(tuple(ids), prompt) for ids, prompt in zip(sequences, prompt_lengths, strict=True)]
+    micros = layout([len(f) for f in fed], micro_tokens=micro_tokens, one_block=one_block)
+    return [_to(_fill(blocks, fed, one_block=one_block), device) for blocks in micros]
 
 
-def layout(lengths: Sequence[int], *, micro_tokens: int, one_per_row: bool) -> list[list[list[int]]]:
-    """Micro-batches, each a list of rows, each a list of indices into `lengths`.
+def layout(lengths: Sequence[int], *, micro_tokens: int, one_block: bool) -> list[list[list[int]]]:
+    """Micro-batches, each a list of blocks, each a list of indices into `lengths`, the longest first.
+
+    The order is kept from one micro-batch to the next, so that responses to one prompt stay together, except where
+    every block is a micro-batch of its own.
 
     Raises:
         UserError: a sequence is longer than `micro_tokens`.
     """
-    if not lengths:
-        return []
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
-    if lengths[longest] > micro_tokens:
-        raise UserError(
-            f"sequence {longest} feeds {lengths[longest]} tokens, more than update.micro_tokens = {micro_tokens}"
-        )
-    rows = _single_rows(lengths) if one_per_row else _even_rows(lengths, widest=micro_tokens)
-    micros: list[list[list[int]]] = []
-    for row in rows:  # widest first, so a micro-batch is as wide as its first row
-        if micros and _width(micros[-1][0], lengths) * (len(micros[-1]) + 1) <= micro_tokens:
-            micros[-1].append(row)
-        else:
-            micros.append([row])
-    return micros
+    for i, length in enumerate(lengths):
+        if length > micro_tokens:
+            raise UserError(f"sequence {i} feeds {length} tokens, more than update.micro_tokens = {micro_tokens}")
+    if one_block:
+        everything = range(len(lengths))
+        return [[b] for b in _blocks(everything, lengths, padding=MAX_PADDING_ALONE, most=micro_tokens)]
+    portions = _portions(lengths, most=(1.0 - MAX_PADDING) * micro_tokens)
+    return [_blocks(portion, lengths, padding=MAX_PADDING, most=micro_tokens) for portion in portions]
 
 
-def _width(row: Sequence[int], lengths: Sequence[int]) -> int:
-    return sum(lengths[i] for i in row)
+def _portions(lengths: Sequence[int], *, most: float) -> list[list[int]]:
+    """Neighbours, as many together as feed at most `most` tokens."""
+    portions: list[list[int]] = []
+    total = most
+    for i, length in enumerate(lengths):
+        if total + length > most:
+            portions.append([])
+            total = 0
+        portions[-1].append(i)
+        total += length
+    return portions
 
 
-def _single_rows(lengths: Sequence[int]) -> list[list[int]]:
-    return [[i] for i in sorted(range(len(lengths)), key=lambda i: -lengths[i])]
+def _blocks(indices: Sequence[int], lengths: Sequence[int], *, padding: float, most: int) -> list[list[int]]:
+    """By falling length, a new block wherever the last one would exceed its share of padding, or `most` cells."""
+    blocks: list[list[int]] = []
+    tokens = 0  # in the last block
+    for i in sorted(indices, key=lambda i: -lengths[i]):
+        cells = lengths[blocks[-1][0]] * (len(blocks[-1]) + 1) if blocks else most + 1
+        tokens += lengths[i]
+        if cells > most or tokens < (1.0 - padding) * cells:
+            blocks.append([])
+            tokens = lengths[i]
+        blocks[-1].append(i)
+    return blocks
 
 
-def _even_rows(lengths: Sequence[int], *, widest: int) -> list[list[int]]:
-    """The most rows whose padding is at most MAX_PADDING; else the rows with the least. Widest row first."""
-    total, count = sum(lengths), min(len(lengths), -(-sum(lengths) // max(lengths)))
-    best: list[list[int]] = _single_rows(lengths)
-    best_cells = len(best) * max(lengths)
-    while count >= 1:
-        rows = _balance(lengths, count)
-        columns = _width(rows[0], lengths)
-        if columns > widest:
-            break
-        if count * columns < best_cells:
-            best, best_cells = rows, count * columns
-        if total >= (1.0 - MAX_PADDING) * count * columns:
-            break
-        count = min(count - 1, int(0.9 * count))
-    return best
-
-
-def _balance(lengths: Sequence[int], count: int) -> list[list[int]]:
-    """`count` rows of nearly equal width: the longest sequence left goes to the narrowest row. Widest row first."""
-    heap = [(0, row) for row in range(count)]
-    rows: list[list[int]] = [[] for _ in range(count)]
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        width, row = heapq.heappop(heap)
-        rows[row].append(index)
-        heapq.heappush(heap, (width + lengths[index], row))
-    return sorted((row for row in rows if row), key=lambda row: -_width(row, lengths))
-
-
-def _fill(
-    rows: Sequence[Sequence[int]], sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int]
-) -> TokenBatch:
-    """Lay the fed tokens, their positions and the targets out on a grid."""
-    lengths = [len(s) - 1 for s in sequences]
-    columns = max(_width(row, lengths) for row in rows)
-    input_ids = torch.zeros(len(rows), columns, dtype=torch.long)
-    position_ids = torch.arange(columns).repeat(len(rows), 1)
-    predicting, targets = [], []
-    for r, row in enumerate(rows):
-        start = 0
-        for i in row:
-            end = start + lengths[i]
-            input_ids[r, start:end] = torch.tensor(sequences[i][:-1])
-            position_ids[r, start:] -= int(position_ids[r, start])
-            first = prompt_lengths[i] - 1
-            predicting.append(torch.arange(start + first, end) + r * columns)
-            targets.append(torch.tensor(sequences[i][prompt_lengths[i] :]))
-            start = end
-        if len(row) > 1 and start < columns:  # a lone sequence lets the padding continue it: causal, never read
-            position_ids[r, start:] -= int(position_ids[r, start])
+def _fill(blocks: Sequence[Sequence[int]], fed: Sequence[_Fed], *, one_block: bool) -> TokenBatch:
+    """Lay the positions end to end and the cells over them; in a lone block, padding too is computed."""
+    ids, positions, cells, home, predicting, targets = ([] for _ in range(6))
+    routes: list[Tensor | None] = []
+    prompts: dict[object, int] = {}  # where each begins
+    for width, i in ((len(fed[block[0]]), i) for block in blocks for i in block):
+        own, prompt = fed[i], fed[i].prompt
+        padding = width - len(own)
+        start = i if one_block else own.start()
+        if start not in prompts:
+            prompts[start] = len(ids)
+            home += range(len(cells), len(cells) + prompt)
+            ids += own.ids[:prompt]
+            positions += range(prompt)
+            routes.append(None if own.routes is None else own.routes[:prompt])
+        rest = (*own.ids[prompt:-1], *(0,) * (padding if one_block else 0))
+        here = [*range(prompts[start], prompts[start] + prompt), *range(len(ids), len(ids) + len(rest))]
+        home += range(len(cells) + prompt, len(cells) + len(here))
+        ids += rest
+        positions += range(prompt, len(here))
+        cells += [*here, *here[-1:] * (width - len(here))]
+        predicting += here[prompt - 1 : len(own)]
+        targets += own.ids[prompt:]
+        routes.append(None if own.routes is None else _sentinels_after(own.routes[prompt:], len(rest)))
     return TokenBatch(
-        input_ids=input_ids,
-        position_ids=position_ids,
-        predicting=torch.cat(predicting),
-        targets=torch.cat(targets),
-        fed_tokens=sum(_width(row, lengths) for row in rows),
+        input_ids=torch.tensor(ids),
+        position_ids=torch.tensor(positions),
+        blocks=tuple((len(block), len(fed[block[0]])) for block in blocks),
+        cells=torch.tensor(cells),
+        home=torch.tensor(home),
+        predicting=torch.tensor(predicting),
+        targets=torch.tensor(targets),
+        fed_tokens=sum(len(fed[i]) for block in blocks for i in block),
+        routes=_joined(routes),
     )
 
 
-def _place(
-    routes: Sequence[torch.Tensor | None], rows: Sequence[Sequence[int]], shape: tuple[int, ...]
-) -> Routes | None:
-    """Lay routes out on the grid of `_fill`; the sentinel where no token is fed."""
+def _sentinels_after(routes: Tensor, rows: int) -> Tensor:
+    """Routes of `rows` positions, of which those that are padding have none."""
+    sentinel = torch.iinfo(routes.dtype).max
+    return torch.cat([routes, routes.new_full((rows - len(routes), *routes.shape[1:]), sentinel)])
+
+
+def _joined(routes: Sequence[Tensor | None]) -> Tensor | None:
     known = [r for r in routes if r is not None]
     if not known:
         return None
     if len(known) != len(routes):
-        raise ValueError(f"{len(routes) - len(known)} of {len(routes)} responses came without routes")
-    grid = torch.full((*shape, *known[0].shape[1:]), torch.iinfo(known[0].dtype).max, dtype=known[0].dtype)
-    for r, row in enumerate(rows):
-        start = 0
-        for i in row:
-            grid[r, start : start + len(known[i])] = known[i]
-            start += len(known[i])
-    return grid
+        raise ValueError("some responses came with routes and some without")
+    return torch.cat(known)
 
 
 def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.device) -> MicroBatch:
@@ -200,11 +210,5 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
 
 
 def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    return replace(
-        batch,
-        input_ids=batch.input_ids.to(device),
-        position_ids=batch.position_ids.to(device),
-        predicting=batch.predicting.to(device),
-        targets=batch.targets.to(device),
-        routes=None if batch.routes is None else batch.routes.to(device),
-    )
+    tensors = {f.name: value.to(device) for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
+    return replace(batch, **tensors)

@@ -1,12 +1,24 @@
 """The training engine's forward: packed positions in, log-probabilities of the response tokens out."""
 
+from typing import Any
+
 from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from steadyrl.model.attention import attends_by_block, by_block
 from steadyrl.model.loading import head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.types import TokenBatch
+
+
+def feed(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Any]:
+    """Arguments of a forward over a micro-batch: one row of blocks, or one block with a row for each sequence."""
+    if attends_by_block(model):
+        row = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
+        return row | by_block(batch)
+    (shape,) = batch.blocks
+    return {"input_ids": batch.input_ids.view(shape), "position_ids": batch.position_ids.view(shape)}
 
 
 def score(
@@ -17,8 +29,6 @@ def score(
     The output projection runs at the response positions only. Run it inside `record` or `replay` to watch or fix
     the experts.
     """
-    hidden = model.base_model(
-        input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False
-    ).last_hidden_state
+    hidden = model.base_model(**feed(model, batch), use_cache=False).last_hidden_state
     chosen = hidden.flatten(0, 1)[batch.predicting]
     return token_logprobs(chosen, head_of(model), batch.targets, temperature=temperature)
