@@ -3,5 +3,6 @@
 import jaxtyping
 
 _checked = jaxtyping.install_import_hook(
-    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine"], "typecheck.checked"
+    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine", "steadyrl.conformance"],
+    "typecheck.checked",
 )

@@ -148,6 +148,8 @@ def conformance_command(argv: list[str]) -> int:
         "--weights", action="store_true", help="check the saved model itself, weights and size included"
     )
     options = parser.parse_args(argv)
+    if options.all and options.weights:
+        parser.error("--weights needs --model with the path of a saved model")
     from steadyrl.conformance.report import run
 
     return run(options.model, weights=options.weights)

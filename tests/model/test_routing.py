@@ -1,22 +1,20 @@
+"""Hooks, refusals and the probe; what holds for every family is in `steadyrl.conformance` and its tests."""
+
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
+from builders import ALPHABET, FAMILIES, SMALL, dense_policy, tiny_policy
 from steadyrl.model.loading import build_tiny
 from steadyrl.model.routing import RoutingError, check_replay, is_moe, moe_blocks, record, replay, route_dtype
 from steadyrl.types import Routes
 
 IDS = torch.tensor([[3, 9, 20, 11, 5], [30, 8, 8, 14, 6]])
-
-
-def family(name: str) -> PreTrainedModel:
-    return family_policy(name).model
 
 
 def logits_and_gradients(model: PreTrainedModel, ids: Tensor = IDS) -> tuple[Tensor, dict[str, Tensor]]:
@@ -51,31 +49,6 @@ def what_experts_get(model: PreTrainedModel) -> Iterator[list[tuple[Tensor, ...]
     yield seen
     for handle in handles:
         handle.remove()
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_own_routes_change_no_bit(name: str) -> None:
-    model = family(name)
-    with record(model) as recorder:
-        logits, gradients = logits_and_gradients(model)
-    assert torch.equal(logits, logits_of(model))
-    with replay(model, recorder.routes()) as watched:
-        replayed, replayed_gradients = logits_and_gradients(model)
-    assert torch.equal(replayed, logits)
-    assert all(torch.equal(replayed_gradients[n], gradients[n]) for n in gradients)
-    assert torch.equal(watched.routes(), recorder.routes())
-
-
-@pytest.mark.parametrize("name", FAMILIES)
-def test_foreign_routes_are_what_the_experts_get(name: str) -> None:
-    model = family(name)
-    routes = foreign(model)
-    with replay(model, routes), what_experts_get(model) as seen:
-        changed = logits_of(model)
-    assert len(seen) == 2
-    for layer, (_, experts, _) in enumerate(seen):
-        assert torch.equal(experts, routes[:, layer].long())
-    assert not torch.allclose(changed, logits_of(model), atol=1e-2)
 
 
 @pytest.mark.parametrize("normalised", [True, False])
@@ -241,41 +214,169 @@ def test_more_experts_than_a_byte_counts() -> None:
         assert torch.equal(experts[4], watched.routes()[4, layer].long())
 
 
-def test_what_does_not_fit_is_refused_with_its_sizes() -> None:
+def row_of(routes: Routes, *ids: int) -> Routes:
+    """The routes with other experts at position 3, layer 1."""
+    changed = routes.clone()
+    changed[3, 1] = torch.tensor(ids, dtype=routes.dtype)
+    return changed
+
+
+def test_what_does_not_fit_is_refused_with_its_sizes_before_a_forward() -> None:
     model = tiny_policy().model
     routes = recorded(model)
+    at = "routes at position 3, layer 1 are"
     for wrong, message in (
         (routes[:, :1], "routes have 1 layers, the model has 2"),
         (routes.to(torch.uint16), "routes are torch.uint16, this model's are torch.uint8"),
-        (routes[..., :1], r"layer 0: routes are \(10, 1\).*needs \(10, 2\)"),
-        (routes[:9], r"layer 0: routes are \(9, 2\).*needs \(10, 2\)"),
+        (routes[..., :1], "routes have 1 slots, layer 0 chooses 2 experts"),
+        (row_of(routes, 2, 8), rf"{at} \[2, 8\]: an expert id out of range; the layer has 8 experts"),
+        (row_of(routes, 254, 3), rf"{at} \[254, 3\]: an expert id out of range"),
+        (row_of(routes, 5, 5), rf"{at} \[5, 5\]: an expert twice"),
+        (row_of(routes, 255, 5), rf"{at} \[255, 5\]: the sentinel in some slots and not in others"),
     ):
+        with pytest.raises(RoutingError, match=message), replay(model, wrong):
+            pytest.fail("the context was entered")
+    with replay(model, row_of(routes, 255, 255)), replay(model, row_of(routes, 7, 0)):
+        logits_of(model)
+
+
+def test_another_number_of_positions_is_refused_by_the_first_block() -> None:
+    model = tiny_policy().model
+    routes = recorded(model)
+    for wrong, rows in ((routes[:9], 9), (torch.cat([routes, routes]), 20)):
+        message = rf"layer 0: routes are \({rows}, 2\) \(positions, slots\), the forward needs \(10, 2\)"
         with pytest.raises(RoutingError, match=message), replay(model, wrong):
             logits_of(model)
     assert torch.equal(recorded(model), routes)  # and nothing stayed behind
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_the_probe_accepts_what_replay_holds_for(name: str) -> None:
-    model = family(name)
+def test_more_slots_than_the_router_chooses_are_refused_where_no_field_tells() -> None:
+    model = tiny_policy().model
+    for block, _ in moe_blocks(model):
+        block.gate.k = block.gate.__dict__.pop("top_k")
+        block.gate.forward = lambda x, gate=block.gate: routed_without_a_name(gate, x)
+    routes = recorded(model)
+    wider = torch.stack([(routes[..., 0] + i) % 8 for i in range(3)], dim=-1)
+    message = "layer 0: routes have 3 slots, but a choice of 2 experts was seen"
+    with pytest.raises(RoutingError, match=message), replay(model, wider):
+        logits_of(model)
+    message = r"layer 0: routes are \(10, 1\) .*the forward needs \(10, 2\)"
+    with pytest.raises(RoutingError, match=message), replay(model, routes[..., :1]):
+        logits_of(model)
+
+
+def routed_without_a_name(gate, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    logits = torch.nn.functional.linear(hidden.reshape(-1, hidden.shape[-1]), gate.weight)
+    weights, experts = torch.topk(logits.softmax(-1), gate.k)
+    return logits, weights, experts
+
+
+def test_the_probe_leaves_the_model_as_it_was() -> None:
+    model = tiny_policy().model
     before = logits_of(model)
     check_replay(model)
     assert torch.equal(logits_of(model), before)
 
 
-def test_the_probe_refuses_scores_masked_before_the_choice() -> None:
-    # 4 groups of 2 experts; those outside the best 2 groups have their scores set to 0 before the choice
+def test_scores_masked_before_the_choice_are_gathered_from_before_the_mask() -> None:
+    # 4 groups of 2 experts; the scores of those outside the best 2 groups are set to 0 before the choice
     fields = SMALL | FAMILIES["deepseek_v3"] | {"topk_method": "group_limited_greedy"}
     model = build_tiny(family="deepseek_v2", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
-    with pytest.raises(RoutingError, match="DeepseekV2ForCausalLM, mixture-of-experts layer 0: a replayed expert gets"):
-        check_replay(model)
+    check_replay(model)
+    routes = recorded(model)
+    routes[:, :, 0], routes[:, :, 1] = 0, 7  # of the first and the last group, live or not
+    with replay(model, routes), what_experts_get(model) as seen:
+        logits_of(model)
+    for layer, (hidden, _, weights) in enumerate(seen):
+        router = model.get_submodule(f"model.layers.{layer}.mlp.gate").weight
+        torch.testing.assert_close(weights, torch.softmax(hidden @ router.T, dim=-1)[:, [0, 7]])
+
+
+def test_a_choice_made_in_another_number_of_steps_is_refused() -> None:
+    fields = SMALL | FAMILIES["mixtral"]  # in training this router draws its experts at random, with more maxima
+    model = build_tiny(family="phimoe", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
+    routes = recorded(model)
+    model.train()
+    with pytest.raises(RoutingError, match=r"layer 0: .*the forward needs \(10, 3\)"), replay(model, routes):
+        logits_of(model)
 
 
 def test_the_probe_refuses_a_choice_that_it_cannot_see() -> None:
-    fields = SMALL | FAMILIES["mixtral"]
-    model = build_tiny(family="phimoe", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
-    with pytest.raises(RoutingError, match="no expert choice was seen"):
+    model = tiny_policy().model
+    gate = model.get_submodule("model.layers.1.mlp.gate")
+    fixed = torch.tensor([[0, 1]])
+    gate.forward = lambda x: (x, torch.full((x.numel() // 32, 2), 0.5), fixed.expand(x.numel() // 32, 2))
+    with pytest.raises(RoutingError, match=r"Qwen3MoeForCausalLM: no expert choice was seen .* \[1\] \(Qwen3MoeSparse"):
         check_replay(model)
+    routes = recorded(tiny_policy().model)
+    with pytest.raises(RoutingError, match="layer 1: routes have 2 slots, but a choice of 0"), replay(model, routes):
+        logits_of(model)
+
+
+def test_the_probe_refuses_a_replayed_expert_without_a_gate_weight() -> None:
+    model = tiny_policy().model
+    gate = model.get_submodule("model.layers.1.mlp.gate")
+
+    def masked(hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        logits = torch.nn.functional.linear(hidden, gate.weight)
+        scores = logits.softmax(-1) * (logits > logits.median(dim=-1, keepdim=True).values)
+        return logits, *torch.topk(scores, 2)
+
+    gate.forward = masked
+    with pytest.raises(RoutingError, match=r"Qwen3MoeForCausalLM, .* layer 1: a replayed expert gets no gate weight"):
+        check_replay(model)
+
+
+def test_the_probe_refuses_one_expert_with_a_weight_that_is_always_one() -> None:
+    with pytest.raises(RoutingError, match="layer 0: it chooses one expert and renormalises, so the gate weight is 1 "):
+        check_replay(tiny_policy(num_experts_per_tok=1).model)
+    check_replay(tiny_policy(num_experts_per_tok=1, norm_topk_prob=False).model)
+
+
+def test_experts_of_an_unknown_kind_are_not_called_dense() -> None:
+    fields = SMALL | {"num_local_experts": 8, "num_experts_per_tok": 2}
+    del fields["head_dim"]
+    model = build_tiny(family="jetmoe", alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32).model
+    with pytest.raises(RoutingError, match=r"JetMoeForCausalLM has experts \(.*8.*\) in modules of a kind"):
+        check_replay(model)
+
+
+def test_dense_layers_before_between_and_after() -> None:
+    model = tiny_policy(num_hidden_layers=5, mlp_only_layers=[0, 2, 4]).model
+    check_replay(model)
+    routes = foreign(model)
+    assert routes.shape == (10, 2, 2)
+    with replay(model, routes), what_experts_get(model) as seen:
+        logits_of(model)
+    assert [torch.equal(experts, routes[:, i].long()) for i, (_, experts, _) in enumerate(seen)] == [True, True]
+
+
+class Adapted(nn.Module):
+    """As adapters of low rank wrap the experts: the parent of the experts is then not the block."""
+
+    def __init__(self, base_layer: nn.Module):
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, *args: Tensor) -> Tensor:
+        return self.base_layer(*args) * self.scale
+
+
+def test_experts_under_adapters_are_found() -> None:
+    model = tiny_policy().model
+    routes, blocks = foreign(model), moe_blocks(model)
+    with replay(model, routes):
+        expected = logits_of(model)
+    for block, _ in blocks:
+        block.experts = Adapted(Adapted(block.experts))
+    assert moe_blocks(model) == blocks
+    check_replay(model)
+    with replay(model, routes):
+        assert torch.equal(logits_of(model), expected)
+        _, gradients = logits_and_gradients(model)
+    assert gradients["model.layers.0.mlp.gate.weight"].any()
+    assert gradients["model.layers.0.mlp.experts.scale"] != 0
 
 
 def test_dense_models_have_nothing_to_replay() -> None:

@@ -54,7 +54,7 @@ class LocalEngine:
         reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
         self._max_sequences = max_sequences
         self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
-        if is_moe(self._model):
+        if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
         use_own_attention(self._model)
         if precision == "fp8":

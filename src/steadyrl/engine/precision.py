@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from steadyrl.engine.base import EngineError
 from steadyrl.model.decoding import E4M3_MAX
 from steadyrl.model.routing import is_experts
 
@@ -27,13 +28,22 @@ def round_e4m3(x: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."
 
 
 def quantised_weights(model: PreTrainedModel) -> dict[str, int]:
-    """Name of each parameter that is quantised, and the dimension that its output channels sum over."""
+    """Name of each parameter that is quantised, and the dimension that its output channels sum over.
+
+    Raises:
+        EngineError: the model has experts whose layout is not known.
+    """
     head = model.get_output_embeddings()
     found: dict[str, int] = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and module is not head and name.rsplit(".", 1)[-1] not in ROUTER_NAMES:
             found[f"{name}.weight"] = -1
         elif is_experts(module):
+            if "is_transposed" not in vars(module):
+                raise EngineError(
+                    f"engine.precision = 'fp8': how {type(module).__name__} stores its experts is not known here; "
+                    "use precision = 'native'"
+                )
             inputs = 1 if module.is_transposed else 2
             found |= {f"{name}.{p}": inputs for p, w in module.named_parameters(recurse=False) if w.ndim == 3}
     return found

@@ -93,7 +93,8 @@ def slots_of(block: nn.Module) -> int | None:
 class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
-    def __init__(self, blocks: list[tuple[nn.Module, int]], *, margins: bool = False):
+    def __init__(self, model: str, blocks: list[tuple[nn.Module, int]], *, margins: bool = False):
+        self._model = model
         self._chosen: list[Tensor | None] = [None] * len(blocks)
         self._margins: dict[int, Tensor] | None = {} if margins else None
         self._kinds = [type(block).__name__ for block, _ in blocks]
@@ -112,8 +113,8 @@ class Recorder:
             blind = [i for i, layer in enumerate(self._chosen) if layer is None]
             kinds = ", ".join(sorted({self._kinds[i] for i in blind}))
             raise RoutingError(
-                f"no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): they have not run, or "
-                "choose in a way that replay does not know"
+                f"{self._model}: no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): "
+                "they have not run, or choose in a way that replay does not know"
             )
         return torch.stack(chosen, dim=1).to(self._dtype)
 
@@ -148,7 +149,7 @@ def record(model: PreTrainedModel, *, margins: bool = False) -> Iterator[Recorde
         model: any model of transformers.
         margins: also keep how near each choice was to a tie.
     """
-    with _intercepted(moe_blocks(model), None, margins=margins) as recorder:
+    with _intercepted(model, moe_blocks(model), None, margins=margins) as recorder:
         yield recorder
 
 
@@ -169,7 +170,7 @@ def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> 
     blocks = _blocks_of(model)
     _check_shape(routes, blocks)
     _check_ids(routes, blocks)
-    with _intercepted(blocks, routes.reshape(-1, *routes.shape[-2:]), margins=margins) as recorder:
+    with _intercepted(model, blocks, routes.reshape(-1, *routes.shape[-2:]), margins=margins) as recorder:
         yield recorder
 
 
@@ -277,8 +278,10 @@ def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tenso
 
 
 @contextmanager
-def _intercepted(blocks: list[tuple[nn.Module, int]], routes: Routes | None, *, margins: bool) -> Iterator[Recorder]:
-    recorder = Recorder(blocks, margins=margins)
+def _intercepted(
+    model: PreTrainedModel, blocks: list[tuple[nn.Module, int]], routes: Routes | None, *, margins: bool
+) -> Iterator[Recorder]:
+    recorder = Recorder(type(model).__name__, blocks, margins=margins)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
