@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from steadyrl.config import ColdStart, Stage
 from steadyrl.evaluate import evaluate
 from steadyrl.metrics import MetricsLog
-from steadyrl.model.loading import Policy, head_of
+from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import moe_blocks
@@ -99,7 +99,7 @@ def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
 def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:
     """−log π of each solution token, and the load-balancing loss of transformers where it is asked for."""
     extra = {"output_router_logits": True} if balanced else {}
-    out = policy.model.base_model(**feed(policy.model, batch), use_cache=False, **extra)
+    out = decoder_of(policy.model)(**feed(policy.model, batch), use_cache=False, **extra)
     hidden = out.last_hidden_state.flatten(0, 1)[batch.predicting]
     logprobs, _ = token_logprobs(hidden, head_of(policy.model), batch.targets, temperature=1.0)
     if not balanced:

@@ -15,7 +15,7 @@ from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
-from steadyrl.model.loading import Policy, build_tiny, load_pretrained
+from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
 from steadyrl.model.routing import check_replay, is_moe
 from steadyrl.model.text import end_tokens
 from steadyrl.tasks.base import Split, Task
@@ -88,15 +88,9 @@ def build_policy(recipe: Recipe) -> Policy:
         case config.PretrainedModel() as m:
             policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
     model = policy.model.to(recipe.hold.device)  # pyright: ignore[reportArgumentType]
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "jitter_noise", "router_jitter_noise", "input_jitter_noise"):
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)
+    model.eval()
     if recipe.hold.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    model.train(recipe.hold.activation_checkpointing)  # transformers checkpoints in training mode only
+        recompute_activations(model)
     return policy
 
 

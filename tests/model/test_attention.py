@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from steadyrl.model.attention import _single_query
+from steadyrl.conformance.families import build, named_config
+from steadyrl.model import attention
+from steadyrl.model.attention import _single_query, attend_by_block, attends_by_block
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])
@@ -15,3 +17,34 @@ def test_attention_of_a_single_query(masked: bool, scaling: float | None) -> Non
     shared = (x.repeat_interleave(3, dim=1) for x in (key, value))  # six heads of queries to two of keys
     expected = nn.functional.scaled_dot_product_attention(query, *shared, attn_mask=mask, scale=scaling)
     torch.testing.assert_close(ours, expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("family", "packed"),
+    [
+        ("qwen3_moe", True),
+        ("phimoe", True),
+        ("deepseek_v2", True),  # keys and values of different width
+        ("gpt_oss", False),  # attention of its own
+        ("qwen3_next", False),  # a recurrent state
+        ("afmoe", False),  # a sliding window
+        ("doge", False),  # says that it qualifies, and computes with the mask
+    ],
+)
+def test_who_takes_packed_rows(family: str, packed: bool) -> None:
+    model = build(named_config(family)).eval()
+    attend_by_block(model)
+    assert attends_by_block(model) == packed
+
+
+def test_a_model_that_mixes_the_sequences_of_a_row_is_left_as_it_is(monkeypatch) -> None:
+    def mixed(query, key, value, scaling, packed):
+        return nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True).transpose(
+            1, 2
+        )
+
+    monkeypatch.setattr(attention, "_blockwise", mixed)
+    model = build(named_config("qwen3_moe")).eval()
+    attend_by_block(model)
+    assert not attends_by_block(model)
+    assert model.config._attn_implementation == "sdpa"

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
-from steadyrl.model.loading import ModelError, _policy, build_tiny, config_of, head_of, load_pretrained, skeleton
+from steadyrl.conformance.families import build, named_config
+from steadyrl.model.loading import (
+    ModelError,
+    _policy,
+    build_tiny,
+    config_of,
+    decoder_of,
+    head_of,
+    load_pretrained,
+    skeleton,
+)
 
 IDS = torch.tensor([[5, 9, 20, 11]])
 
@@ -123,3 +133,9 @@ def test_recurrent_and_windowed_layers_take_one_block_at_a_time(family: str) -> 
 def test_a_sliding_window_takes_one_block_at_a_time() -> None:
     assert not dense_policy().one_block
     assert dense_policy(use_sliding_window=True, sliding_window=4, max_window_layers=1).one_block
+
+
+def test_the_decoder_of_a_family_whose_prefix_names_the_causal_model() -> None:
+    model = build(named_config("llama4_text"))
+    assert model.base_model is model
+    assert decoder_of(model) is model.model

@@ -15,11 +15,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steadyrl.conformance.families import Gate, build
 from steadyrl.conformance.gates import Handed, NotApplicable, dense, gate_weights, router_of, watched
 from steadyrl.errors import UserError
+from steadyrl.model.loading import recompute_activations
 from steadyrl.model.routing import RoutingError, moe_blocks, record, replay
 from steadyrl.types import Routes
 
@@ -248,10 +248,7 @@ def checkpointing(subject: Subject) -> None:
     routes = foreign(model)
     with replay(model, routes), watched(model) as once:
         straight = gradients_of(model)
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            layer.training = True  # it alone: dropout and jitter stay off
+    recompute_activations(model)
     with replay(model, routes), watched(model) as twice:
         same(gradients_of(model), straight, "with activation checkpointing")
     layers = len(once)

@@ -17,7 +17,7 @@ from steadyrl.engine.base import EngineError
 from steadyrl.engine.precision import quantise_activations, quantised_weights, round_e4m3
 from steadyrl.model.attention import use_own_attention
 from steadyrl.model.decoding import reserved_cache
-from steadyrl.model.loading import head_of
+from steadyrl.model.loading import decoder_of, head_of
 from steadyrl.model.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
 
@@ -215,7 +215,7 @@ class _Wave:
         return logits
 
     def _forward(self, ids: Int[Tensor, "rows fed"], positions: Tensor, seen: int) -> Tensor:
-        hidden = self._model.base_model(
+        hidden = decoder_of(self._model)(
             input_ids=ids,
             attention_mask=self._mask[:, :seen] if self._padded else None,
             position_ids=positions,

@@ -14,21 +14,42 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from steadyrl.model.packing import pack_sequences
 from steadyrl.types import TokenBatch
 
 NAME = "steadyrl"
 
 
 def attend_by_block(model: PreTrainedModel) -> None:
-    """Let a model take rows of blocks, where all its layers attend to everything before them by torch's `sdpa`.
+    """Let a model take packed rows, where all its layers attend to everything before them by torch's `sdpa`.
 
-    Recurrent layers, sliding windows and attention of a family's own stay as they are: see `attends_by_block`.
+    Models with recurrent layers, sliding windows or attention of their own stay as they are, and so does one that
+    says it qualifies, but mixes the sequences of a row: see `attends_by_block`.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    if kinds == {"full_attention"} and not windowed and model._supports_attention_backend:
+    own = model.config._attn_implementation
+    if own == "sdpa" and kinds == {"full_attention"} and not windowed and model._supports_attention_backend:
         use_own_attention(model)
+        if not _keeps_apart(model):
+            model.set_attn_implementation(own)
+
+
+@torch.no_grad()
+def _keeps_apart(model: PreTrainedModel) -> bool:
+    """Whether a sequence says the same in a row with another as by itself, and not as it would after the other."""
+    first, second = (1, 0, 1, 0), (0, 1, 1)
+    (row,) = pack_sequences([(*first, 0), (*second, 0)], [1, 1], micro_tokens=8, one_block=False, device=model.device)
+    try:
+        packed = model(**packed_row(row), use_cache=False).logits[0, len(first) :]
+    except RuntimeError:  # it computes with the mask
+        return False
+    alone, after = (
+        model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -len(second) :]
+        for ids in (second, (*first, *second))
+    )
+    return bool((packed - alone).abs().max() < 0.1 * (after - alone).abs().max())
 
 
 def attends_by_block(model: PreTrainedModel) -> bool:
@@ -42,10 +63,11 @@ def use_own_attention(model: PreTrainedModel) -> None:
         model.set_attn_implementation(NAME)
 
 
-def by_block(batch: TokenBatch) -> dict[str, Any]:
-    """What a forward over one row needs besides the row. The mask is empty: it keeps transformers from making one."""
+def packed_row(batch: TokenBatch) -> dict[str, Any]:
+    """Arguments of a forward over a packed row. The mask is empty: it keeps transformers from making one."""
     empty = torch.empty(1, 1, 0, 0, dtype=torch.bool, device=batch.input_ids.device)
-    return {"packed": batch, "attention_mask": empty}
+    row = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
+    return row | {"packed": batch, "attention_mask": empty}
 
 
 def _attention(

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -15,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from steadyrl.errors import UserError
 from steadyrl.model.attention import attend_by_block, attends_by_block
@@ -127,6 +129,23 @@ def head_of(model: PreTrainedModel) -> Head:
     )
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The model below its output projection; the prefix of some families names the causal model itself."""
+    below = model.base_model
+    return below if below is not model else cast(nn.Module, model.model)
+
+
+def recompute_activations(model: PreTrainedModel) -> None:
+    """Keep few activations, and compute the others again in the backward.
+
+    Of a model in evaluation mode only the layers that do so are put into training mode: dropout and jitter stay off.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True
+
+
 def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
     _check_head(model)
     attend_by_block(model)
@@ -139,7 +158,7 @@ def _check_head(model: PreTrainedModel) -> None:
     model.eval()
     ids = torch.tensor([[1, 0]], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits.float()
-    ours = head_of(model).logits(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    ours = head_of(model).logits(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise ModelError(
             f"{type(model).__name__} changes its logits after the output embedding in a way that is not known here "

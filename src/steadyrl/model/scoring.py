@@ -6,8 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steadyrl.model.attention import attends_by_block, by_block
-from steadyrl.model.loading import head_of
+from steadyrl.model.attention import attends_by_block, packed_row
+from steadyrl.model.loading import decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.types import TokenBatch
 
@@ -15,8 +15,7 @@ from steadyrl.types import TokenBatch
 def feed(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Any]:
     """Arguments of a forward over a micro-batch: one row of blocks, or one block with a row for each sequence."""
     if attends_by_block(model):
-        row = {"input_ids": batch.input_ids[None], "position_ids": batch.position_ids[None]}
-        return row | by_block(batch)
+        return packed_row(batch)
     (shape,) = batch.blocks
     return {"input_ids": batch.input_ids.view(shape), "position_ids": batch.position_ids.view(shape)}
 
@@ -29,6 +28,6 @@ def score(
     The output projection runs at the response positions only. Run it inside `record` or `replay` to watch or fix
     the experts.
     """
-    hidden = model.base_model(**feed(model, batch), use_cache=False).last_hidden_state
+    hidden = decoder_of(model)(**feed(model, batch), use_cache=False).last_hidden_state
     chosen = hidden.flatten(0, 1)[batch.predicting]
     return token_logprobs(chosen, head_of(model), batch.targets, temperature=temperature)
