@@ -100,7 +100,7 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
     """−log π of each solution token, and the load-balancing loss of transformers where it is asked for."""
     extra = {"output_router_logits": True} if balanced else {}
     out = decoder_of(policy.model)(**feed(policy.model, batch), use_cache=False, **extra)
-    hidden = out.last_hidden_state.flatten(0, 1)[batch.predicting]
+    hidden = out.last_hidden_state.flatten(0, 1).index_select(0, batch.predicting)
     logprobs, _ = token_logprobs(hidden, head_of(policy.model), batch.targets, temperature=1.0)
     if not balanced:
         return -logprobs, logprobs.new_zeros(())

@@ -20,6 +20,7 @@ from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Value
 from steadyrl.model.packing import pack_responses
+from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
 from steadyrl.rollout import rollout_metrics, sample_groups, score_groups, with_advantages
@@ -83,6 +84,11 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
     Raises:
         TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
     """
+    with repeatable(session.policy.device):
+        return _train(session, run, stop_asked)
+
+
+def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
     recipe = session.recipe
     restored = run.restore(session.policy, session.optimizer)
     progress = Progress(**restored)

@@ -15,6 +15,7 @@ from steadyrl.conformance.families import FAMILIES, family_of, named_config, sma
 from steadyrl.conformance.gates import NotApplicable
 from steadyrl.errors import UserError
 from steadyrl.model.loading import config_of
+from steadyrl.model.repeatable import repeatable
 from steadyrl.model.routing import RoutingError, check_replay
 
 MARKS = {"held": "✓", "broken": "FAILS", "idle": "–"}
@@ -71,7 +72,8 @@ def examine(name: str, subject: Subject) -> Verdict:
 def outcome_of(check: str, subject: Subject) -> Outcome:
     """Hold a model against one promise."""
     try:
-        CHECKS[check](subject)
+        with repeatable(torch.device("cpu")):
+            CHECKS[check](subject)
     except NotApplicable as lack:
         return Outcome(check=check, found="idle", why=str(lack))
     except (CheckFailed, RoutingError) as failure:

@@ -29,5 +29,5 @@ def score(
     the experts.
     """
     hidden = decoder_of(model)(**feed(model, batch), use_cache=False).last_hidden_state
-    chosen = hidden.flatten(0, 1)[batch.predicting]
+    chosen = hidden.flatten(0, 1).index_select(0, batch.predicting)  # indexing would sum gradients in any order
     return token_logprobs(chosen, head_of(model), batch.targets, temperature=temperature)
