@@ -28,6 +28,7 @@ TOKENS = Tokens(
     advantages=torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]),
     response_tokens=torch.tensor([2.0, 2.0, 3.0, 3.0, 3.0]),
     group_tokens=torch.full((5,), 5.0),
+    response=torch.tensor([0, 0, 1, 1, 1]),
 )
 ALL = [MiniRL(), MiniRL(length_norm=True, weight_cap=None), MiniRL(clip=False), GRPO(), CISPO()]
 
@@ -88,6 +89,7 @@ def test_grpo_at_the_boundary_keeps_its_whole_gradient() -> None:
         advantages=torch.tensor([1.0, -1.0]),
         response_tokens=torch.ones(2),
         group_tokens=torch.ones(2),
+        response=torch.arange(2),
     )
     at = torch.tensor([1.25, 0.75]).log()
     _, gradient = value_and_gradient(GRPO(clip_low=0.25, clip_high=0.25), at, tokens, responses=1)
@@ -140,6 +142,7 @@ def test_a_clipped_token_whose_weight_overflows_is_zero() -> None:
         advantages=torch.tensor([1.0, 1.0]),
         response_tokens=torch.full((2,), 2.0),
         group_tokens=torch.full((2,), 2.0),
+        response=torch.zeros(2, dtype=torch.long),
     )
     logprobs = torch.tensor([-5.0, -100.0])
     value, gradient = value_and_gradient(MiniRL(weight_cap=None), logprobs, tokens, responses=1)
@@ -154,6 +157,7 @@ def test_on_policy_minirl_is_the_plain_policy_gradient() -> None:
         advantages=TOKENS.advantages,
         response_tokens=TOKENS.response_tokens,
         group_tokens=TOKENS.group_tokens,
+        response=TOKENS.response,
     )
     _, gradient = value_and_gradient(MiniRL(), THETA, tokens, responses=4)
     assert torch.equal(gradient, TOKENS.advantages / 4)
