@@ -337,9 +337,8 @@ class VESPO(Weighted):
         """Weight φ(W), no mask."""
         log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="sequence")
         log_weight = log_weight.clamp(max=80.0)  # e^80 is a float32, and φ of it is 0
-        up = tokens.advantages > 0
-        rise = torch.where(up, self.rise_positive, self.rise_negative)
-        fall = torch.where(up, self.fall_positive, self.fall_negative)
+        rise = _by_sign(tokens.advantages, self.rise_positive, self.rise_negative)
+        fall = _by_sign(tokens.advantages, self.fall_positive, self.fall_negative)
         nothing = unclipped(tokens.advantages)
         return Weighed((rise * log_weight - fall * log_weight.expm1()).exp(), nothing, nothing.low)
 
@@ -361,7 +360,7 @@ class SAPO(Weighted):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """The slope of the gate, and the gate as the value; no mask."""
         log_ratio = staleness(logprobs, tokens.old_logprobs).clamp(max=20.0)  # there the gate is shut
-        tau = torch.where(tokens.advantages > 0, self.temperature_positive, self.temperature_negative)
+        tau = _by_sign(tokens.advantages, self.temperature_positive, self.temperature_negative)
         gate = (tau * log_ratio.expm1()).sigmoid()
         shut = (-tau * log_ratio.expm1()).sigmoid()  # 1 − gate, without its rounding
         nothing = unclipped(tokens.advantages)
@@ -453,6 +452,10 @@ def _pessimistic(log_ratio: Float[Tensor, "tokens"], tokens: Tokens, *, low: flo
     bounded = ratio.where(clipped.kept, ratio.clamp(1.0 - low, 1.0 + high))
     value = (bounded * tokens.advantages).where(tokens.advantages != 0, 0.0)
     return Weighed(ratio, clipped, torch.zeros_like(clipped.low), value)
+
+
+def _by_sign(advantages: Float[Tensor, "tokens"], positive: float, negative: float) -> Float[Tensor, "tokens"]:
+    return torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
 
 
 def _dppo(

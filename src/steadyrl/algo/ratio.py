@@ -55,7 +55,7 @@ def at_level(
         case "token":
             return log_ratio
         case "prefix":
-            return _prefix(log_ratio, response)
+            return sum_from_start(log_ratio, response)
         case "lowest_prefix":
             return _lowest_prefix(log_ratio, response)
         case "sequence":
@@ -84,8 +84,7 @@ def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "token
     wide, first = values.double(), first_tokens(response)
     bounded = wide.clamp(-_BEYOND, _BEYOND).nan_to_num(nan=0.0)  # what a response holds must not reach the next
     running = bounded.cumsum(dim=0)
-    broken = _totals(wide * wide.isnan(), first)[first]  # NaN, or 0
-    return (running - (running - bounded)[first] + broken).to(values.dtype)
+    return (running - (running - bounded)[first] + _broken(wide, first)).to(values.dtype)
 
 
 def _totals(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -93,8 +92,9 @@ def _totals(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Fl
     return torch.zeros_like(values).index_add(0, first, values)
 
 
-def _prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    return sum_from_start(log_ratio, response)
+def _broken(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """NaN for the tokens of a response that holds one, else 0."""
+    return _totals(values.where(values.isnan(), 0.0), first)[first]
 
 
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -103,8 +103,7 @@ def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "to
     index = torch.arange(len(response), device=response.device)
     below = log_ratio.double().clamp(-_BEYOND, _BEYOND) - 3.0 * _BEYOND * first
     lowest = log_ratio[below.nan_to_num(nan=0.0).cummin(dim=0).indices.roll(1)]
-    broken = _totals((log_ratio * log_ratio.isnan()).double(), first)[first].to(log_ratio.dtype)
-    return log_ratio + lowest.where(index > first, 0.0) + broken
+    return log_ratio + lowest.where(index > first, 0.0) + _broken(log_ratio, first)
 
 
 def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:
