@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steadyrl.algo.ratio import discrepancy, first_tokens, product, staleness
+from steadyrl.algo.ratio import begins, discrepancy, first_tokens, product, staleness, sum_over_response
 from steadyrl.types import Routes
 
 POSITIONS = (0, 16, 64, 256, 1024, 4096, 16384)
@@ -46,9 +46,9 @@ def margin(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> 
 
     1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; infinite for m = 1.
     """
-    first = first_tokens(response)
-    sums = torch.zeros_like(values).index_add(0, first, values - values.mean())
-    responses = (first == torch.arange(len(first), device=first.device)).sum()
+    one = begins(response)
+    sums = sum_over_response(values - values.mean(), response)[one]
+    responses = one.sum()
     return 1.96 * (responses / (responses - 1) * sums.square().sum()).sqrt() / len(values)
 
 
@@ -63,8 +63,8 @@ def describe(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]
         log_ratio: log of the ratio, per token.
         response: the response that each token belongs to.
     """
-    size, ordered = log_ratio.abs(), log_ratio.sort().values
-    last = len(ordered) - 1
+    size, last = log_ratio.abs(), len(log_ratio) - 1
+    quantiles = {f"p{100 * q:02.0f}": log_ratio.kthvalue(1 + round(q * last)).values.exp() for q in (0.01, 0.5, 0.99)}
     numbers = {
         "k1": k1(log_ratio),
         "k1_margin": margin(-log_ratio, response),
@@ -72,13 +72,11 @@ def describe(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]
         "k3_margin": margin(log_ratio.expm1() - log_ratio, response),
         "chi2": chi2(log_ratio),
         "mean": log_ratio.exp().mean(),
-        "max": ordered[last].exp(),
+        "max": log_ratio.max().exp(),
         "ess": effective_sample_size(log_ratio),
         "abs_mean": size.mean(),
         "abs_max": size.max(),
-        "p01": ordered[round(0.01 * last)].exp(),
-        "p50": ordered[round(0.5 * last)].exp(),
-        "p99": ordered[round(0.99 * last)].exp(),
+        **quantiles,
         "tail_2": (size > torch.tensor(2.0).log()).double().mean(),
         "tail_5": (size > torch.tensor(5.0).log()).double().mean(),
     }

@@ -61,16 +61,20 @@ def at_level(
         case "sequence":
             return sum_over_response(log_ratio, response)
         case "geometric":
-            count = sum_over_response(torch.ones_like(log_ratio), response)
-            return sum_over_response(log_ratio, response) / count
+            return _geometric(log_ratio, response)
+
+
+def begins(response: Int[Tensor, "tokens"]) -> Bool[Tensor, "tokens"]:
+    """Whether a token is the first of its response."""
+    found = torch.ones_like(response, dtype=torch.bool)
+    found[1:] = response[1:] != response[:-1]
+    return found
 
 
 def first_tokens(response: Int[Tensor, "tokens"]) -> Int[Tensor, "tokens"]:
     """Index of the first token of each token's response."""
     index = torch.arange(len(response), device=response.device)
-    begins = torch.ones_like(response, dtype=torch.bool)
-    begins[1:] = response[1:] != response[:-1]
-    return (index * begins).cummax(dim=0).values
+    return index.where(begins(response), 0).cummax(dim=0).values
 
 
 def sum_over_response(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -89,7 +93,7 @@ def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "token
 
 def _totals(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """The sum over each response, at the index of its first token; 0 elsewhere."""
-    return torch.zeros_like(values).index_add(0, first, values)
+    return torch.zeros_like(values).scatter_add(0, first, values)
 
 
 def _broken(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -97,13 +101,18 @@ def _broken(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Fl
     return _totals(values.where(values.isnan(), 0.0), first)[first]
 
 
+def _geometric(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    first = first_tokens(response)
+    total, count = _totals(log_ratio.double(), first), _totals(torch.ones_like(log_ratio), first)
+    return (total / count)[first].to(log_ratio.dtype)
+
+
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """One running minimum over all responses: each lies below the one before, and so begins anew."""
     first = first_tokens(response)
-    index = torch.arange(len(response), device=response.device)
     below = log_ratio.double().clamp(-_BEYOND, _BEYOND) - 3.0 * _BEYOND * first
     lowest = log_ratio[below.nan_to_num(nan=0.0).cummin(dim=0).indices.roll(1)]
-    return log_ratio + lowest.where(index > first, 0.0) + _broken(log_ratio, first)
+    return log_ratio + lowest.masked_fill(begins(response), 0.0) + _broken(log_ratio, first)
 
 
 def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:

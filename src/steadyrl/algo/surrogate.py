@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from steadyrl.algo.ratio import first_tokens, sum_from_start, sum_over_response
+from steadyrl.algo.ratio import begins, sum_from_start, sum_over_response
 
 _LARGEST = 300.0
 """A product of ratios saturates at e^±300: the sum of its squares is still a float64."""
@@ -47,8 +47,8 @@ def value_gap(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"
     logs = log_ratio.double()
     after = (sum_over_response(logs, response) - sum_from_start(logs, response)).clamp(-_LARGEST, _LARGEST)
     parts = -logs.clamp(-_LARGEST, _LARGEST).expm1() * after.expm1()  # (r_t − 1)(1 − Π_{j>t} r_j)
-    first = first_tokens(response).unique()
-    return ValueGap(sum_over_response(parts, response)[first], sum_over_response(parts.abs(), response)[first])
+    one = begins(response)
+    return ValueGap(sum_over_response(parts, response)[one], sum_over_response(parts.abs(), response)[one])
 
 
 def surrogate_error(gap: ValueGap, rewards: Float[Tensor, "responses"]) -> dict[str, float]:
