@@ -3,8 +3,8 @@
 import statistics
 
 import torch
-from _measure import seconds, show
 
+from _measure import seconds, show
 from steadyrl import algo
 from steadyrl.algo import Tokens, ledger, value_gap
 
