@@ -1,6 +1,6 @@
 """Which tokens may still move the policy: the mask M_t of eq. 7, arXiv 2512.01374, and its alternatives.
 
-Each function says which tokens are masked, and none has a gradient. The log ratio carries the anchor: log π_θ/π_old
+Each function says which tokens are masked, in two columns of booleans. The log ratio carries the anchor: log π_θ/π_old
 (`ratio.staleness`) measures the move from θ_old, log π_θ/μ_old (`ratio.product`) the move from what sampled.
 """
 
@@ -42,7 +42,7 @@ def decoupled_clip(
         low: ε_low.
         high: ε_high.
     """
-    ratio = log_ratio.detach().exp()
+    ratio = log_ratio.exp()
     return Clipped(
         low=(advantages < 0) & (ratio < 1.0 - low),
         high=(advantages > 0) & (ratio > 1.0 + high),
@@ -57,15 +57,14 @@ def unclipped(advantages: Float[Tensor, "tokens"]) -> Clipped:
 
 def binary_tv(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """|μ(y_t) − π(y_t)|: total variation of "this token or another" (DPPO, arXiv 2602.04879)."""
-    return (rollout_logprobs.exp() - logprobs.detach().exp()).abs()
+    return (rollout_logprobs.exp() - logprobs.exp()).abs()
 
 
 def binary_kl(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """μ log(μ/π) + (1−μ) log((1−μ)/(1−π)), in nats: D_KL[μ‖π] of "this token or another" (DPPO)."""
-    ours = logprobs.detach()
-    other, our_other = -rollout_logprobs.expm1(), -ours.expm1()
+    other, our_other = -rollout_logprobs.expm1(), -logprobs.expm1()
     rest = torch.xlogy(other, other) - torch.xlogy(other, our_other)  # 0 · log 0 = 0
-    return rollout_logprobs.exp() * (rollout_logprobs - ours) + rest
+    return rollout_logprobs.exp() * (rollout_logprobs - logprobs) + rest
 
 
 def divergence_mask(
@@ -83,8 +82,8 @@ def divergence_mask(
         advantages: Â of each token's response.
         threshold: δ.
     """
-    far, moved = divergence > threshold, log_ratio.detach()
-    return Clipped(low=far & (advantages < 0) & (moved < 0), high=far & (advantages > 0) & (moved > 0))
+    far = divergence > threshold
+    return Clipped(low=far & (advantages < 0) & (log_ratio < 0), high=far & (advantages > 0) & (log_ratio > 0))
 
 
 def off_policy_sequence_mask(
@@ -102,7 +101,7 @@ def off_policy_sequence_mask(
         response: the response that each token belongs to.
         threshold: δ, in nats per token; the source gives no default.
     """
-    far = -at_level(log_ratio.detach(), response, level="geometric") > threshold
+    far = -at_level(log_ratio, response, level="geometric") > threshold
     return Clipped(low=far & (advantages < 0), high=torch.zeros_like(far))
 
 
@@ -124,7 +123,7 @@ def second_moment_mask(
         response: the response that each token belongs to.
         threshold: τ.
     """
-    square = log_ratio.detach().square()
+    square = log_ratio.square()
     order = square.argsort(stable=True)
     order = order[response[order].argsort(stable=True)]  # by response, and within it from small to large
     count = sum_from_start(torch.ones_like(square), response)
