@@ -425,3 +425,11 @@ def test_single_precision_is_double_precision_but_for_rounding(data: list) -> No
         _, exact = value_and_gradient(objective, *packed(data))
         _, single = value_and_gradient(objective, *packed(data, torch.float32))
         torch.testing.assert_close(single.double(), exact, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ALL, ids=repr)
+def test_no_objective_waits_for_the_device(objective: Objective) -> None:
+    """Tensors of the meta device have shapes and no numbers: asking for one, or for a truth, would raise."""
+    tokens = Tokens(**{name: getattr(TOKENS, name).to("meta") for name in Tokens.__slots__})
+    terms = objective(THETA.to("meta"), tokens, responses=2, groups=1)
+    assert terms.surrogate.shape == THETA.shape
