@@ -16,7 +16,7 @@ objective minds. R = 2 responses, Σ|y| = 5.
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -264,11 +264,31 @@ def test_a_weight_at_the_cap_is_whole() -> None:
     assert not terms.truncated.any()
 
 
-def test_who_divides_by_the_standard_deviation() -> None:
-    divides = (GRPO(), DAPO(), CISPO(), GSPO(), SAPO(), Composed(normalised=True))
-    leaves = (Reinforce(), MiniRL(), MinPRO(), PrefixIS(), DrGRPO(), DPPOTV(), DPPOKL(), VESPO(), Composed())
-    assert all(objective.normalised for objective in divides)
-    assert not any(objective.normalised for objective in leaves)
+CLIPPED = {"clip_low": 0.2, "clip_high": 0.27}
+SWITCHES = {"clip": True, "importance_sampling": True, "weight_cap": 5.0, "length_norm": False}
+PARTS = {"ratio": "product", "level": "token", "outside": "truncate", "weight_floor": 0.0, "trust": "clip"}
+VESPO_DEFAULTS = {"rise_positive": 2.0, "fall_positive": 3.0, "rise_negative": 3.0, "fall_negative": 2.0}
+SOURCED = [  # class, denominator, Â divided by the deviation, and the defaults of the source
+    (Reinforce, "responses", False, {}),
+    (MiniRL, "responses", False, CLIPPED | SWITCHES),
+    (MinPRO, "responses", False, CLIPPED | SWITCHES),
+    (PrefixIS, "responses", False, {"weight_cap": None}),
+    (GRPO, "own_tokens", True, CLIPPED),
+    (DrGRPO, "responses", False, {"clip_low": 0.2, "clip_high": 0.2}),
+    (DAPO, "group_tokens", True, {"clip_low": 0.2, "clip_high": 0.28}),
+    (CISPO, "group_tokens", True, CLIPPED),
+    (GSPO, "own_tokens", True, {"clip_low": 3e-4, "clip_high": 4e-4}),
+    (DPPOTV, "responses", False, {"threshold": 0.15}),
+    (DPPOKL, "responses", False, {"threshold": 0.05}),
+    (VESPO, "responses", False, VESPO_DEFAULTS),
+    (SAPO, "own_tokens", True, {"temperature_positive": 1.0, "temperature_negative": 1.05}),
+    (Composed, "responses", False, CLIPPED | PARTS | {"weight_cap": 5.0, "threshold": 0.15}),
+]
+
+
+@pytest.mark.parametrize(("kind", "mean", "normalised", "defaults"), SOURCED)
+def test_defaults_are_those_of_the_source(kind, mean: str, normalised: bool, defaults: dict) -> None:
+    assert asdict(kind()) == {"mean": mean, "normalised": normalised} | defaults
 
 
 @pytest.mark.parametrize("objective", ALL, ids=repr)
