@@ -289,6 +289,9 @@ SOURCED = [  # class, denominator, Â divided by the deviation, and the defaults
 @pytest.mark.parametrize(("kind", "mean", "normalised", "defaults"), SOURCED)
 def test_defaults_are_those_of_the_source(kind, mean: str, normalised: bool, defaults: dict) -> None:
     assert asdict(kind()) == {"mean": mean, "normalised": normalised} | defaults
+    for name, value in (("mean", "responses"), ("normalised", True)) if kind is not Composed else ():
+        with pytest.raises(TypeError):  # they belong to the objective
+            kind(**{name: value})
 
 
 @pytest.mark.parametrize("objective", ALL, ids=repr)
