@@ -145,6 +145,8 @@ def test_buckets() -> None:
     positions = ledger.by_position(response)
     named = [positions.buckets[i] for i in positions.bucket.tolist()]
     assert named == ["0"] * 16 + ["16"] * 4 + ["0"] * 16 + ["16"] * 48 + ["64"] * 6
+    long = ledger.by_position(torch.zeros(20000, dtype=torch.long))
+    assert long.bucket.bincount().tolist() == [16, 48, 192, 768, 3072, 12288, 3616]  # up to 16 64 256 1024 4096 16384
     versions = ledger.by_version(torch.tensor([0, 1, 2, 3, 4, 7, 8, 100]))
     assert [versions.buckets[i] for i in versions.bucket.tolist()] == ["0", "1", "2", "2", "4", "4", "8", "8"]
     routes = ledger.by_routes(torch.tensor([0.0, 0.25, 1.0]))
