@@ -72,10 +72,11 @@ def variants(node: ast.AST) -> Iterator[tuple[str, str, object]]:
 
 
 def mutants(path: Path) -> Iterator[tuple[str, str]]:
-    """A line for people and the whole source, for each mutant of a file; decorators are left alone."""
+    """A line for people and the whole source, for each mutant of a file; decorators and annotations are left alone."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    decorators = [d for c in ast.walk(tree) if isinstance(c, ast.ClassDef) for d in c.decorator_list]
-    skipped = {id(node) for decorator in decorators for node in ast.walk(decorator)}
+    fields = ("decorator_list", "annotation", "returns")
+    asides = [part for node in ast.walk(tree) for name in fields for part in _several(getattr(node, name, None))]
+    skipped = {id(node) for aside in asides for node in ast.walk(aside)}
     for index, node in enumerate(ast.walk(tree)):
         for name, field, value in () if id(node) in skipped else variants(node):
             other = copy.deepcopy(tree)
@@ -83,6 +84,10 @@ def mutants(path: Path) -> Iterator[tuple[str, str]]:
             line = getattr(node, "lineno", 0)
             said = ast.unparse(node).strip().splitlines()[0][:90]
             yield f"{path.name}:{line}: {said}  →  {name}", ast.unparse(ast.fix_missing_locations(other))
+
+
+def _several(found: ast.AST | list[ast.AST] | None) -> list[ast.AST]:
+    return found if isinstance(found, list) else [found] if found else []
 
 
 def survives(copy_of_tree: Path, module: str) -> bool:

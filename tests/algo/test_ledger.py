@@ -96,6 +96,7 @@ def test_quantiles_and_tails() -> None:
     assert said["tail_2"] == pytest.approx((1001 - 139) / 1001)  # |x| ≤ .693: 139 of them
     assert said["tail_5"] == pytest.approx((1001 - 321) / 1001)  # |x| ≤ 1.609
     assert said["max"] == pytest.approx(math.exp(5))
+    assert ledger.describe(torch.tensor([5.0, 1.0]).log(), torch.arange(2))["tail_5"] == 0.0  # 5 itself is inside
 
 
 def test_each_factor_has_its_names() -> None:

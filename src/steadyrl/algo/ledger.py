@@ -67,7 +67,7 @@ def describe(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]
     quantiles = {f"p{100 * q:02.0f}": log_ratio.kthvalue(1 + round(q * last)).values.exp() for q in (0.01, 0.5, 0.99)}
     numbers = {
         "k1": k1(log_ratio),
-        "k1_margin": margin(-log_ratio, response),
+        "k1_margin": margin(log_ratio, response),
         "k3": k3(log_ratio),
         "k3_margin": margin(log_ratio.expm1() - log_ratio, response),
         "chi2": chi2(log_ratio),
