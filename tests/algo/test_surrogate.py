@@ -69,9 +69,10 @@ def test_cosine_and_error_by_hand() -> None:
     # sums over two responses: g = (3, 0), G = (3, 4): cosine 9/15, error 4/5
     token = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
     sequence = torch.tensor([[1.0, 2.0], [2.0, 2.0]])
-    gap = gradient_gap(gram(token, sequence))
-    assert gap.cosine.value == pytest.approx(0.6)
-    assert gap.relative_error.value == pytest.approx(0.8)
+    for scale in (1.0, 1e-3):
+        gap = gradient_gap(gram(scale * token, scale * sequence))
+        assert gap.cosine.value == pytest.approx(0.6)
+        assert gap.relative_error.value == pytest.approx(0.8)
 
 
 def test_equal_gradients_have_no_gap_and_opposite_ones_the_largest() -> None:

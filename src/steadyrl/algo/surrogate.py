@@ -119,9 +119,9 @@ def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int =
     """
     parts = products.shape[-1]
     generator = torch.Generator().manual_seed(seed)
-    draws = torch.randint(parts, (resamples, parts), generator=generator).to(products.device)
-    counts = torch.nn.functional.one_hot(draws, parts).sum(dim=1).double()
-    weights = torch.cat([torch.ones_like(counts[:1]), counts])  # the first row is the batch itself
+    draws = torch.randint(parts, (resamples, parts), generator=generator)
+    counts = torch.zeros(resamples, parts).scatter_add(1, draws, torch.ones(resamples, parts))
+    weights = torch.cat([torch.ones(1, parts), counts]).to(products)  # the first row is the batch itself
     norms = torch.einsum("ri,abij,rj->abr", weights, products, weights)
     token, cross, sequence = norms[0, 0], norms[0, 1], norms[1, 1]
     if not (token[0] > 0 and sequence[0] > 0 and norms.isfinite().all()):
