@@ -456,3 +456,12 @@ def test_no_objective_waits_for_the_device(objective: Objective) -> None:
     tokens = Tokens(**{name: getattr(TOKENS, name).to("meta") for name in Tokens.__slots__})
     terms = objective(THETA.to("meta"), tokens, responses=2, groups=1)
     assert terms.surrogate.shape == THETA.shape
+
+
+@pytest.mark.parametrize("objective", ALL, ids=repr)
+def test_twice_the_advantage_is_twice_the_objective(objective: Objective) -> None:
+    doubled = replace(TOKENS, advantages=2.0 * TOKENS.advantages)
+    for found, once in zip(
+        value_and_gradient(objective, THETA, doubled), value_and_gradient(objective, THETA, TOKENS), strict=True
+    ):
+        torch.testing.assert_close(found, 2.0 * once)
