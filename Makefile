@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fast bench docs clean
+.PHONY: demo test lint fast mutants bench docs clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
 	$(BIN)/steadyrl train recipes/demo.toml --run runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -13,6 +13,9 @@ test: lint  ## everything that runs without a GPU
 
 fast: .venv/ready  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
+
+mutants: .venv/ready  ## break algo/ in every way: a test must notice; takes long
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -182,6 +182,26 @@ class MiniRL(Section):
     """On: 1/|y| before the sum over tokens (the paper's ablation)."""
 
 
+class MinPRO(MiniRL):
+    """MinPRO, arXiv 2601.22718: MiniRL with the weight of a token times the lowest before it."""
+
+    name: Literal["minpro"] = "minpro"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+
+class Reinforce(Section):
+    """REINFORCE with a baseline: no weight and no clip."""
+
+    name: Literal["reinforce"] = "reinforce"
+
+
+class PrefixIS(Section):
+    """The prefix product of the ratios as the weight; no clip."""
+
+    name: Literal["prefix_is"] = "prefix_is"
+    weight_cap: PositiveFloat | None = None
+    """The prefix product is truncated from above here."""
+
+
 class GRPO(Section):
     """GRPO, Appendix A of arXiv 2512.01374."""
 
@@ -189,6 +209,26 @@ class GRPO(Section):
     clip_low: PositiveFloat = 0.2
     """ε_low of the clipped ratio."""
     clip_high: PositiveFloat = 0.27
+    """ε_high of the clipped ratio."""
+
+
+class DrGRPO(Section):
+    """Dr. GRPO, arXiv 2503.20783: GRPO without 1/|y| and without the standard deviation."""
+
+    name: Literal["dr_grpo"] = "dr_grpo"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 0.2
+    """ε_high of the clipped ratio."""
+
+
+class DAPO(Section):
+    """DAPO, arXiv 2503.14476: GRPO with a wider upper clip and the mean over a group's tokens."""
+
+    name: Literal["dapo"] = "dapo"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 0.28
     """ε_high of the clipped ratio."""
 
 
@@ -202,7 +242,101 @@ class CISPO(Section):
     """ε_high of the clipped, gradient-free weight."""
 
 
-ObjectiveConfig = Annotated[MiniRL | GRPO | CISPO, Field(discriminator="name")]
+class GSPO(Section):
+    """GSPO, arXiv 2507.18071: the clip of PPO on the geometric mean of a response's ratios."""
+
+    name: Literal["gspo"] = "gspo"
+    clip_low: PositiveFloat = 3e-4
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 4e-4
+    """ε_high of the clipped ratio."""
+
+
+class DPPOTV(Section):
+    """DPPO, arXiv 2602.04879, with binary total variation from the rollout's policy as its trust region."""
+
+    name: Literal["dppo_tv"] = "dppo_tv"
+    threshold: PositiveFloat = 0.15
+    """δ: a token that lies farther out, and would go on, is masked."""
+
+
+class DPPOKL(Section):
+    """DPPO, arXiv 2602.04879, with binary KL from the rollout's policy as its trust region."""
+
+    name: Literal["dppo_kl"] = "dppo_kl"
+    threshold: PositiveFloat = 0.05
+    """δ, in nats."""
+
+
+class VESPO(Section):
+    """VESPO, arXiv 2602.10693: W^{c1} e^{c2(1−W)} of the response's product W of ratios."""
+
+    name: Literal["vespo"] = "vespo"
+    rise_positive: PositiveFloat = 2.0
+    """c1 for Â > 0."""
+    fall_positive: PositiveFloat = 3.0
+    """c2 for Â > 0."""
+    rise_negative: PositiveFloat = 3.0
+    """c1 for Â < 0."""
+    fall_negative: PositiveFloat = 2.0
+    """c2 for Â < 0."""
+
+
+class SAPO(Section):
+    """SAPO, arXiv 2511.20347: a sigmoid gate in the place of the clip."""
+
+    name: Literal["sapo"] = "sapo"
+    temperature_positive: PositiveFloat = 1.0
+    """τ for Â > 0."""
+    temperature_negative: PositiveFloat = 1.05
+    """τ for Â < 0."""
+
+
+class Composed(Section):
+    """An objective of one's own, from the parts; as it stands, MiniRL."""
+
+    name: Literal["composed"] = "composed"
+    ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
+    """π_θ/μ_old, π_old/μ_old (times π_θ/π_old per token), π_θ/π_old, or 1."""
+    level: Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"] = "token"
+    """Over which tokens of the response the ratio is taken."""
+    outside: Literal["truncate", "mask"] = "truncate"
+    """A weight above the cap becomes the cap; or one outside [floor, cap] becomes 0."""
+    weight_floor: Annotated[float, Field(ge=0.0)] = 0.0
+    """Lower end of the band; for `mask` only."""
+    weight_cap: PositiveFloat | None = 5.0
+    """Upper end."""
+    trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
+    """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2; M2PO."""
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clips."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high of the clips."""
+    threshold: PositiveFloat = 0.15
+    """Of `tv` (source: 0.15), `kl` (0.05), `sequence_mask` and `second_moment` (0.04)."""
+    mean: Literal["responses", "own_tokens", "group_tokens"] = "responses"
+    """What the sum over tokens is divided by: responses, responses · |y|, or groups · Σ|y| of the group."""
+    normalised: bool = False
+    """Divide advantages by the standard deviation of their group."""
+
+
+ObjectiveConfig = Annotated[
+    Reinforce
+    | MiniRL
+    | MinPRO
+    | PrefixIS
+    | GRPO
+    | DrGRPO
+    | DAPO
+    | CISPO
+    | GSPO
+    | DPPOTV
+    | DPPOKL
+    | VESPO
+    | SAPO
+    | Composed,
+    Field(discriminator="name"),
+]
 
 
 class Update(Section):
@@ -388,4 +522,6 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 
 # pydantic names the variant in an error's location; the recipe's writer did not
-_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions", "minirl", "grpo", "cispo"}
+_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions"} | {
+    section.model_fields["name"].default for section in get_args(get_args(ObjectiveConfig)[0])
+}

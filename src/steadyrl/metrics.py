@@ -33,6 +33,25 @@ class Metric:
     doc: str
 
 
+def _factor(prefix: str, ratio: str, over: str) -> tuple[Metric, ...]:
+    """What is said of each factor of eq. 5 and of their product: `algo.ledger.describe`."""
+    said = (
+        ("k1", "nats", "Mean of −log ρ: estimates a KL divergence; may come out negative"),
+        ("k3", "nats", "Mean of ρ − 1 − log ρ: the same, steadier and never negative"),
+        ("k3_margin", "nats", "Half the 95% interval of k3, over responses"),
+        ("chi2", "–", "Mean of (ρ − 1)²: estimates the χ² divergence"),
+        ("mean", "ratio", "Mean of ρ"),
+        ("max", "ratio", "Largest ρ"),
+        ("ess", "share", "Effective sample size over token count n: (Σρ)²/(n Σρ²)"),
+        ("p01", "ratio", "Quantile 0.01 of ρ"),
+        ("p50", "ratio", "Median of ρ"),
+        ("p99", "ratio", "Quantile 0.99 of ρ"),
+        ("tail_2", "share", "Tokens with ρ outside [1/2, 2]"),
+        ("tail_5", "share", "Tokens with ρ outside [1/5, 5]"),
+    )
+    return tuple(Metric(f"{prefix}/{name}", unit, f"{doc}; ρ = {ratio}, {over}.") for name, unit, doc in said)
+
+
 METRICS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken, this one included: the first is 1."),
     Metric("policy_version", "versions", "Version of the weights that sampled this step."),
@@ -43,20 +62,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
-    Metric(
-        "mismatch/k1",
-        "nats",
-        "E_μ[log μ − log π_old]: estimates D_KL[μ‖π_old]; may come out negative. Under R3, π_old is the replayed one.",
-    ),
-    Metric("mismatch/k3", "nats", "E_μ[ρ − 1 − log ρ], ρ = π_old/μ: the same, steadier and never negative."),
+    *_factor("mismatch", "π_old/μ", "over all tokens of the step; under R3, π_old is the replayed one"),
     Metric("mismatch/abs_mean", "nats", "Mean of |log π_old − log μ|."),
     Metric("mismatch/abs_max", "nats", "Largest |log π_old − log μ|."),
-    Metric("staleness/mean", "ratio", "Mean of π_θ/π_old over the step's updates."),
-    Metric("staleness/max", "ratio", "Largest π_θ/π_old over the step's updates."),
-    Metric("staleness/k3", "nats", "Mean of r − 1 − log r, r = π_θ/π_old, over the step's updates."),
-    Metric("weight/mean", "ratio", "Mean importance weight w = π_θ/μ_old, before truncation."),
-    Metric("weight/max", "ratio", "Largest importance weight, before truncation."),
-    Metric("weight/ess", "share", "Effective sample size over token count n: (Σw)²/(n Σw²), untruncated."),
+    Metric("mismatch/k1_margin", "nats", "Half the 95% interval of `mismatch/k1`, over responses."),
+    *_factor("staleness", "π_θ/π_old", "over the step's updates"),
+    *_factor("weight", "π_θ/μ_old", "over the step's updates, before truncation"),
     Metric("weight/truncated", "share", "Share of tokens whose weight lies above the cap."),
     Metric("clip/low", "share", "Share of tokens masked with Â < 0 and π_θ/π_old < 1 − ε_low."),
     Metric("clip/high", "share", "Share of tokens masked with Â > 0 and π_θ/π_old > 1 + ε_high."),

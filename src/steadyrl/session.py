@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from steadyrl import config
-from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
+from steadyrl import algo, config
+from steadyrl.algo import Objective
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
@@ -132,8 +132,7 @@ def build_engine(recipe: Recipe, policy: Policy, **changes: Any) -> LocalEngine:
 
 def build_objective(options: config.ObjectiveConfig) -> Objective:
     """The objective that the recipe names, with its switches."""
-    named = {"minirl": MiniRL, "grpo": GRPO, "cispo": CISPO}
-    return named[options.name](**options.model_dump(exclude={"name"}))
+    return getattr(algo, type(options).__name__)(**options.model_dump(exclude={"name"}))
 
 
 def notices(recipe: Recipe) -> list[str]:

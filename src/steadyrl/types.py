@@ -80,6 +80,8 @@ class Tokens:
     """|y| of that response."""
     group_tokens: Float[Tensor, "tokens"]
     """Σ_i |y_i| over that response's group."""
+    response: Int[Tensor, "tokens"]
+    """Which response of the micro-batch, counted from 0; its tokens are contiguous and in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +132,8 @@ class MicroBatch:
     """As in `Tokens`."""
     group_tokens: Float[Tensor, "tokens"]
     """As in `Tokens`."""
+    response: Int[Tensor, "tokens"]
+    """As in `Tokens`."""
 
     def tokens(self, old_logprobs: Float[Tensor, "tokens"]) -> Tokens:
         """What an objective needs, once the θ_old pass has been made."""
@@ -139,4 +143,5 @@ class MicroBatch:
             advantages=self.advantages,
             response_tokens=self.response_tokens,
             group_tokens=self.group_tokens,
+            response=self.response,
         )

@@ -1,5 +1,6 @@
 """The second half of a global step: π_old, then N gradient updates under replay."""
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -176,12 +177,18 @@ def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     old = torch.cat([s.old_logprobs for s in scored])
     rollout = torch.cat([s.micro.rollout_logprobs for s in scored])
     metrics = {"policy/entropy": torch.cat([s.entropy for s in scored]).mean().item()}
-    metrics |= ledger.mismatch(discrepancy(old, rollout))
+    metrics |= ledger.mismatch(discrepancy(old, rollout), _responses([s.micro for s in scored]))
     batches = [s.micro.batch for s in scored]
     fed = sum(b.fed_tokens for b in batches)
     metrics["update/padding"] = 1.0 - fed / sum(len(b.cells) for b in batches)
     metrics["update/computed"] = sum(len(b.input_ids) for b in batches) / fed
     return metrics
+
+
+def _responses(micros: Sequence[MicroBatch]) -> Tensor:
+    """The response of each token, told apart over micro-batches too; each has fewer responses than tokens."""
+    sizes = [0, *itertools.accumulate(len(m.response) for m in micros)]
+    return torch.cat([m.response + size for m, size in zip(micros, sizes, strict=False)])
 
 
 def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
@@ -201,7 +208,8 @@ def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
         return metrics
     moved_by = torch.cat([staleness(t.logprobs, t.scored.old_logprobs) for t in traces])
     apart = torch.cat([discrepancy(t.scored.old_logprobs, t.scored.micro.rollout_logprobs) for t in traces])
-    metrics |= ledger.drift(moved_by) | ledger.weights(apart + moved_by)
+    response = _responses([t.scored.micro for t in traces])
+    metrics |= ledger.drift(moved_by, response) | ledger.weights(apart + moved_by, response)
     shares = {
         "weight/truncated": [t.terms.truncated for t in traces],
         "clip/low": [t.terms.clipped.low for t in traces],

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from steadyrl.algo import group_advantage
+from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 
 
 def test_by_hand() -> None:
@@ -31,3 +31,24 @@ def test_groups_do_not_see_each_other() -> None:
 
 def test_a_broken_reward_is_not_hidden() -> None:
     assert group_advantage(torch.tensor([[1.0, float("nan")]]), normalise=False).isnan().all()
+
+
+def test_leave_one_out_by_hand() -> None:
+    rewards = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
+    # 1 − (0+2)/2, 0 − (1+2)/2, 2 − (1+0)/2
+    torch.testing.assert_close(leave_one_out(rewards), torch.tensor([[0.0, -1.5, 1.5], [0.0, 0.0, 0.0]]))
+
+
+def test_a_group_of_one() -> None:
+    alone = torch.tensor([[3.0], [0.0]])
+    assert group_advantage(alone, normalise=False).tolist() == [[0.0], [0.0]]
+    assert group_advantage(alone, normalise=True).tolist() == [[0.0], [0.0]]
+    with pytest.raises(ValueError, match="at least 2 responses, found 1"):
+        leave_one_out(alone)
+
+
+def test_filters() -> None:
+    rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
+    assert informative(rewards).tolist() == [False, True, False]
+    cut = torch.tensor([[False, True], [True, False], [False, False]])
+    assert without_truncated(rewards, cut).tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]

@@ -2,6 +2,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from steadyrl.algo import ledger
 
@@ -9,6 +11,7 @@ from steadyrl.algo import ledger
 Q = torch.tensor([1 / 2, 1 / 2, 1 / 4, 1 / 4]).log()
 P = torch.tensor([1 / 4, 1 / 4, 1 / 4, 1 / 2]).log()
 KL = math.log(2) / 4  # ½·ln 2 + ¼·0 − ¼·ln 2
+RESPONSE = torch.tensor([0, 0, 1, 1])
 
 
 def test_k1_and_k3_are_the_divergence_under_q() -> None:
@@ -22,6 +25,11 @@ def test_k3_is_never_negative_and_exact_near_zero() -> None:
     assert ledger.k1(torch.tensor([2.0])) == -2.0
 
 
+def test_chi2_is_the_mean_square_of_the_ratio_less_one() -> None:
+    assert ledger.chi2(P - Q).item() == pytest.approx((1 / 4 + 1 / 4 + 0 + 1) / 4)  # ρ = ½, ½, 1, 2
+    assert ledger.chi2(P - Q).item() == pytest.approx((P - Q).exp().square().mean().item() - 1)  # as E_q[ρ] = 1
+
+
 def test_effective_sample_size() -> None:
     assert ledger.effective_sample_size(torch.full((7,), -3.0)) == 1.0
     assert ledger.effective_sample_size(torch.tensor([50.0, 0, 0, 0])).item() == pytest.approx(1 / 4)
@@ -31,32 +39,141 @@ def test_effective_sample_size() -> None:
         assert ledger.effective_sample_size(weights + shift).item() == pytest.approx(16 / 18, rel=1e-3)
 
 
-def test_mismatch_by_hand() -> None:
-    metrics = ledger.mismatch(P - Q)  # log ratios −ln 2, −ln 2, 0, ln 2
-    assert metrics == {
-        "mismatch/k1": pytest.approx(KL),
-        "mismatch/k3": pytest.approx(KL),
-        "mismatch/abs_mean": pytest.approx(3 / 4 * math.log(2)),
-        "mismatch/abs_max": pytest.approx(math.log(2)),
+def test_the_margin_by_hand() -> None:
+    # mean 2; the responses' sums of deviations are −3 and 3: 1.96 · sqrt(2/1 · 18) / 4
+    values = torch.tensor([0.0, 1.0, 3.0, 4.0])
+    assert ledger.margin(values, RESPONSE).item() == pytest.approx(1.96 * 6 / 4)
+    # within its response each deviation has its opposite: the responses agree on the mean
+    assert ledger.margin(values[[0, 3, 1, 2]], RESPONSE).item() == pytest.approx(0.0, abs=1e-6)
+    assert not ledger.margin(values, torch.zeros(4, dtype=torch.long)).isfinite()
+
+
+def test_the_margin_of_single_tokens_is_the_textbook_one() -> None:
+    values = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    expected = 1.96 * values.std() / 50**0.5
+    torch.testing.assert_close(ledger.margin(values, torch.arange(50)), expected)
+
+
+def test_about_95_of_100_intervals_hold_the_mean() -> None:
+    generator = torch.Generator().manual_seed(0)
+    held = 0
+    for _ in range(400):
+        shared = torch.randn(30, generator=generator).repeat_interleave(8)  # what the tokens of a response share
+        values = shared + torch.randn(240, generator=generator)
+        response = torch.arange(30).repeat_interleave(8)
+        held += int(values.mean().abs() < ledger.margin(values, response))
+    assert 0.91 < held / 400 < 0.98  # tokens taken as independent would give about .75
+
+
+def test_a_factor_by_hand() -> None:
+    # log ratios −ln 2, −ln 2, 0, ln 2; ratios ½, ½, 1, 2
+    log2 = math.log(2)
+    assert ledger.describe(P - Q, RESPONSE) == {
+        "k1": pytest.approx(KL),
+        # deviations of −log ρ: ¾ln2, ¾ln2 | −¼ln2, −5/4 ln2: sums ±3/2 ln2
+        "k1_margin": pytest.approx(1.96 * math.sqrt(2 * 2 * (1.5 * log2) ** 2) / 4),
+        "k3": pytest.approx(KL),
+        # k3 of the tokens: ln2 − ½ twice, 0, 1 − ln2; the sum of the first two less half the total, ±
+        "k3_margin": pytest.approx(1.96 * math.sqrt(2 * 2 * ((2 * log2 - 1) - log2 / 2) ** 2) / 4, rel=1e-4),
+        "chi2": pytest.approx(3 / 8),
+        "mean": pytest.approx(1.0),
+        "max": pytest.approx(2.0),
+        "ess": pytest.approx(16 / (4 * 5.5)),  # (Σw)² / (n Σw²) = 4² / (4 · (¼ + ¼ + 1 + 4))
+        "abs_mean": pytest.approx(3 / 4 * log2),
+        "abs_max": pytest.approx(log2),
+        "p01": pytest.approx(0.5),
+        "p50": pytest.approx(1.0),  # the third of four
+        "p99": pytest.approx(2.0),
+        "tail_2": 0.0,  # 2 itself is inside
+        "tail_5": 0.0,
     }
 
 
-def test_drift_by_hand() -> None:
-    metrics = ledger.drift(P - Q)  # ratios ½, ½, 1, 2
-    assert metrics == {
-        "staleness/mean": pytest.approx(1.0),
-        "staleness/max": pytest.approx(2.0),
-        "staleness/k3": pytest.approx(KL),
-    }
+def test_quantiles_and_tails() -> None:
+    log_ratio = torch.linspace(-5.0, 5.0, 1001)[torch.randperm(1001, generator=torch.Generator().manual_seed(0))]
+    said = ledger.describe(log_ratio, torch.arange(1001))
+    assert [math.log(said[name]) for name in ("p01", "p50", "p99")] == pytest.approx([-4.9, 0.0, 4.9], abs=1e-5)
+    assert said["tail_2"] == pytest.approx((1001 - 139) / 1001)  # |x| ≤ .693: 139 of them
+    assert said["tail_5"] == pytest.approx((1001 - 321) / 1001)  # |x| ≤ 1.609
+    assert said["max"] == pytest.approx(math.exp(5))
+    assert ledger.describe(torch.tensor([5.0, 1.0]).log(), torch.arange(2))["tail_5"] == 0.0  # 5 itself is inside
 
 
-def test_weights_by_hand() -> None:
-    metrics = ledger.weights(P - Q)  # ½, ½, 1, 2
-    assert metrics == {
-        "weight/mean": pytest.approx(1.0),
-        "weight/max": pytest.approx(2.0),
-        "weight/ess": pytest.approx(16 / (4 * 5.5)),  # (Σw)² / (n Σw²) = 4² / (4 · (¼ + ¼ + 1 + 4))
-    }
+def test_each_factor_has_its_names() -> None:
+    values = ledger.describe(P - Q, RESPONSE)
+    assert ledger.mismatch(P - Q, RESPONSE) == {f"mismatch/{name}": value for name, value in values.items()}
+    for prefix, said in (("staleness", ledger.drift(P - Q, RESPONSE)), ("weight", ledger.weights(P - Q, RESPONSE))):
+        assert {"mean", "max", "ess", "k3"} <= {name.removeprefix(f"{prefix}/") for name in said}
+        assert all(value == values[name.removeprefix(f"{prefix}/")] for name, value in said.items())
+
+
+THETA, OLD, MU = (torch.tensor(p).log() for p in ([0.6, 0.2, 0.3, 0.4], [0.3, 0.2, 0.6, 0.4], [0.2, 0.4, 0.3, 0.4]))
+
+
+def test_the_factors_multiply_to_the_product() -> None:
+    found = ledger.factors(THETA, MU, OLD)
+    assert found.discrepancy is not None
+    assert found.staleness is not None
+    torch.testing.assert_close(found.discrepancy.exp(), torch.tensor([1.5, 0.5, 2.0, 1.0]))
+    torch.testing.assert_close(found.staleness.exp(), torch.tensor([2.0, 1.0, 0.5, 1.0]))
+    torch.testing.assert_close(found.product, found.discrepancy + found.staleness)
+    assert found.note is None
+
+
+def test_without_a_pass_at_theta_old_only_the_product_is_said() -> None:
+    found = ledger.factors(THETA, MU, None)
+    rows = ledger.table(found, RESPONSE, [ledger.by_position(RESPONSE)])
+    assert {row["factor"] for row in rows} == {"product"}
+    assert rows[0]["mean"] == pytest.approx((3 + 0.5 + 1 + 1) / 4)
+    assert found.note is not None
+    assert "cannot be separated" in found.note
+
+
+def test_the_table_has_a_row_for_each_factor_and_bucket_that_is_not_empty() -> None:
+    advantages = torch.tensor([1.0, 1.0, -2.0, -2.0])
+    measured = ledger.factors(THETA, MU, OLD)
+    rows = ledger.table(measured, RESPONSE, [ledger.by_advantage(advantages)])
+    heads = [(row["factor"], row["split"], row["bucket"], row["tokens"]) for row in rows]
+    factors = ("product", "discrepancy", "staleness")
+    buckets = (("all", "all", 4), ("advantage", "negative", 2), ("advantage", "positive", 2))
+    assert heads == [(f, *b) for b in buckets for f in factors]
+    apart = next(r for r in rows if (r["factor"], r["bucket"]) == ("discrepancy", "negative"))
+    assert apart["mean"] == pytest.approx(1.5)  # 2 and 1
+
+
+def test_buckets() -> None:
+    response = torch.tensor([0] * 20 + [1] * 70)
+    positions = ledger.by_position(response)
+    named = [positions.buckets[i] for i in positions.bucket.tolist()]
+    assert named == ["0"] * 16 + ["16"] * 4 + ["0"] * 16 + ["16"] * 48 + ["64"] * 6
+    long = ledger.by_position(torch.zeros(20000, dtype=torch.long))
+    assert long.bucket.bincount().tolist() == [16, 48, 192, 768, 3072, 12288, 3616]  # up to 16 64 256 1024 4096 16384
+    versions = ledger.by_version(torch.tensor([0, 1, 2, 3, 4, 7, 8, 100]))
+    assert [versions.buckets[i] for i in versions.bucket.tolist()] == ["0", "1", "2", "2", "4", "4", "8", "8"]
+    routes = ledger.by_routes(torch.tensor([0.0, 0.25, 1.0]))
+    assert [routes.buckets[i] for i in routes.bucket.tolist()] == ["agreed", "differed", "differed"]
+    signs = ledger.by_advantage(torch.tensor([-0.1, 0.0, 3.0]))
+    assert [signs.buckets[i] for i in signs.bucket.tolist()] == ["negative", "zero", "positive"]
+    assert [split.name for split in (positions, versions, routes, signs)] == [
+        "position",
+        "version",
+        "routes",
+        "advantage",
+    ]
+
+
+@settings(deadline=None, max_examples=30)
+@given(values=st.lists(st.floats(-3, 3, width=32), min_size=2, max_size=20), data=st.data())
+def test_the_buckets_of_a_split_add_up_to_the_whole(values: list[float], data) -> None:
+    zeros = torch.zeros(len(values))
+    lag = torch.tensor(data.draw(st.lists(st.integers(0, 20), min_size=len(values), max_size=len(values))))
+    response = torch.arange(len(values))
+    rows = ledger.table(ledger.factors(torch.tensor(values), zeros, None), response, [ledger.by_version(lag)])
+    whole, parts = rows[0], rows[1:]
+    for name in ("k1", "k3", "chi2", "mean", "abs_mean", "tail_2"):
+        total = sum(float(row[name]) * int(row["tokens"]) for row in parts)
+        assert total / len(values) == pytest.approx(whole[name], rel=1e-4, abs=1e-5)
+    assert max(float(row["max"]) for row in parts) == whole["max"]
 
 
 def test_route_disagreement_counts_layers_and_ignores_order() -> None:

@@ -1,23 +1,82 @@
 """Objectives and what they rest on: pure functions of tensors. Imports torch only."""
 
-from steadyrl.algo.advantage import group_advantage
-from steadyrl.algo.objective import CISPO, GRPO, MiniRL, Objective, Terms
-from steadyrl.algo.ratio import discrepancy, importance_weight, staleness
-from steadyrl.algo.trust import Clipped, decoupled_clip, unclipped
+from steadyrl.algo.advantage import group_advantage, informative, leave_one_out, without_truncated
+from steadyrl.algo.objective import (
+    CISPO,
+    DAPO,
+    DPPOKL,
+    DPPOTV,
+    GRPO,
+    GSPO,
+    SAPO,
+    VESPO,
+    Composed,
+    DrGRPO,
+    MiniRL,
+    MinPRO,
+    Objective,
+    PrefixIS,
+    Reinforce,
+    Terms,
+    Weighed,
+    Weighted,
+    refuse_broken,
+)
+from steadyrl.algo.ratio import at_level, discrepancy, importance_weight, masked_weight, product, staleness
+from steadyrl.algo.surrogate import gradient_gap, gram, surrogate_error, value_gap
+from steadyrl.algo.trust import (
+    Clipped,
+    binary_kl,
+    binary_tv,
+    decoupled_clip,
+    divergence_mask,
+    off_policy_sequence_mask,
+    second_moment_mask,
+    unclipped,
+)
 from steadyrl.types import Tokens
 
 __all__ = [
     "CISPO",
+    "DAPO",
+    "DPPOKL",
+    "DPPOTV",
     "GRPO",
+    "GSPO",
+    "SAPO",
+    "VESPO",
     "Clipped",
+    "Composed",
+    "DrGRPO",
+    "MinPRO",
     "MiniRL",
     "Objective",
+    "PrefixIS",
+    "Reinforce",
     "Terms",
     "Tokens",
+    "Weighed",
+    "Weighted",
+    "at_level",
+    "binary_kl",
+    "binary_tv",
     "decoupled_clip",
     "discrepancy",
+    "divergence_mask",
+    "gradient_gap",
+    "gram",
     "group_advantage",
     "importance_weight",
+    "informative",
+    "leave_one_out",
+    "masked_weight",
+    "off_policy_sequence_mask",
+    "product",
+    "refuse_broken",
+    "second_moment_mask",
     "staleness",
+    "surrogate_error",
     "unclipped",
+    "value_gap",
+    "without_truncated",
 ]

@@ -1,6 +1,6 @@
-"""Advantages relative to the group of responses to the same prompt."""
+"""Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes."""
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 
@@ -10,11 +10,40 @@ def group_advantage(
     """Â = R − mean(R) over the group, divided by the group's standard deviation if `normalise`.
 
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
-    population's; a group of equal rewards gets zeros either way.
+    population's; a group of equal rewards, or of one response, gets zeros either way.
     """
-    equal = rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
-    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(equal, 0.0)  # the mean itself is rounded
+    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(_uniform(rewards), 0.0)  # the mean is rounded
     if not normalise:
         return centred
     deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
     return centred / deviation.where(deviation > 0, 1.0)
+
+
+def leave_one_out(rewards: Float[Tensor, "prompts responses"]) -> Float[Tensor, "prompts responses"]:
+    """Â_i = R_i − mean of R_j over the others of the group, j ≠ i (RLOO, arXiv 2402.14740): G/(G−1) of the centred.
+
+    The baseline does not depend on the response's own reward, which makes the estimate unbiased.
+
+    Raises:
+        ValueError: the groups have one response, which has no others.
+    """
+    size = rewards.shape[1]
+    if size == 1:
+        raise ValueError("leave_one_out needs groups of at least 2 responses, found 1; sample more per prompt")
+    return group_advantage(rewards, normalise=False) * (size / (size - 1))
+
+
+def informative(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts"]:
+    """Groups whose rewards differ: what DAPO's dynamic sampling (arXiv 2503.14476) keeps."""
+    return ~_uniform(rewards).squeeze(1)
+
+
+def without_truncated(
+    advantages: Float[Tensor, "prompts responses"], truncated: Bool[Tensor, "prompts responses"]
+) -> Float[Tensor, "prompts responses"]:
+    """Â = 0 for responses cut at the length limit (DAPO's overlong filtering); they still count in the baseline."""
+    return advantages.masked_fill(truncated, 0.0)
+
+
+def _uniform(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts 1"]:
+    return rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)

@@ -1,20 +1,50 @@
-"""Token-level objectives, to be maximised. Each is a short composition of ratio, trust region and aggregation.
+"""Token-level objectives, to be maximised. Each says one thing: the weight of every token's ∇log π_θ.
 
-An objective returns one term per response token, already divided by its denominator. The denominators are counted
-over the whole mini-batch, so that the sum of the terms over all its micro-batches, however it is split, is the
-objective; `responses` and `groups` count the mini-batch, not the micro-batch.
+An objective is a frozen dataclass whose method `weigh` returns, for each response token, the weight w_t in
+
+    ∇J = Σ_t M_t · w_t · Â · ∇log π_θ(y_t) / denominator
+
+and the mask M_t. `Weighted` does the rest, once for all: it stops the gradient through the weight, masks, and divides
+by a denominator that is counted over the whole mini-batch. So the sum of the terms over all micro-batches, however the
+mini-batch is split, is the objective; `responses` and `groups` count the mini-batch, not the micro-batch.
+
+Notation: r_t = π_θ(y_t)/π_old(y_t), w_t = π_θ(y_t)/μ_old(y_t); E is the mean over the responses of the mini-batch.
 """
 
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steadyrl.algo.ratio import importance_weight, staleness
-from steadyrl.algo.trust import Clipped, decoupled_clip, unclipped
+from steadyrl.algo.ratio import (
+    Level,
+    at_level,
+    discrepancy,
+    importance_weight,
+    masked_weight,
+    product,
+    staleness,
+    sum_over_response,
+)
+from steadyrl.algo.trust import (
+    Clipped,
+    binary_kl,
+    binary_tv,
+    decoupled_clip,
+    divergence_mask,
+    off_policy_sequence_mask,
+    second_moment_mask,
+    unclipped,
+)
 from steadyrl.types import Tokens
+
+Mean = Literal["responses", "own_tokens", "group_tokens"]
+"""What the sum over tokens is divided by.
+
+`responses`: the responses; `own_tokens`: responses · |y|; `group_tokens`: groups · Σ_i |y_i| of the token's group.
+"""
 
 
 class Terms(NamedTuple):
@@ -25,30 +55,88 @@ class Terms(NamedTuple):
     clipped: Clipped
     """Tokens without gradient, by side."""
     truncated: Bool[Tensor, "tokens"]
-    """Tokens whose importance weight was cut from above."""
+    """Tokens whose importance weight was cut from above, or out."""
 
 
 class Objective(Protocol):
     """Anything that turns the log-probabilities of a micro-batch into terms."""
 
-    normalised: ClassVar[bool]
-    """Whether its advantages are divided by the standard deviation of their group."""
+    @property
+    def normalised(self) -> bool:
+        """Whether its advantages are divided by the standard deviation of their group."""
+        ...
 
     def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of the micro-batch, given log π_θ(y_t)."""
         ...
 
 
+class Weighed(NamedTuple):
+    """What an objective decides about each token."""
+
+    weight: Float[Tensor, "tokens"]
+    """w_t, before the mask."""
+    clipped: Clipped
+    """M_t = 0."""
+    truncated: Bool[Tensor, "tokens"]
+    """The weight was cut from above, or out."""
+    value: Float[Tensor, "tokens"] | None = None
+    """Value of the summand before the division; None: w_t Â log π_θ(y_t), or 0 where it is masked."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class MiniRL:
+class Weighted:
+    """An objective made of a weight per token; the base of all below."""
+
+    normalised: bool = field(default=False, init=False)
+    """Whether its advantages are divided by the standard deviation of their group."""
+    mean: Mean = field(default="responses", init=False)
+    """What the sum over tokens is divided by."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """The decision about each token; runs without gradient."""
+        raise NotImplementedError
+
+    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
+        """Terms of the micro-batch: w_t Â log π_θ(y_t) over the denominator, with gradient to log π_θ only."""
+        with torch.no_grad():  # the stop-gradient of every objective
+            weighed = self.weigh(logprobs, tokens)
+            moves = weighed.clipped.kept & (tokens.advantages != 0)
+            # where, not a product: 0 · inf would be NaN
+            coefficient = (weighed.weight * tokens.advantages).where(moves, 0.0)
+        terms = coefficient * logprobs
+        if weighed.value is not None:
+            terms = terms - terms.detach() + weighed.value
+        counted = {
+            "responses": responses,
+            "own_tokens": responses * tokens.response_tokens,
+            "group_tokens": groups * tokens.group_tokens,
+        }
+        return Terms(terms / counted[self.mean], weighed.clipped, weighed.truncated)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforce(Weighted):
+    """REINFORCE with a baseline (Williams, 1992): the policy gradient as if μ_old = π_old = π_θ.
+
+    J = E[ Σ_t Â · log π_θ(y_t) ]
+    """
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight 1, no mask."""
+        nothing = unclipped(tokens.advantages)
+        return Weighed(torch.ones_like(logprobs), nothing, nothing.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniRL(Weighted):
     """MiniRL, eq. 7 of arXiv 2512.01374, and its ablations.
 
     J = E[ Σ_t M_t · sg[min(π_θ(y_t)/μ_old(y_t), cap)] · Â · log π_θ(y_t) ]
 
-    E is the mean over the responses of the mini-batch; there is no length normalisation.
+    There is no length normalisation.
     """
 
-    normalised: ClassVar[bool] = False
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
@@ -62,64 +150,335 @@ class MiniRL:
     length_norm: bool = False
     """1/|y| before the sum over tokens."""
 
-    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
-        """Terms of eq. 7; `groups` is not used."""
-        log_ratio = staleness(logprobs, tokens.old_logprobs)
-        clipped = (
-            decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high)
-            if self.clip
-            else unclipped(tokens.advantages)
-        )
-        behaviour = tokens.rollout_logprobs if self.importance_sampling else tokens.old_logprobs
-        raw = importance_weight(logprobs - behaviour, cap=None)
-        weight = importance_weight(logprobs - behaviour, cap=self.weight_cap)
-        denominator = responses * tokens.response_tokens if self.length_norm else responses
-        kept = weight.where(clipped.kept, 0.0)  # where, not a product: 0 · inf would be NaN
-        return Terms(kept * tokens.advantages * logprobs / denominator, clipped, truncated=raw > weight)
+    def __post_init__(self) -> None:
+        """The ablation of the length changes what is divided by."""
+        object.__setattr__(self, "mean", "own_tokens" if self.length_norm else "responses")
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight and mask of eq. 7."""
+        moved = staleness(logprobs, tokens.old_logprobs)
+        clipped = unclipped(tokens.advantages)
+        if self.clip:
+            clipped = decoupled_clip(moved, tokens.advantages, low=self.clip_low, high=self.clip_high)
+        log_weight = product(logprobs, tokens.rollout_logprobs) if self.importance_sampling else moved
+        return Weighed(*_cut(self._level(log_weight, tokens), self.weight_cap, clipped))
+
+    def _level(self, log_weight: Float[Tensor, "tokens"], tokens: Tokens) -> Float[Tensor, "tokens"]:
+        return log_weight
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO:
-    """GRPO, Appendix A of arXiv 2512.01374 (after arXiv 2402.03300), without a KL penalty.
+class MinPRO(MiniRL):
+    """MinPRO, arXiv 2601.22718, in the place of the token's weight in eq. 7: sg[min(w_t · min_{s<t} w_s, cap)]."""
 
-    J = E[ (1/G) Σ_i (1/|y_i|) Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) ],  r_t = π_θ(y_t)/π_old(y_t)
+    def _level(self, log_weight: Float[Tensor, "tokens"], tokens: Tokens) -> Float[Tensor, "tokens"]:
+        return at_level(log_weight, tokens.response, level="lowest_prefix")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixIS(Weighted):
+    """The weight that puts the prefix of every token where π_θ would have put it, at any distance of π_θ and μ_old.
+
+    J = E[ Σ_t sg[Π_{s≤t} w_s] · Â · log π_θ(y_t) ]
+
+    Without a cap its mean is the gradient of J_seq, eq. 1 of arXiv 2512.01374, if the Â of a token is the value that
+    π_θ expects after it. With one Â for the whole response, the tokens behind t are still those of μ_old: then
+    `Composed(level="sequence", weight_cap=None, trust="none")`, eq. 2, is the one without bias.
     """
 
-    normalised: ClassVar[bool] = True
+    weight_cap: float | None = None
+    """Truncation of the prefix product."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """The prefix product, no mask."""
+        log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="prefix")
+        return Weighed(*_cut(log_weight, self.weight_cap, unclipped(tokens.advantages)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPO(Weighted):
+    """GRPO, Appendix A of arXiv 2512.01374 (after arXiv 2402.03300), without a KL penalty.
+
+    J = E[ (1/|y|) Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) ]
+
+    Groups are of equal size, so the mean over them is the mean over responses.
+    """
+
+    normalised: bool = field(default=True, init=False)
+    mean: Mean = field(default="own_tokens", init=False)
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
     """ε_high."""
 
-    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
-        """Terms of GRPO; groups are of equal size, so the mean over them is the mean over responses."""
-        log_ratio = staleness(logprobs, tokens.old_logprobs)
-        ratio = log_ratio.exp()
-        bounded = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
-        pessimistic = torch.minimum(ratio * tokens.advantages, bounded * tokens.advantages)
-        clipped = decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high)
-        nothing = torch.zeros_like(clipped.low)
-        return Terms(pessimistic / (responses * tokens.response_tokens), clipped, truncated=nothing)
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight r_t, masked where the clip binds."""
+        return _pessimistic(staleness(logprobs, tokens.old_logprobs), tokens, low=self.clip_low, high=self.clip_high)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO:
+class DrGRPO(GRPO):
+    """Dr. GRPO, arXiv 2503.20783: GRPO without 1/|y| and without the standard deviation.
+
+    J = E[ Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) ]
+    """
+
+    normalised: bool = field(default=False, init=False)
+    mean: Mean = field(default="responses", init=False)
+    clip_high: float = 0.2
+    """ε_high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPO(GRPO):
+    """DAPO, arXiv 2503.14476: GRPO with a wider upper clip and the mean over the tokens of a group.
+
+    J = mean over groups of (1/Σ_i|y_i|) Σ_i Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â)
+
+    Its dynamic sampling is `advantage.informative`, its overlong filtering `advantage.without_truncated`.
+    """
+
+    mean: Mean = field(default="group_tokens", init=False)
+    clip_high: float = 0.28
+    """ε_high."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GSPO(Weighted):
+    """GSPO, arXiv 2507.18071: the clip of PPO on one ratio per response.
+
+    J = E[ min(s Â, clip(s, 1−ε_low, 1+ε_high) Â) ],  s = (Π_t r_t)^{1/|y|}
+
+    ∇J = E[ M · s · Â · (1/|y|) Σ_t ∇log π_θ(y_t) ]: each token has the weight s, and the response its mean over tokens.
+    """
+
+    normalised: bool = field(default=True, init=False)
+    mean: Mean = field(default="own_tokens", init=False)
+    clip_low: float = 3e-4
+    """ε_low."""
+    clip_high: float = 4e-4
+    """ε_high."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight s, masked where the clip binds."""
+        log_ratio = at_level(staleness(logprobs, tokens.old_logprobs), tokens.response, level="geometric")
+        return _pessimistic(log_ratio, tokens, low=self.clip_low, high=self.clip_high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CISPO(Weighted):
     """CISPO, Appendix A of arXiv 2512.01374 (after arXiv 2506.13585).
 
-    J = E[ (1/Σ_i|y_i|) Σ_i Σ_t sg[clip(r_t, 1−ε_low, 1+ε_high)] Â log π_θ(y_t) ],  r_t = π_θ(y_t)/π_old(y_t)
+    J = mean over groups of (1/Σ_i|y_i|) Σ_i Σ_t sg[clip(r_t, 1−ε_low, 1+ε_high)] Â log π_θ(y_t)
 
     The weight is clipped, not the token: every token keeps a gradient.
     """
 
-    normalised: ClassVar[bool] = True
+    normalised: bool = field(default=True, init=False)
+    mean: Mean = field(default="group_tokens", init=False)
     clip_low: float = 0.2
     """ε_low."""
     clip_high: float = 0.27
     """ε_high."""
 
-    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
-        """Terms of CISPO: a mean over groups of the mean over each group's tokens; `responses` is not used."""
-        ratio = importance_weight(staleness(logprobs, tokens.old_logprobs), cap=None)
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight r_t between its bounds, no mask."""
+        ratio = staleness(logprobs, tokens.old_logprobs).exp()
         weight = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
-        terms = weight * tokens.advantages * logprobs / (groups * tokens.group_tokens)
-        return Terms(terms, unclipped(tokens.advantages), truncated=ratio > weight)
+        return Weighed(weight, unclipped(tokens.advantages), ratio > weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPPOTV(Weighted):
+    """DPPO with binary total variation, arXiv 2602.04879: the trust region is a divergence from μ_old.
+
+    J = E[ Σ_t M_t · sg[π_θ(y_t)/μ_old(y_t)] · Â · log π_θ(y_t) ]
+
+    M_t = 0 iff |μ_old(y_t) − π_θ(y_t)| > δ and the update moves outward (Â>0, w_t>1 or Â<0, w_t<1).
+    """
+
+    threshold: float = 0.15
+    """δ."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight w_t, masked where the divergence is too large."""
+        return _dppo(binary_tv(logprobs, tokens.rollout_logprobs), logprobs, tokens, self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPPOKL(Weighted):
+    """DPPO with binary KL, arXiv 2602.04879: as `DPPOTV`, with D_KL of "this token or another" for the divergence."""
+
+    threshold: float = 0.05
+    """δ, in nats."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight w_t, masked where the divergence is too large."""
+        return _dppo(binary_kl(logprobs, tokens.rollout_logprobs), logprobs, tokens, self.threshold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VESPO(Weighted):
+    """VESPO, arXiv 2602.10693: a soft weight of the whole response.
+
+    J = E[ Σ_t sg[φ(W)] · Â · log π_θ(y_t) ],  φ(W) = W^{c1} e^{c2 (1−W)},  W = Π_t w_t, not normalised by the length
+    """
+
+    rise_positive: float = 2.0
+    """c1 for Â > 0."""
+    fall_positive: float = 3.0
+    """c2 for Â > 0."""
+    rise_negative: float = 3.0
+    """c1 for Â < 0."""
+    fall_negative: float = 2.0
+    """c2 for Â < 0."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """Weight φ(W), no mask."""
+        log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="sequence")
+        log_weight = log_weight.clamp(max=80.0)  # e^80 is a float32, and φ of it is 0
+        rise = _by_sign(tokens.advantages, self.rise_positive, self.rise_negative)
+        fall = _by_sign(tokens.advantages, self.fall_positive, self.fall_negative)
+        nothing = unclipped(tokens.advantages)
+        return Weighed((rise * log_weight - fall * log_weight.expm1()).exp(), nothing, nothing.low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SAPO(Weighted):
+    """SAPO, arXiv 2511.20347: a soft gate in the place of the clip.
+
+    J = E[ (1/|y|) Σ_t (4/τ) σ(τ (r_t − 1)) Â ],  so the weight is 4 σ(1−σ) r_t
+    """
+
+    normalised: bool = field(default=True, init=False)
+    mean: Mean = field(default="own_tokens", init=False)
+    temperature_positive: float = 1.0
+    """τ for Â > 0."""
+    temperature_negative: float = 1.05
+    """τ for Â < 0."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """The slope of the gate, and the gate as the value; no mask."""
+        log_ratio = staleness(logprobs, tokens.old_logprobs).clamp(max=20.0)  # there the gate is shut
+        tau = _by_sign(tokens.advantages, self.temperature_positive, self.temperature_negative)
+        gate = (tau * log_ratio.expm1()).sigmoid()
+        shut = (-tau * log_ratio.expm1()).sigmoid()  # 1 − gate, without its rounding
+        nothing = unclipped(tokens.advantages)
+        return Weighed(4.0 * gate * shut * log_ratio.exp(), nothing, nothing.low, 4.0 / tau * gate * tokens.advantages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed(Weighted):
+    """An objective of one's own, from the parts; as it stands, MiniRL.
+
+    J = Σ M_t · sg[bound(ρ_t) · rest_t] · Â · log π_θ(y_t) / mean
+
+    ρ_t is `ratio` at `level`. Where `ratio` is the discrepancy alone, rest_t = r_t supplies the other factor of eq. 5,
+    as TIS, MIS and IcePop do; else rest_t = 1.
+    """
+
+    ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
+    """π_θ/μ_old, π_old/μ_old, π_θ/π_old (no train–inference correction), or 1 (no importance sampling)."""
+    level: Level = "token"
+    """Over which tokens of the response ρ_t is taken."""
+    outside: Literal["truncate", "mask"] = "truncate"
+    """A weight above the cap becomes the cap; or one outside [floor, cap] becomes 0."""
+    weight_floor: float = 0.0
+    """Lower end of the band; for `mask` only."""
+    weight_cap: float | None = 5.0
+    """Upper end."""
+    trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
+    """M_t: 1; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM; M2PO."""
+    clip_low: float = 0.2
+    """ε_low of the clips."""
+    clip_high: float = 0.27
+    """ε_high of the clips."""
+    threshold: float = 0.15
+    """δ of `tv` and `kl` (sources: 0.15, 0.05) and of `sequence_mask`; τ of `second_moment` (source: 0.04)."""
+    mean: Mean = "responses"
+    """What the sum over tokens is divided by."""
+    normalised: bool = False
+    """Divide advantages by the standard deviation of their group."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """The parts, put together."""
+        moved = staleness(logprobs, tokens.old_logprobs)
+        log_ratio = {
+            "product": product(logprobs, tokens.rollout_logprobs),
+            "discrepancy": discrepancy(tokens.old_logprobs, tokens.rollout_logprobs),
+            "staleness": moved,
+            "none": torch.zeros_like(moved),
+        }[self.ratio]
+        levelled, clipped = at_level(log_ratio, tokens.response, level=self.level), self._trust(logprobs, tokens)
+        if self.outside == "mask":
+            high = float("inf") if self.weight_cap is None else self.weight_cap
+            weight = masked_weight(levelled, low=self.weight_floor, high=high)
+            truncated = weight != levelled.exp()
+        else:
+            weight, clipped, truncated = _cut(levelled, self.weight_cap, clipped)
+        return Weighed(weight * moved.exp() if self.ratio == "discrepancy" else weight, clipped, truncated)
+
+    def _trust(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped:
+        advantages, response, rollout = tokens.advantages, tokens.response, tokens.rollout_logprobs
+        from_old, from_rollout = staleness(logprobs, tokens.old_logprobs), product(logprobs, rollout)
+        match self.trust:
+            case "none":
+                return unclipped(advantages)
+            case "clip":
+                return decoupled_clip(from_old, advantages, low=self.clip_low, high=self.clip_high)
+            case "rollout_clip":
+                return decoupled_clip(from_rollout, advantages, low=self.clip_low, high=self.clip_high)
+            case "tv" | "kl":
+                divergence = (binary_tv if self.trust == "tv" else binary_kl)(logprobs, rollout)
+                return divergence_mask(divergence, from_rollout, advantages, threshold=self.threshold)
+            case "sequence_mask":
+                return off_policy_sequence_mask(from_old, advantages, response, threshold=self.threshold)
+            case "second_moment":
+                return second_moment_mask(from_old, advantages, response, threshold=self.threshold)
+
+
+def _cut(
+    log_weight: Float[Tensor, "tokens"], cap: float | None, clipped: Clipped
+) -> tuple[Float[Tensor, "tokens"], Clipped, Bool[Tensor, "tokens"]]:
+    """The weight truncated at the cap, the mask as it is, and where the cap was met."""
+    raw, weight = importance_weight(log_weight, cap=None), importance_weight(log_weight, cap=cap)
+    return weight, clipped, raw > weight
+
+
+def _pessimistic(log_ratio: Float[Tensor, "tokens"], tokens: Tokens, *, low: float, high: float) -> Weighed:
+    """min(r Â, clip(r, 1−low, 1+high) Â): no gradient where the clip is the smaller."""
+    clipped = decoupled_clip(log_ratio, tokens.advantages, low=low, high=high)
+    ratio = log_ratio.exp()
+    bounded = ratio.where(clipped.kept, ratio.clamp(1.0 - low, 1.0 + high))
+    value = (bounded * tokens.advantages).where(tokens.advantages != 0, 0.0)
+    return Weighed(ratio, clipped, torch.zeros_like(clipped.low), value)
+
+
+def _by_sign(advantages: Float[Tensor, "tokens"], positive: float, negative: float) -> Float[Tensor, "tokens"]:
+    return torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
+
+
+def _dppo(
+    divergence: Float[Tensor, "tokens"], logprobs: Float[Tensor, "tokens"], tokens: Tokens, threshold: float
+) -> Weighed:
+    log_weight = product(logprobs, tokens.rollout_logprobs)
+    clipped = divergence_mask(divergence, log_weight, tokens.advantages, threshold=threshold)
+    return Weighed(*_cut(log_weight, None, clipped))
+
+
+def refuse_broken(logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> None:
+    """Look for numbers that no objective can use; it waits for the device, so call it where a batch comes in.
+
+    Raises:
+        ValueError: a log-probability or an advantage is NaN or infinite; the message names the response and the token.
+    """
+    columns = {"logprobs": logprobs, "old_logprobs": tokens.old_logprobs, "rollout_logprobs": tokens.rollout_logprobs}
+    for name, column in {**columns, "advantages": tokens.advantages}.items():
+        broken = (~column.isfinite()).nonzero()
+        if len(broken):
+            token = int(broken[0])
+            position = int(sum_over_response((torch.arange(len(column)) < token).double(), tokens.response)[token])
+            raise ValueError(
+                f"{name} of token {position} of response {int(tokens.response[token])} is {column[token].item()}; "
+                "drop the response, or find what computed it"
+            )

@@ -1,19 +1,25 @@
-"""Which tokens may still move the policy: the mask M_t of eq. 7, arXiv 2512.01374."""
+"""Which tokens may still move the policy: the mask M_t of eq. 7, arXiv 2512.01374, and its alternatives.
+
+Each function says which tokens are masked, in two columns of booleans. The log ratio carries the anchor: log π_θ/π_old
+(`ratio.staleness`) measures the move from θ_old, log π_θ/μ_old (`ratio.product`) the move from what sampled.
+"""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from steadyrl.algo.ratio import at_level, sum_from_start
 
 
 class Clipped(NamedTuple):
     """Tokens that are masked on each side."""
 
     low: Bool[Tensor, "tokens"]
-    """Â < 0 and r_t < 1 − ε_low: already pushed down enough."""
+    """Â < 0 and masked; for the clip, r_t < 1 − ε_low: already pushed down enough."""
     high: Bool[Tensor, "tokens"]
-    """Â > 0 and r_t > 1 + ε_high: already pushed up enough."""
+    """Â > 0 and masked; for the clip, r_t > 1 + ε_high: already pushed up enough."""
 
     @property
     def kept(self) -> Bool[Tensor, "tokens"]:
@@ -28,15 +34,15 @@ def decoupled_clip(
     low: float,
     high: float,
 ) -> Clipped:
-    """The clip of decoupled PPO: M_t = 0 iff Â>0 and r_t > 1+ε_high, or Â<0 and r_t < 1−ε_low.
+    """The clip of PPO: M_t = 0 iff Â>0 and r_t > 1+ε_high, or Â<0 and r_t < 1−ε_low.
 
     Args:
-        log_ratio: log r_t = log π_θ(y_t)/π_old(y_t), both from the training engine.
+        log_ratio: log r_t; decoupled PPO, and eq. 7, take π_θ/π_old, both from the training engine.
         advantages: Â of each token's response.
         low: ε_low.
         high: ε_high.
     """
-    ratio = log_ratio.detach().exp()
+    ratio = log_ratio.exp()
     return Clipped(
         low=(advantages < 0) & (ratio < 1.0 - low),
         high=(advantages > 0) & (ratio > 1.0 + high),
@@ -47,3 +53,81 @@ def unclipped(advantages: Float[Tensor, "tokens"]) -> Clipped:
     """M_t = 1 everywhere: the paper's arms without clipping."""
     nothing = torch.zeros_like(advantages, dtype=torch.bool)
     return Clipped(low=nothing, high=nothing)
+
+
+def binary_tv(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """|μ(y_t) − π(y_t)|: total variation of "this token or another" (DPPO, arXiv 2602.04879)."""
+    return (rollout_logprobs.exp() - logprobs.exp()).abs()
+
+
+def binary_kl(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """μ log(μ/π) + (1−μ) log((1−μ)/(1−π)), in nats: D_KL[μ‖π] of "this token or another" (DPPO)."""
+    other, our_other = -rollout_logprobs.expm1(), -logprobs.expm1()
+    rest = torch.xlogy(other, other) - torch.xlogy(other, our_other)  # 0 · log 0 = 0
+    return rollout_logprobs.exp() * (rollout_logprobs - logprobs) + rest
+
+
+def divergence_mask(
+    divergence: Float[Tensor, "tokens"],
+    log_ratio: Float[Tensor, "tokens"],
+    advantages: Float[Tensor, "tokens"],
+    *,
+    threshold: float,
+) -> Clipped:
+    """DPPO, arXiv 2602.04879: masked iff D > δ and the update moves outward, Â>0 and r>1 or Â<0 and r<1.
+
+    Args:
+        divergence: D of μ and π at each token: `binary_tv` (δ = 0.15) or `binary_kl` (δ = 0.05).
+        log_ratio: log π_θ/μ_old.
+        advantages: Â of each token's response.
+        threshold: δ.
+    """
+    far = divergence > threshold
+    return Clipped(low=far & (advantages < 0) & (log_ratio < 0), high=far & (advantages > 0) & (log_ratio > 0))
+
+
+def off_policy_sequence_mask(
+    log_ratio: Float[Tensor, "tokens"],
+    advantages: Float[Tensor, "tokens"],
+    response: Int[Tensor, "tokens"],
+    *,
+    threshold: float,
+) -> Clipped:
+    """OPSM of DeepSeek-V3.2, arXiv 2512.02556: a response is masked iff Â<0 and its mean of −log r_t exceeds δ.
+
+    Args:
+        log_ratio: log r_t = log π_θ/π_old.
+        advantages: Â of each token's response.
+        response: the response that each token belongs to.
+        threshold: δ, in nats per token; the source gives no default.
+    """
+    far = -at_level(log_ratio, response, level="geometric") > threshold
+    return Clipped(low=far & (advantages < 0), high=torch.zeros_like(far))
+
+
+def second_moment_mask(
+    log_ratio: Float[Tensor, "tokens"],
+    advantages: Float[Tensor, "tokens"],
+    response: Int[Tensor, "tokens"],
+    *,
+    threshold: float,
+) -> Clipped:
+    """M2PO, arXiv 2510.01161: the tokens with the largest |log r_t| are masked until mean (log r)² ≤ τ = 0.04.
+
+    The source takes the mean over the batch. Here it runs over each response, so that no cut into micro-batches
+    changes the mask; if it holds in every response it holds in the batch.
+
+    Args:
+        log_ratio: log r_t.
+        advantages: Â of each token's response.
+        response: the response that each token belongs to.
+        threshold: τ.
+    """
+    square = log_ratio.square()
+    order = square.argsort(stable=True)
+    order = order[response[order].argsort(stable=True)]  # by response, and within it from small to large
+    count = sum_from_start(torch.ones_like(square), response)
+    ascending = sum_from_start(square[order], response) / count
+    outlier = torch.empty_like(order, dtype=torch.bool)
+    outlier[order] = ~(ascending <= threshold)
+    return Clipped(low=outlier & (advantages < 0), high=outlier & (advantages > 0))

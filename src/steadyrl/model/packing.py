@@ -206,6 +206,7 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
         advantages=per_token([r.advantage for r in responses]),
         response_tokens=per_token([len(r.completion.token_ids) for r in responses]),
         group_tokens=per_token([r.group_tokens for r in responses]),
+        response=torch.arange(len(responses), device=device).repeat_interleave(counts),
     )
 
 

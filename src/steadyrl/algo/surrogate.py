@@ -1,0 +1,141 @@
+"""How far the token-level objective is from the sequence-level one: eq. 1 to 4 of arXiv 2512.01374, measured.
+
+For one response with ratios r_t = π_θ(y_t)/μ_old(y_t), the sequence level weighs its reward by Π r_t and the token
+level, to first order, by 1 + Σ(r_t − 1). The difference is that of arXiv 2602.04879, Theorem 3.1, response by response:
+
+    1 + Σ_t (r_t − 1) − Π_t r_t = Σ_t (r_t − 1)(1 − Π_{j>t} r_j)
+
+so that J(π) − J(μ) = E_μ[R Σ_t (r_t − 1)] − Δ with Δ = E_μ[R · difference], exactly.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from steadyrl.algo.ratio import begins, sum_from_start, sum_over_response
+
+_LARGEST = 300.0
+"""A product of ratios saturates at e^±300: the sum of its squares is still a float64."""
+
+
+class Interval(NamedTuple):
+    """An estimate and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class ValueGap(NamedTuple):
+    """The token level against the sequence level, by response, in float64."""
+
+    difference: Float[Tensor, "responses"]
+    """1 + Σ(r_t − 1) − Π r_t; its product with R has the mean Δ."""
+    bound: Float[Tensor, "responses"]
+    """Σ_t |r_t − 1| · |1 − Π_{j>t} r_j|, at least |difference|: no signs cancel."""
+
+
+def value_gap(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> ValueGap:
+    """|difference| is |Π r − (1 + Σ(r − 1))|. Costs two running sums; a product saturates at e^±300.
+
+    Args:
+        log_ratio: log π_θ/μ_old (`ratio.product`); with the staleness alone, the gap of that factor.
+        response: the response that each token belongs to, in order.
+    """
+    logs = log_ratio.double()
+    after = (sum_over_response(logs, response) - sum_from_start(logs, response)).clamp(-_LARGEST, _LARGEST)
+    parts = -logs.clamp(-_LARGEST, _LARGEST).expm1() * after.expm1()  # (r_t − 1)(1 − Π_{j>t} r_j)
+    one = begins(response)
+    return ValueGap(sum_over_response(parts, response)[one], sum_over_response(parts.abs(), response)[one])
+
+
+def surrogate_error(gap: ValueGap, rewards: Float[Tensor, "responses"]) -> dict[str, float]:
+    """Estimates of Δ, the error of the surrogate's value, in units of the reward.
+
+    Returns:
+        `delta` and the ends of its 95% interval, `delta_low` and `delta_high`, over the responses; `delta_bound`, the
+        mean of |R| · bound, which |Δ| does not exceed; `value_gap`, the mean |Π r − (1 + Σ(r − 1))|.
+    """
+    wide = rewards.double()
+    delta = mean_interval(wide * gap.difference)
+    rest = torch.stack([(wide.abs() * gap.bound).mean(), gap.difference.abs().mean()]).tolist()
+    return dict(zip(("delta", "delta_low", "delta_high", "delta_bound", "value_gap"), (*delta, *rest), strict=True))
+
+
+def worst_delta(*, tokens: int, divergence: float, reward: float) -> float:
+    """2 ξ T(T−1) D²: |Δ| at most, if no reward exceeds ξ and no token's total variation exceeds D, at T tokens.
+
+    From |r_t − 1| with the mean 2D, times 1 − Π_{j>t} r_j, whose mean size is at most 2(T−t)D; summed over t.
+    """
+    return 2.0 * reward * tokens * (tokens - 1) * divergence**2
+
+
+def mean_interval(values: Float[Tensor, "samples"]) -> Interval:
+    """The mean of independent values, with a normal 95% interval; a single value has the interval (−∞, ∞)."""
+    mean = values.mean().item()
+    if len(values) < 2:
+        return Interval(mean, -torch.inf, torch.inf)
+    margin = 1.96 * (values.var() / len(values)).sqrt().item()
+    return Interval(mean, mean - margin, mean + margin)
+
+
+class GradientGap(NamedTuple):
+    """The token-level gradient g against the sequence-level gradient G."""
+
+    cosine: Interval
+    """⟨g, G⟩ / (‖g‖ ‖G‖)."""
+    relative_error: Interval
+    """‖g − G‖ / ‖G‖."""
+
+
+def gram(
+    token: Float[Tensor, "parts parameters"], sequence: Float[Tensor, "parts parameters"]
+) -> Float[Tensor, "2 2 parts parts"]:
+    """Inner products of all parts of both gradients: [0] is the token level, [1] the sequence level.
+
+    It is a sum over parameters: for a model too large to flatten, add up the results of its tensors.
+    """
+    both = torch.stack([token, sequence]).double()
+    return torch.einsum("aip,bjp->abij", both, both)
+
+
+def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
+    """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
+
+    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts.
+    A resample draws as many parts with replacement, the same for both, and needs only their inner products. The
+    interval is between quantiles of the resamples; where the gap is small against the noise of the parts, that noise
+    adds to ‖g − G‖ and the interval may lie above the value.
+
+    Args:
+        products: `gram` of the gradients of each part.
+        resamples: draws of the bootstrap.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
+    """
+    parts = products.shape[-1]
+    generator = torch.Generator().manual_seed(seed)
+    draws = torch.randint(parts, (resamples, parts), generator=generator)
+    counts = torch.zeros(resamples, parts).scatter_add(1, draws, torch.ones(resamples, parts))
+    weights = torch.cat([torch.ones(1, parts), counts]).to(products)  # the first row is the batch itself
+    norms = torch.einsum("ri,abij,rj->abr", weights, products, weights)
+    token, cross, sequence = norms[0, 0], norms[0, 1], norms[1, 1]
+    if not (token[0] > 0 and sequence[0] > 0 and norms.isfinite().all()):
+        raise ValueError(
+            f"the squared norms of the gradients are {token[0].item():g} (token level) and {sequence[0].item():g} "
+            "(sequence level); both must be finite and above 0: take responses whose advantages are not all 0"
+        )
+    cosine = (cross / (token * sequence).sqrt()).clamp(-1.0, 1.0)
+    error = ((token - 2.0 * cross + sequence).clamp(min=0.0) / sequence).sqrt()
+    return GradientGap(_quantiles(cosine), _quantiles(error))
+
+
+def _quantiles(values: Float[Tensor, "draws"]) -> Interval:
+    """The first value with the 95% interval of the others, those without a direction left out."""
+    drawn = values[1:][values[1:].isfinite()]
+    low, high = drawn.quantile(torch.tensor([0.025, 0.975], dtype=drawn.dtype, device=drawn.device)).tolist()
+    return Interval(values[0].item(), low, high)

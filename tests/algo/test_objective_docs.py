@@ -1,0 +1,45 @@
+"""`docs/objective.md` is held to the code: names, tests and the worked example."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+from test_objective import THETA, TOKENS, value_and_gradient
+
+from steadyrl import algo, config
+from steadyrl.algo import Tokens, Weighed, Weighted, product, unclipped
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
+
+
+def test_the_table_names_every_member() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
+    exported = {name: getattr(algo, name) for name in algo.__all__}
+    members = {name for name, kind in exported.items() if isinstance(kind, type) and Weighted in kind.__mro__[1:]}
+    assert {name for _, name in rows} == members
+    assert all(getattr(config, kind)().name == name for name, kind in rows)
+
+
+@pytest.mark.parametrize("named", sorted(set(re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE))))
+def test_every_test_named_is_there(named: tuple[str, str]) -> None:
+    file, function = named
+    assert f"def {function}(" in (Path(__file__).parent / file).read_text(encoding="utf-8")
+
+
+def test_the_worked_example_works() -> None:
+    block = PAGE[PAGE.index("    @dataclass") : PAGE.index("and its test")]
+    names = {"dataclass": dataclass, "Weighted": Weighted, "Weighed": Weighed, "Tokens": Tokens, "product": product}
+    names |= {"unclipped": unclipped, "Float": _Anything(), "Tensor": torch.Tensor, "__name__": __name__}
+    exec(dedent(block), names)
+    (row,) = re.findall(r"^    \(RootIS\(\), (\[.*\])\),$", PAGE, flags=re.MULTILINE)
+    _, gradient = value_and_gradient(names["RootIS"](), THETA, TOKENS)
+    torch.testing.assert_close(gradient, torch.tensor(eval(row)))
+
+
+class _Anything:
+    def __getitem__(self, key: object) -> type:
+        return torch.Tensor
