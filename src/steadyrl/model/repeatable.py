@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.utils.deterministic
+
+_FILL: Any = torch.utils.deterministic  # its one setting is not in its stubs
 
 
 @contextmanager
@@ -17,11 +20,11 @@ def repeatable(device: torch.device) -> Iterator[None]:
     if device.type != "cpu":
         yield
         return
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), _FILL.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a help in debugging, and slow
+    _FILL.fill_uninitialized_memory = False  # a help in debugging, and slow
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        _FILL.fill_uninitialized_memory = before[1]
