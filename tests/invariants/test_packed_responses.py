@@ -11,7 +11,7 @@ from steadyrl.types import MicroBatch
 LENGTHS = (5, 1, 9, 3, 7, 2)
 
 
-def packed(micro_tokens: int, *, one_per_row: bool) -> list[MicroBatch]:
+def packed(micro_tokens: int, *, one_block: bool) -> list[MicroBatch]:
     responses = [
         response(
             random_ids(4, seed=i),
@@ -22,13 +22,13 @@ def packed(micro_tokens: int, *, one_per_row: bool) -> list[MicroBatch]:
         )
         for i, length in enumerate(LENGTHS)
     ]
-    return pack_responses(responses, micro_tokens=micro_tokens, one_per_row=one_per_row, device=torch.device("cpu"))
+    return pack_responses(responses, micro_tokens=micro_tokens, one_block=one_block, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("micro_tokens", [12, 20, 64])
-@pytest.mark.parametrize("one_per_row", [True, False])
-def test_the_tokens_of_a_response_are_numbered_alike_and_in_order(micro_tokens: int, one_per_row: bool) -> None:
-    for micro in packed(micro_tokens, one_per_row=one_per_row):
+@pytest.mark.parametrize("one_block", [True, False])
+def test_the_tokens_of_a_response_are_numbered_alike_and_in_order(micro_tokens: int, one_block: bool) -> None:
+    for micro in packed(micro_tokens, one_block=one_block):
         numbers, counts = micro.response.unique_consecutive(return_counts=True)
         assert numbers.tolist() == list(range(len(numbers)))
         assert counts.repeat_interleave(counts).tolist() == micro.response_tokens.tolist()
@@ -38,9 +38,9 @@ def test_the_tokens_of_a_response_are_numbered_alike_and_in_order(micro_tokens: 
 
 @pytest.mark.parametrize("objective", [GSPO(clip_low=0.5, clip_high=0.5), VESPO(), PrefixIS(), MinPRO()])
 def test_the_packing_changes_no_objective_of_whole_responses(objective: Objective) -> None:
-    def totals(micro_tokens: int, *, one_per_row: bool) -> dict[float, float]:
+    def totals(micro_tokens: int, *, one_block: bool) -> dict[float, float]:
         found: dict[float, float] = {}
-        for micro in packed(micro_tokens, one_per_row=one_per_row):
+        for micro in packed(micro_tokens, one_block=one_block):
             tokens = micro.tokens(micro.rollout_logprobs + 0.01)
             logprobs = micro.rollout_logprobs - 0.02 * micro.response_tokens.sqrt()
             terms = objective(logprobs, tokens, responses=len(LENGTHS), groups=1)
@@ -48,7 +48,7 @@ def test_the_packing_changes_no_objective_of_whole_responses(objective: Objectiv
                 found[advantage] = found.get(advantage, 0.0) + term
         return found
 
-    whole = totals(64, one_per_row=False)
+    whole = totals(64, one_block=False)
     assert len(whole) == len(LENGTHS)
-    for micro_tokens, one_per_row in ((12, True), (20, False), (64, True)):
-        assert totals(micro_tokens, one_per_row=one_per_row) == pytest.approx(whole, rel=1e-5)
+    for micro_tokens, one_block in ((12, True), (20, False), (64, True)):
+        assert totals(micro_tokens, one_block=one_block) == pytest.approx(whole, rel=1e-5)
