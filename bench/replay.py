@@ -1,67 +1,74 @@
-"""What Routing Replay costs: the demo's model, forward and backward with and without, and the θ_old pass with and
-without recording; each pair alternates."""
+"""What Routing Replay costs: forward and backward of the demo's model with and without replay, and the θ_old pass with
+and without recording; each pair alternates."""
 
+import statistics
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, show
 from steadyrl.config import load
+from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import record, replay
+from steadyrl.model.routing import Recorder, record, replay
 from steadyrl.model.scoring import score
 from steadyrl.session import build_policy
+from steadyrl.types import TokenBatch
 
-ROUNDS, SEQUENCES, LENGTH, PROMPT = 40, 128, 60, 20
+ROUNDS, SEQUENCES, LENGTH, PROMPT = 60, 128, 60, 20
+Way = AbstractContextManager[Recorder | None]
+
+
+def packed(policy: Policy) -> TokenBatch:
+    """One micro-batch of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 18, (SEQUENCES, LENGTH), generator=generator).tolist()
+    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False, device=policy.device)
+    return batch
+
+
+def update(model: PreTrainedModel, batch: TokenBatch, way: Way) -> None:
+    """Forward and backward."""
+    model.zero_grad()
+    with way:
+        score(model, batch, temperature=1.0)[0].sum().backward()
+
+
+@torch.no_grad()
+def old_pass(model: PreTrainedModel, batch: TokenBatch, way: Way) -> torch.Tensor | None:
+    """A forward, and the routes that were recorded."""
+    with way as recorder:
+        score(model, batch, temperature=1.0)
+        return None if recorder is None else recorder.routes()
 
 
 def main() -> None:
     """Print the table."""
     policy = build_policy(load(Path("recipes/demo.toml")))
-    model = policy.model
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(3, 18, (SEQUENCES, LENGTH), generator=generator).tolist()
-    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False, device=policy.device)
-    with torch.no_grad(), record(model) as recorder:
-        score(model, batch, temperature=1.0)
-        routes = recorder.routes()
-
-    def step() -> None:
-        model.zero_grad()
-        score(model, batch, temperature=1.0)[0].sum().backward()
-
-    def within(context: Callable, work: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            with context():
-                work()
-
-        return run
-
-    @torch.no_grad()
-    def recorded() -> None:
-        with record(model) as recorder:
-            score(model, batch, temperature=1.0)
-            recorder.routes()
-
-    @torch.no_grad()
-    def plain() -> None:
-        score(model, batch, temperature=1.0)
-
-    pairs = {
-        "replay, forward and backward": (within(lambda: replay(model, routes), step), within(nullcontext, step)),
-        "recording, forward": (recorded, plain),
+    model, batch = policy.model, packed(policy)
+    routes = old_pass(model, batch, record(model))
+    assert routes is not None
+    ways: dict[str, tuple[Callable[..., object], Callable[[], Way]]] = {
+        "replay, forward and backward": (update, lambda: replay(model, routes)),
+        "recording, forward": (old_pass, lambda: record(model)),
+        "recording with margins, forward": (old_pass, lambda: record(model, margins=True)),
     }
     rows, figures = [], {}
-    for name, (ours, theirs) in pairs.items():
-        a, b = alternate(ours, theirs, rounds=ROUNDS)
-        figures[name.split(",")[0]] = median_ratio(a, b)
-        rows.append({"": name, "with, ms": 1e3 * sorted(a)[len(a) // 2], "without, ms": 1e3 * sorted(b)[len(b) // 2]})
-        rows[-1]["ratio"] = figures[name.split(",")[0]]
-    bytes_each = routes.element_size()
-    title = f"{len(batch.input_ids):,} positions of the demo's model; {bytes_each} byte per (token, layer, slot)"
-    show(title, rows, {"ratio": figures["replay"], "recording": figures["recording"], "route_bytes": bytes_each})
+    for name, (work, way) in ways.items():
+        a, b = alternate(
+            lambda work=work, way=way: work(model, batch, way()),
+            lambda work=work: work(model, batch, nullcontext()),
+            rounds=ROUNDS,
+        )
+        figures[name] = median_ratio(a, b)
+        milliseconds = {"with, ms": 1e3 * statistics.median(a), "without, ms": 1e3 * statistics.median(b)}
+        rows.append({"": name, **milliseconds, "ratio": figures[name]})
+    size = routes.element_size()
+    title = f"{len(batch.input_ids):,} positions of the demo's model; {size} byte per (token, layer, slot)"
+    show(title, rows, {"ratio": figures["replay, forward and backward"], "ratios": figures, "route_bytes": size})
 
 
 if __name__ == "__main__":
