@@ -201,25 +201,35 @@ def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
 
 
 def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
-    """Every row holds distinct experts of its layer, or nothing but the sentinel."""
-    sentinel = torch.iinfo(routes.dtype).max
-    ids = routes.reshape(-1, *routes.shape[-2:]).int().sort(dim=-1).values
-    counts = torch.tensor([experts for _, experts in blocks], device=routes.device)[:, None]
-    absent = ids == sentinel
+    """Every row holds distinct experts of its layer, or nothing but the sentinel.
+
+    Slot by slot: reductions over a handful of slots would take longer than the replay itself.
+    """
+    flat = routes.reshape(-1, *routes.shape[-2:])
+    narrow = flat.dtype == torch.uint8
+    ids = flat if narrow else flat.view(torch.int16)  # torch does not compare 16 unsigned bits
+    counts = torch.tensor([experts for _, experts in blocks], dtype=ids.dtype, device=ids.device)
+    slots = ids.unbind(dim=-1)
+    absent = [slot == (255 if narrow else -1) for slot in slots]
+    outside, twice, partly = (torch.zeros_like(absent[0]) for _ in range(3))
+    for n, slot in enumerate(slots):
+        outside |= ((slot >= counts) | (slot < 0)) & ~absent[n]
+        partly |= absent[n] != absent[0]
+        for other in slots[:n]:
+            twice |= (slot == other) & ~absent[n]
     faults = {
-        "an expert id out of range": ((ids >= counts) & ~absent).any(dim=-1),
-        "an expert twice": ((ids[..., 1:] == ids[..., :-1]) & ~absent[..., 1:]).any(dim=-1),
-        "the sentinel in some slots and not in others": absent[..., -1] & ~absent[..., 0],
+        "an expert id out of range": outside,
+        "an expert twice": twice,
+        "the sentinel in some slots and not in others": partly,
     }
     if not torch.stack([fault.any() for fault in faults.values()]).any():  # one wait for the device, not three
         return
     for what, fault in faults.items():
         if bool(fault.any()):
             position, layer = fault.nonzero()[0].tolist()
-            row = routes.reshape(-1, *routes.shape[-2:])[position, layer].tolist()
             raise RoutingError(
-                f"routes at position {position}, layer {layer} are {row}: {what}; the layer has {blocks[layer][1]} "
-                f"experts, the sentinel is {sentinel}"
+                f"routes at position {position}, layer {layer} are {flat[position, layer].tolist()}: {what}; the layer "
+                f"has {blocks[layer][1]} experts, the sentinel is {torch.iinfo(routes.dtype).max}"
             )
 
 
