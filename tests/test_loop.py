@@ -354,3 +354,15 @@ def test_machine_metrics_are_the_only_ones_left_out_of_comparisons():
         "throughput/tokens_per_second",
         "memory/peak_gib",
     }
+
+
+def test_training_on_the_cpu_repeats_its_bits(tmp_path, monkeypatch):
+    seen, original = [], loop.global_step
+
+    def note(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return original(*arguments)
+
+    monkeypatch.setattr(loop, "global_step", note)
+    train(tmp_path, task=coin_questions(tmp_path), steps=1, **QUIET)
+    assert seen == [True]
