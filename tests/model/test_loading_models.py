@@ -13,6 +13,7 @@ from steadyrl.model.loading import (
     decoder_of,
     head_of,
     load_pretrained,
+    recompute_activations,
     skeleton,
 )
 
@@ -139,3 +140,11 @@ def test_the_decoder_of_a_family_whose_prefix_names_the_causal_model() -> None:
     model = build(named_config("llama4_text"))
     assert model.base_model is model
     assert decoder_of(model) is model.model
+
+
+def test_recomputation_leaves_dropout_and_jitter_off() -> None:
+    model = build(named_config("phimoe")).eval()
+    recompute_activations(model)
+    training = [type(module).__name__ for module in model.modules() if module.training]
+    assert training
+    assert set(training) == {"PhimoeDecoderLayer"}
