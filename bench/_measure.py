@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,9 +29,15 @@ MODEL = {
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of each in turn, A B A B …, after one round that is not counted."""
-    pairs = [(seconds(ours), seconds(theirs)) for _ in range(rounds + 1)][1:]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    """Seconds of each in turn, A B B A A B …, so that neither gains by its place; the first round is not counted."""
+    pairs: list[tuple[float, float]] = []
+    for number in range(rounds + 1):
+        if number % 2:
+            second = seconds(theirs)
+            pairs.append((seconds(ours), second))
+        else:
+            pairs.append((seconds(ours), seconds(theirs)))
+    return [a for a, _ in pairs[1:]], [b for _, b in pairs[1:]]
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -54,6 +61,13 @@ def peak_gib() -> float:
 def median_ratio(first: Sequence[float], second: Sequence[float]) -> float:
     """Median over the rounds of first/second: each round saw the machine in one mood."""
     return statistics.median(a / b for a, b in zip(first, second, strict=True))
+
+
+def ratio_interval(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """95% bootstrap interval of `median_ratio`."""
+    ratios, draw = [a / b for a, b in zip(first, second, strict=True)], random.Random(0)
+    medians = sorted(statistics.median(draw.choices(ratios, k=len(ratios))) for _ in range(1000))
+    return medians[25], medians[974]
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, Any]) -> None:

@@ -1,5 +1,5 @@
 """What Routing Replay costs: forward and backward of the demo's model with and without replay, and the θ_old pass with
-and without recording; each pair alternates."""
+and without recording; each pair alternates. "nothing" compares the same work with itself: the noise of the machine."""
 
 import statistics
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from _measure import alternate, median_ratio, show
+from _measure import alternate, median_ratio, ratio_interval, show
 from steadyrl.config import load
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
@@ -18,7 +18,7 @@ from steadyrl.model.scoring import score
 from steadyrl.session import build_policy
 from steadyrl.types import TokenBatch
 
-ROUNDS, SEQUENCES, LENGTH, PROMPT = 60, 128, 60, 20
+ROUNDS, SEQUENCES, LENGTH, PROMPT = 150, 128, 60, 20
 Way = AbstractContextManager[Recorder | None]
 
 
@@ -52,7 +52,7 @@ def main() -> None:
     routes = old_pass(model, batch, record(model))
     assert routes is not None
     ways: dict[str, tuple[Callable[..., object], Callable[[], Way]]] = {
-        "nothing, forward and backward": (update, nullcontext),  # what the machine's noise makes of no difference
+        "nothing, forward and backward": (update, nullcontext),
         "replay, forward and backward": (update, lambda: replay(model, routes)),
         "recording, forward": (old_pass, lambda: record(model)),
         "recording with margins, forward": (old_pass, lambda: record(model, margins=True)),
@@ -66,7 +66,8 @@ def main() -> None:
         )
         figures[name] = median_ratio(a, b)
         milliseconds = {"with, ms": 1e3 * statistics.median(a), "without, ms": 1e3 * statistics.median(b)}
-        rows.append({"": name, **milliseconds, "ratio": figures[name]})
+        low, high = ratio_interval(a, b)
+        rows.append({"": name, **milliseconds, "ratio": figures[name], "95%": f"{low:.3f} to {high:.3f}"})
     size = routes.element_size()
     title = f"{len(batch.input_ids):,} positions of the demo's model; {size} byte per (token, layer, slot)"
     show(title, rows, {"ratio": figures["replay, forward and backward"], "ratios": figures, "route_bytes": size})

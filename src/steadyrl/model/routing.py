@@ -130,15 +130,12 @@ class Recorder:
         """Remember a block's choice, [positions, slots]; a recomputed forward overwrites it with the same."""
         self._chosen[layer] = indices.detach()
 
-    def look(self, layer: int, scores: Tensor, slots: int) -> None:
-        """Remember, if margins were asked for, how near the choice of the best `slots` scores was to a tie."""
-        if self._margins is None:
-            return
-        if slots == scores.shape[-1]:
-            self._margins[layer] = torch.full_like(scores[:, 0], torch.inf, dtype=torch.float32)
-            return
-        best = scores.detach().float().topk(slots + 1, dim=-1).values
-        self._margins[layer] = best[:, -2] - best[:, -1]
+    def look(self, layer: int, scores: Tensor, best: Tensor, indices: Tensor) -> None:
+        """Remember, if margins were asked for, how near the choice of the `best` scores was to a tie."""
+        if self._margins is not None:
+            # a maximum over the others: much cheaper than a second topk; of no others it is −∞
+            others = scores.detach().scatter(-1, indices, -torch.inf).amax(dim=-1)
+            self._margins[layer] = best.detach().amin(dim=-1).float() - others.float()
 
 
 @contextmanager
@@ -343,7 +340,7 @@ class _Choice(TorchFunctionMode):
         if isinstance(out, Tensor) or out[1].ndim != 2 or out[1].shape[0] != scores.shape[0]:
             return out  # a maximum over everything, or of each expert over positions: no choice for each position
         self.native.append(out[1])
-        self.recorder.look(self.layer, scores, out[1].shape[1])  # of one choice per slot, the last one stays
+        self.recorder.look(self.layer, scores, *out)  # of one choice per slot, the last one stays
         if self.choice is None:
             return out
         indices = self._replayed(out[1])
