@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fast mutants bench docs clean
+.PHONY: demo test lint fast mutants bench docs lab lab-smoke clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
 	$(BIN)/steadyrl train recipes/demo.toml --run runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -25,6 +25,14 @@ lint: .venv/ready
 
 bench: .venv/bench  ## every benchmark, peers included
 	for b in bench/[a-z]*.py; do $(BIN)/python $$b || exit 1; done
+
+lab-smoke: .venv/ready  ## the starkest contrast, with the whole machinery of the lab: a collapse and a rescue
+	$(BIN)/steadyrl lab run smoke
+	$(BIN)/steadyrl lab report
+
+lab: .venv/ready  ## every figure of docs/replication.md; hours, resumable
+	for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || exit 1; done
+	$(BIN)/steadyrl lab report
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.metrics > docs/metrics.md

@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, show, conformance."""
+"""The command line: train, resume, eval, show, conformance, lab."""
 
 import argparse
 import contextlib
@@ -26,6 +26,7 @@ USAGE = """steadyrl COMMAND …
   eval CHECKPOINT [--section.field value …]
   show RUN
   conformance --model FAMILY_OR_PATH [--weights] | --all
+  lab run FIGURE [--arms …] [--seeds …] [--jobs N] | lab report
 
 Each command has a --help; that of `train` and `eval` shows every field of the recipe with its resolved value."""
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "eval": eval_command,
         "show": show_command,
         "conformance": conformance_command,
+        "lab": lab_command,
     }
     if not argv or argv[0] in ("-h", "--help"):
         print(USAGE)
@@ -153,6 +155,38 @@ def conformance_command(argv: list[str]) -> int:
     from steadyrl.conformance.report import run
 
     return run(options.model, weights=options.weights)
+
+
+def lab_command(argv: list[str]) -> int:
+    """`steadyrl lab run FIGURE` and `steadyrl lab report`."""
+    parser = argparse.ArgumentParser("steadyrl lab", description="Experiments with arms and seeds; see lab/*.toml.")
+    parser.add_argument("--lab", type=Path, default=Path("lab"), help="folder of the figures (default: lab)")
+    commands = parser.add_subparsers(dest="command", required=True)
+    runs = commands.add_parser("run", help="make the runs of a figure that have no result yet")
+    runs.add_argument("figure", help="stem of a file in lab/, such as fig1")
+    runs.add_argument("--arms", nargs="+", default=[], help="some arms only")
+    runs.add_argument("--seeds", nargs="+", type=int, default=[], help="some seeds only")
+    runs.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
+    report = commands.add_parser("report", help="print docs/replication.md and its pictures from lab/results")
+    report.add_argument("--docs", type=Path, default=Path("docs"), help="where to (default: docs)")
+    options = parser.parse_args(argv)
+    if options.command == "report":
+        from steadyrl.lab.report import write
+
+        print("\n".join(map(str, write(options.lab, options.docs))))
+        return 0
+    if options.jobs < 1:
+        parser.error(f"--jobs {options.jobs}: at least 1")
+    from steadyrl.lab.figure import load_figure
+    from steadyrl.lab.runs import LabError, run_figure
+
+    figure = load_figure(options.lab, options.figure)
+    try:
+        run_figure(options.lab, figure, arms=options.arms, seeds=options.seeds, jobs=options.jobs)
+    except LabError as error:
+        print(f"steadyrl: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:

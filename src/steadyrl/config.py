@@ -426,8 +426,8 @@ class Recipe(Section):
 
     seed: Count = 0
     """Seed of the weights, the order of the prompts and the sampling."""
-    steps: PositiveInt = 100
-    """Global steps."""
+    steps: Count = 100
+    """Global steps; 0: the cold start alone."""
     model: Annotated[PretrainedModel | TinyModel, Field(discriminator="kind")]
     """The model that is trained."""
     hold: ModelOptions = ModelOptions()

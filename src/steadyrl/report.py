@@ -1,13 +1,12 @@
 """The report of a run: one HTML file that opens offline, on a light or a dark screen, also in mid-run."""
 
-import io
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 from jinja2 import Environment, StrictUndefined
@@ -15,47 +14,14 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyBboxPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import MaxNLocator
 
 from steadyrl.config import Recipe, load
+from steadyrl.drawing import COLOUR, LIGHT, NICE, PALETTE, STYLE, Scale, scale, svg, white_card
 from steadyrl.errors import UserError
 from steadyrl.metrics import METRICS, Row, read_jsonl, write_atomically
 
-# colours by role, on a light and on a dark ground
-PALETTE = {
-    "c0": ("#2b6cb0", "#7db3ec"),
-    "c1": ("#d97a1f", "#f0ab6b"),
-    "c2": ("#2f8f6b", "#6fcaa6"),
-    "c3": ("#8a63b8", "#bb9be3"),
-    "c4": ("#c0504d", "#ee8f8b"),
-    "c5": ("#9aa1ab", "#6c7480"),
-    "ink": ("#5b6470", "#a3acb8"),
-    "line": ("#e4e7eb", "#333a44"),
-}
-# matplotlib draws in stand-ins; they become CSS variables or, in a picture that stands alone, light colours
-_COLOUR = {role: f"#c0ffe{index}" for index, role in enumerate(PALETTE)}
-_STYLE: Any = {
-    "svg.fonttype": "none",
-    "font.size": 9.0,
-    "text.color": _COLOUR["ink"],
-    "axes.labelcolor": _COLOUR["ink"],
-    "axes.edgecolor": _COLOUR["line"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.xmargin": 0.015,
-    "grid.color": _COLOUR["line"],
-    "grid.linewidth": 0.7,
-    "xtick.color": _COLOUR["line"],
-    "xtick.labelcolor": _COLOUR["ink"],
-    "ytick.labelcolor": _COLOUR["ink"],
-    "ytick.left": False,
-}
 _PHASES = ("sampling", "rewards", "scoring", "update", "sync")
-_NICE = (1, 2, 2.5, 5, 10)  # steps between ticks
 Legend = dict[str, str]  # label → role of the palette
 
 
@@ -101,16 +67,16 @@ def _curves(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
             axes.plot(
                 x,
                 y,
-                color=_COLOUR[role],
+                color=COLOUR[role],
                 lw=0.8 if long else 1.6,
                 alpha=0.35 if long else 1,
                 marker=mark,
                 ms=3,
             )
             if long:
-                axes.plot(x, _running_mean(y, len(y) // 30), color=_COLOUR[role], lw=1.6)
+                axes.plot(x, _running_mean(y, len(y) // 30), color=COLOUR[role], lw=1.6)
     if seen:
-        _scale(axes, chart.scale, seen)
+        scale(axes, chart.scale, seen)
     return legend
 
 
@@ -120,11 +86,11 @@ def _accuracy(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
     for label, series in by_mode(rows).items():
         role = f"c{len(legend)}"
         (x, low), (_, high), (_, mean) = (_column(series, name) for name in ("low", "high", "accuracy"))
-        axes.fill_between(x, low, high, color=_COLOUR[role], alpha=0.16, lw=0)
-        axes.plot(x, mean, color=_COLOUR[role], lw=1.8, marker="o", ms=3)
+        axes.fill_between(x, low, high, color=COLOUR[role], alpha=0.16, lw=0)
+        axes.plot(x, mean, color=COLOUR[role], lw=1.8, marker="o", ms=3)
         legend[label] = role
     if legend:
-        _scale(axes, chart.scale, [row["accuracy"] or 0.0 for row in rows])
+        scale(axes, chart.scale, [row["accuracy"] or 0.0 for row in rows])
     return legend
 
 
@@ -140,25 +106,9 @@ def _phases(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
     if len(x) == 1:  # an area needs two ends
         x, parts = [x[0] - 1, x[0] + 1], {name: values * 2 for name, values in parts.items()}
     legend = {name: f"c{index}" for index, name in enumerate(parts)}
-    axes.stackplot(x, *parts.values(), colors=[_COLOUR[role] for role in legend.values()], alpha=0.85, lw=0)
+    axes.stackplot(x, *parts.values(), colors=[COLOUR[role] for role in legend.values()], alpha=0.85, lw=0)
     axes.set_xlim(x[0], x[-1])
     return legend
-
-
-def _scale(axes: Axes, scale: str, values: Sequence[float]) -> None:
-    """Ticks and limits of the vertical axis for these values."""
-    unit, sign = (100, "%") if scale == "share" else (1, "")
-    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_NICE))
-    positive = [value for value in values if value > 0]
-    if scale == "log" and positive and (span := max(positive) / min(positive)) >= 5:
-        axes.set_yscale("log", nonpositive="mask")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if span < 50 else (1,), numticks=6))
-        axes.yaxis.set_minor_locator(NullLocator())
-    elif min(values) == max(values) == 0:
-        axes.set_ylim(0, 0.01)
-    elif min(values) >= 0 and (min(values) < max(values) / 2 or len(values) < 10):
-        axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{unit * value:g}{sign}"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,8 +118,7 @@ class Chart:
     title: str
     caption: str
     fields: tuple[str, ...] = ()
-    scale: Literal["linear", "share", "log"] = "linear"
-    """`share`: in percent. `log`: logarithmic if the positive values span a factor of 5 or more."""
+    scale: Scale = "linear"
     draw: Callable[[Axes, "Chart", Sequence[Row]], Legend] = _curves
 
 
@@ -251,19 +200,17 @@ def figure_overview(run: Path, path: Path) -> None:
         RunError: `run` is not a run directory.
     """
     read = read_run(run)
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": "overview"}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": "overview"}):
         figure = Figure(figsize=(13.0, 3.1))
-        edge: Any = {"fc": "#ffffff", "ec": _COLOUR["line"], "boxstyle": "round,pad=0,rounding_size=0.12"}
-        inches: Any = figure.dpi_scale_trans
-        figure.add_artist(FancyBboxPatch((0.02, 0.02), 12.96, 3.06, transform=inches, zorder=-1, **edge))
+        white_card(figure)
         for index, chart in enumerate((ACCURACY, REWARD, MISMATCH, ENTROPY)):
             axes = figure.add_axes((0.043 + index * 0.2445, 0.13, 0.202, 0.67))
             legend = _draw(axes, chart, read.evals if chart is ACCURACY else read.steps)
             axes.set_title(chart.title, loc="left", fontsize=11.5, fontweight="bold", pad=10)
             if len(legend) > 1:
-                lines = [Line2D([], [], color=_COLOUR[role]) for role in legend.values()]
+                lines = [Line2D([], [], color=COLOUR[role]) for role in legend.values()]
                 axes.legend(lines, list(legend), frameon=False, fontsize=8.5)
-        write_atomically(path, _svg(figure, {role: light for role, (light, _) in PALETTE.items()}))
+        write_atomically(path, svg(figure, LIGHT))
 
 
 def read_run(run: Path) -> Run:
@@ -298,38 +245,21 @@ def _cards(run: Run) -> Iterator[Card]:
     ]
     for chart, rows in sources:
         # the salt makes the ids of one picture differ from those of every other on the page
-        with matplotlib.rc_context(_STYLE | {"svg.hashsalt": chart.title}):
+        with matplotlib.rc_context(STYLE | {"svg.hashsalt": chart.title}):
             figure = Figure(figsize=(4.5, 2.3))
             axes = figure.add_axes((0.105, 0.125, 0.875, 0.835))
             if legend := _draw(axes, chart, rows):
-                svg = _svg(figure, {role: f"var(--{role})" for role in PALETTE})
-                yield Card(chart.title, chart.caption, legend, Markup(svg))
+                drawn = svg(figure, {role: f"var(--{role})" for role in PALETTE})
+                yield Card(chart.title, chart.caption, legend, Markup(drawn))
 
 
 def _draw(axes: Axes, chart: Chart, rows: Sequence[Row]) -> Legend:
     legend = chart.draw(axes, chart, rows)
-    axes.xaxis.set_major_locator(MaxNLocator(6, steps=_NICE, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=NICE, integer=True))
     first, last = axes.dataLim.intervalx
     if first == last:
         axes.set_xlim(first - 1, last + 1)
     return legend
-
-
-def _svg(figure: Figure, paint: Mapping[str, str]) -> str:
-    """The figure as SVG text without prologue, metadata and fonts of its own; stand-ins become `paint`."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = svg[svg.index("<svg") :]
-    for pattern, replacement in (
-        (r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", ""),
-        (r'<g id="[^"]*"', "<g"),
-        (r"font-family: [^;\"]*", "font-family: ui-sans-serif, system-ui, Helvetica, Arial, sans-serif"),
-    ):
-        svg = re.sub(pattern, replacement, svg, flags=re.DOTALL)
-    for role, stand_in in _COLOUR.items():
-        svg = svg.replace(stand_in, paint[role])
-    return svg
 
 
 def _column(rows: Iterable[Row], name: str) -> tuple[list[int], list[float]]:

@@ -1,0 +1,223 @@
+"""A figure of the lab: one regime, its arms and seeds, and the claims with the rules that decide them.
+
+`lab/NAME.toml` is a figure, `lab/regimes/NAME.toml` a regime: an ordinary recipe, whose cold start is made once for
+each seed and shared by every arm. An arm is a label and what it changes in the recipe.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from steadyrl.config import JsonDict, PositiveInt, Recipe, RecipeError, Section, resolve
+
+Measure = Literal["final", "final_greedy", "final_native", "peak", "entropy", "kl", "kl_natural", "disagreement"]
+"""What a run is measured by; see `lab.result.measure`."""
+
+
+class Higher(Section):
+    """An arm's measure is above each of the others' by more than `by`."""
+
+    kind: Literal["higher"] = "higher"
+    measure: Measure = "final"
+    """What is compared."""
+    arm: str
+    """The arm that must be above."""
+    than: tuple[str, ...] = Field(min_length=1)
+    """The arms that must be below."""
+    by: float = 0.0
+    """How far, at least."""
+
+
+class Alike(Section):
+    """The measures of two arms differ by no more than `within`, either way."""
+
+    kind: Literal["alike"] = "alike"
+    measure: Measure = "final"
+    """What is compared."""
+    arm: str
+    """An arm."""
+    to: str
+    """The other."""
+    within: Annotated[float, Field(gt=0.0)]
+    """The largest difference that counts as none."""
+
+
+class Collapses(Section):
+    """Most runs of an arm collapse (see `lab.collapse`)."""
+
+    kind: Literal["collapses"] = "collapses"
+    arm: str
+    """The arm."""
+
+
+class Stable(Section):
+    """Most runs of an arm do not collapse."""
+
+    kind: Literal["stable"] = "stable"
+    arm: str
+    """The arm."""
+
+
+class Shows(Section):
+    """Most collapses of the figure come with a sharp drop of the entropy or a rise of the divergence."""
+
+    kind: Literal["shows"] = "shows"
+
+
+Rule = Annotated[Higher | Alike | Collapses | Stable | Shows, Field(discriminator="kind")]
+
+
+class Claim(Section):
+    """A claim of the paper, and when it counts as replicated: when every rule holds."""
+
+    id: str
+    """Its number, such as `C6`."""
+    text: str
+    """What is claimed."""
+    rules: tuple[Rule, ...] = Field(min_length=1)
+    """What must hold; see `lab.verdict`."""
+
+    @property
+    def arms(self) -> list[str]:
+        """The arms that its rules name; `FIGURE/ARM` is an arm of another figure."""
+        names: list[str] = []
+        for rule in self.rules:
+            match rule:
+                case Higher():
+                    names += [rule.arm, *rule.than]
+                case Alike():
+                    names += [rule.arm, rule.to]
+                case Collapses() | Stable():
+                    names.append(rule.arm)
+        return names
+
+
+class Arm(Section):
+    """One way to train."""
+
+    label: str
+    """Its name in pictures and tables."""
+    change: JsonDict = Field(default_factory=dict)
+    """What it changes in the regime's recipe."""
+
+
+class Figure(Section):
+    """One figure."""
+
+    name: str
+    """Stem of its file."""
+    title: str
+    """Its headline."""
+    regime: str
+    """Stem of the regime's file."""
+    seeds: tuple[int, ...] = Field(min_length=1)
+    """Seeds of weights, problems and sampling; every arm has the same."""
+    updates: PositiveInt
+    """Gradient updates of every arm."""
+    minibatches: PositiveInt = 1
+    """N: the mini-batch stays as the regime has it, the global batch grows with N."""
+    evaluate_every: PositiveInt = 20
+    """Updates between evaluations."""
+    change: JsonDict = Field(default_factory=dict)
+    """What all its arms change in the regime's recipe."""
+    arms: dict[str, Arm]
+    """The arms."""
+    claims: tuple[Claim, ...] = ()
+    """What it decides."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Figure":
+        for name in ("updates", "evaluate_every"):
+            if getattr(self, name) % self.minibatches:
+                raise ValueError(f"{name} = {getattr(self, name)} is no multiple of minibatches = {self.minibatches}")
+        for claim in self.claims:
+            if unknown := [arm for arm in claim.arms if "/" not in arm and arm not in self.arms]:
+                raise ValueError(f"claim {claim.id} names {unknown[0]!r}; the arms are {sorted(self.arms)}")
+        return self
+
+
+def figures(lab: Path) -> list[Figure]:
+    """Every figure of a lab, by name."""
+    return [load_figure(lab, path.stem) for path in sorted(lab.glob("*.toml"))]
+
+
+def load_figure(lab: Path, name: str) -> Figure:
+    """Read a figure.
+
+    Raises:
+        RecipeError: there is none of this name, or its file is malformed.
+    """
+    path = lab / f"{name}.toml"
+    if not path.is_file():
+        raise RecipeError(f"{lab} has no figure {name!r}; it has {[p.stem for p in sorted(lab.glob('*.toml'))]}")
+    try:
+        return Figure.model_validate({"name": name, **_read(path)})
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors()]
+        raise RecipeError("\n".join([f"{path}: {len(lines)} mistake(s)", *lines])) from error
+
+
+def cold_recipe(lab: Path, regime: str, seed: int) -> Recipe:
+    """The regime's cold start alone."""
+    path = lab / "regimes" / f"{regime}.toml"
+    if not path.is_file():
+        known = [p.stem for p in sorted((lab / "regimes").glob("*.toml"))]
+        raise RecipeError(f"{lab} has no regime {regime!r}; it has {known}")
+    return resolve(changed(_read(path), {"seed": seed, "steps": 0}), source=str(path))
+
+
+def arm_recipe(lab: Path, figure: Figure, arm: str, seed: int, *, model: Path) -> Recipe:
+    """The recipe of one run.
+
+    Args:
+        lab: folder of figures and regimes.
+        figure: the figure.
+        arm: name of the arm.
+        seed: the run's seed.
+        model: folder of the cold start's model.
+    """
+    tree = _read(lab / "regimes" / f"{figure.regime}.toml")
+    tree = changed(changed(tree, figure.change), figure.arms[arm].change)
+    n, prompts = figure.minibatches, tree["rollout"]["prompts"]
+    batch = {
+        "seed": seed,
+        "steps": figure.updates // n,
+        "model": {"kind": "pretrained", "path": str(model)},
+        "rollout": {"prompts": prompts * n},
+        "update": {"minibatches": n},
+        "evaluate": {"every": figure.evaluate_every // n},
+        "checkpoints": {"every": figure.evaluate_every // n},
+    }
+    tree = {name: value for name, value in changed(tree, batch).items() if name != "cold_start"}
+    return resolve(tree, source=f"{figure.name}, arm {arm}")
+
+
+def changed(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree with some values replaced. Another `kind` or `name` begins its section anew."""
+    merged = dict(tree)
+    for key, value in change.items():
+        below = tree.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping):
+            another = any(tag in value and value[tag] != below.get(tag) for tag in ("kind", "name"))
+            merged[key] = value if another else changed(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def fingerprint(cold: Recipe, arm: Recipe) -> str:
+    """What a run was, in 16 hexadecimal digits: the recipes of its cold start and of itself."""
+    parts = [cold.model_dump(mode="json"), arm.model_dump(mode="json", exclude={"model"})]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,85 @@
+"""The picture of a figure, as the paper draws it: reward, held-out accuracy, entropy and divergence over updates."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+
+from steadyrl.drawing import COLOUR, LIGHT, STYLE, Scale, scale, svg, white_card
+from steadyrl.lab.collapse import WINDOW, smoothed
+from steadyrl.lab.figure import Figure
+from steadyrl.lab.result import Result
+from steadyrl.metrics import write_atomically
+
+PANELS: tuple[tuple[str, str, Scale], ...] = (
+    ("Reward", "reward/mean", "linear"),
+    ("Held-out accuracy, T = 1", "", "share"),
+    ("Entropy, nats", "policy/entropy", "linear"),
+    ("D_KL[μ‖π_old], nats", "mismatch/k3", "log"),
+)
+ROLES = ("c0", "c1", "c2", "c3", "c4", "c5")
+
+
+class Curve(NamedTuple):
+    """One arm: the mean over its seeds, and the band between its lowest and its highest."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) -> None:
+    """Write the picture of a figure as SVG; the band spans the seeds of an arm."""
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
+        canvas = Canvas(figsize=(13.0, 3.9))
+        white_card(canvas)
+        for index, (title, field, kind) in enumerate(PANELS):
+            axes = canvas.add_axes((0.043 + index * 0.2445, 0.265, 0.202, 0.6))
+            seen = _panel(axes, figure, results, field)
+            axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=10)
+            if seen:
+                scale(axes, kind, seen)
+        lines = [Line2D([], [], **_look(n)) for n in range(len(figure.arms))]
+        labels = [arm.label for arm in figure.arms.values()]
+        canvas.legend(lines, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
+        write_atomically(path, svg(canvas, LIGHT))
+
+
+def _panel(axes: Axes, figure: Figure, results: Mapping[str, Sequence[Result]], field: str) -> list[float]:
+    seen: list[float] = []
+    for number, arm in enumerate(figure.arms):
+        if results[arm]:
+            curve = _curve(results[arm], field)
+            look = _look(number)
+            axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.13, lw=0)
+            axes.plot(curve.x, curve.mean, **look)
+            seen += curve.mean
+    return seen
+
+
+def _look(number: int) -> dict[str, Any]:
+    """Colour and dash of the n-th arm."""
+    return {
+        "color": COLOUR[ROLES[number % len(ROLES)]],
+        "ls": ("-", "--", ":")[number // len(ROLES) % 3],
+        "lw": 1.7,
+    }
+
+
+def _curve(runs: Sequence[Result], field: str) -> Curve:
+    """An arm's values at the places that all its runs have reached."""
+    if field:
+        n = runs[0].minibatches
+        series = [smoothed([v or 0.0 for v in run.steps[field]], max(1, WINDOW // n)) for run in runs]
+        x = [float((step + 1) * n) for step in range(min(map(len, series)))]
+    else:
+        series = [[value for _, value in run.accuracy()] for run in runs]
+        x = [float(at) for at, _ in min((run.accuracy() for run in runs), key=len)]
+    columns = [[values[i] for values in series] for i in range(len(x))]
+    return Curve(x, [fmean(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])

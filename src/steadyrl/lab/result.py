@@ -1,0 +1,177 @@
+"""The record of one finished run: small, in the repository, and all that the report is made from."""
+
+import json
+import math
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+
+from steadyrl.config import RecipeError
+from steadyrl.errors import UserError
+from steadyrl.lab.collapse import collapse_step
+from steadyrl.lab.figure import Figure, Measure, load_figure
+from steadyrl.metrics import Row, read_jsonl, write_atomically
+
+QUANTITIES = (
+    "reward/mean",
+    "response/length",
+    "policy/entropy",
+    "mismatch/k1",
+    "mismatch/k3",
+    "mismatch/chi2",
+    "mismatch/ess",
+    "mismatch/abs_max",
+    "staleness/k3",
+    "weight/ess",
+    "weight/max",
+    "clip/low",
+    "clip/high",
+    "routes/disagreement",
+    "replay/k3_natural",
+    "replay/k3_replayed",
+    "surrogate/value_gap",
+    "surrogate/delta",
+    "surrogate/delta_bound",
+    "update/grad_norm",
+    "update/skipped",
+    "seconds/step",
+)
+"""The per-step metrics that are kept, to five digits."""
+
+
+class ResultError(UserError):
+    """A stored result that does not fit its figure. The message names the file and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Result:
+    """One run of an arm."""
+
+    figure: str
+    """Its figure."""
+    arm: str
+    """Its arm."""
+    seed: int
+    """Its seed."""
+    fingerprint: str
+    """Of the recipes; see `figure.fingerprint`."""
+    minibatches: int
+    """N."""
+    status: str
+    """`finished`, or `stopped`: three updates in a row were not finite."""
+    seconds: float
+    """Seconds of all its steps."""
+    machine: str
+    """Where it ran."""
+    steps: dict[str, list[float | None]]
+    """Each quantity at every global step; None where it was not finite or not measured."""
+    evals: list[Row]
+    """Its evaluations."""
+
+    @property
+    def collapsed_at(self) -> int | None:
+        """Index of the global step at which it collapsed; a run that stopped has, at its last."""
+        rewards = [value or 0.0 for value in self.steps["reward/mean"]]
+        found = collapse_step(rewards, minibatches=self.minibatches)
+        return len(rewards) - 1 if found is None and self.status == "stopped" else found
+
+    def accuracy(self, mode: str = "sampled", *, native: bool = False) -> list[tuple[int, float]]:
+        """(updates, held-out accuracy) of every evaluation in this mode, in the sampler's precision or unquantised."""
+        own = self.evals[0]["precision"]
+        rows = [r for r in self.evals if r["mode"] == mode and (r["precision"] == ("native" if native else own))]
+        return [(row["step"] * self.minibatches, row["accuracy"]) for row in rows]
+
+
+def measure(result: Result, what: Measure) -> float:
+    """One number for a run.
+
+    `final`, `final_greedy`, `final_native`: held-out accuracy at the end, sampled in the sampler's precision, greedy,
+    or sampled unquantised; `peak`: the best sampled one; the others are means over the last quarter of the steps:
+    entropy, k3 of the mismatch as the run saw it and without replay, and router disagreement.
+    """
+    ways: dict[str, Callable[[], float]] = {
+        "final": lambda: result.accuracy()[-1][1],
+        "final_greedy": lambda: result.accuracy("greedy")[-1][1],
+        "final_native": lambda: result.accuracy(native=True)[-1][1],
+        "peak": lambda: max(value for _, value in result.accuracy()),
+        "entropy": lambda: _late(result, "policy/entropy"),
+        "kl": lambda: _late(result, "mismatch/k3"),
+        "kl_natural": lambda: _late(result, "replay/k3_natural"),
+        "disagreement": lambda: _late(result, "routes/disagreement"),
+    }
+    return ways[what]()
+
+
+def _late(result: Result, name: str) -> float:
+    values = result.steps.get(name, [])
+    late = [v for v in values[len(values) * 3 // 4 :] if v is not None]
+    return fmean(late) if late else math.nan
+
+
+def collect(run: Path, **facts: Any) -> Result:
+    """Read a run directory down to what is kept; `facts` are the other fields."""
+    rows = read_jsonl(run / "metrics.jsonl")
+    steps = {name: [_short(row.get(name)) for row in rows] for name in QUANTITIES}
+    kept = ("step", "mode", "precision", "accuracy", "low", "high")
+    evals: list[Row] = [{name: row[name] for name in kept} for row in read_jsonl(run / "eval.jsonl")]
+    seconds = sum(value or 0.0 for value in steps["seconds/step"])
+    machine = f"{platform.machine()}, torch {torch.__version__}"
+    measured = {name: values for name, values in steps.items() if any(v is not None for v in values)}
+    return Result(seconds=round(seconds, 1), machine=machine, steps=measured, evals=evals, **facts)
+
+
+def _short(value: Any) -> float | None:
+    return None if value is None else float(f"{value:.5g}")
+
+
+def result_path(lab: Path, figure: str, arm: str, seed: int) -> Path:
+    """Where the record of a run lies."""
+    return lab / "results" / figure / f"{arm}-{seed}.json"
+
+
+def store(lab: Path, result: Result) -> None:
+    """Write a record, atomically."""
+    path = result_path(lab, result.figure, result.arm, result.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(asdict(result), allow_nan=False) + "\n")
+
+
+def load_result(lab: Path, figure: str, arm: str, seed: int) -> Result | None:
+    """The record of a run, or None where it has not finished.
+
+    Raises:
+        ResultError: the file is damaged.
+    """
+    path = result_path(lab, figure, arm, seed)
+    if not path.exists():
+        return None
+    try:
+        return Result(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise ResultError(f"{path} is damaged: {error}; delete it, and the run is made again") from error
+
+
+def results_of(lab: Path, figure: Figure) -> dict[str, list[Result]]:
+    """The finished runs of a figure by arm, in the order of the seeds, and those of other figures that its claims name.
+
+    Raises:
+        RecipeError: a claim names a figure or an arm that does not exist.
+    """
+    found = {arm: _runs(lab, figure, arm) for arm in figure.arms}
+    for name in {arm for claim in figure.claims for arm in claim.arms if "/" in arm}:
+        other, arm = name.split("/", 1)
+        elsewhere = load_figure(lab, other)
+        if arm not in elsewhere.arms:
+            raise RecipeError(f"{figure.name} names {name!r}; the arms of {other} are {sorted(elsewhere.arms)}")
+        found[name] = _runs(lab, elsewhere, arm)
+    return found
+
+
+def _runs(lab: Path, figure: Figure, arm: str) -> list[Result]:
+    loaded = (load_result(lab, figure.name, arm, seed) for seed in figure.seeds)
+    return [result for result in loaded if result is not None]
