@@ -15,16 +15,28 @@ def terms(question: str) -> int:
 
 
 @pytest.mark.parametrize(
-    ("digits", "signs", "solution"),
+    ("digits", "signs", "style", "solution"),
     [
-        ([0, 4, 5], ["-", "+"], "0-4=6;6+5=1;>1"),
-        ([9, 9], ["+"], "9+9=8;>8"),
-        ([0, 1], ["-"], "0-1=9;>9"),
-        ([3, 5, 8, 0], ["-", "-", "+"], "3-5=8;8-8=0;0+0=0;>0"),
+        ([0, 4, 5], ["-", "+"], "steps", "0-4=6;6+5=1;>1"),
+        ([9, 9], ["+"], "steps", "9+9=8;>8"),
+        ([0, 1], ["-"], "steps", "0-1=9;>9"),
+        ([3, 5, 8, 0], ["-", "-", "+"], "steps", "3-5=8;8-8=0;0+0=0;>0"),
+        ([0, 4, 5], ["-", "+"], "totals", "6;1;>1"),
+        ([0, 4, 5], ["-", "+"], "checked", "0-4=6;6+4=0;6+5=1;1-5=6;>1"),
     ],
 )
-def test_solution_by_hand(digits: list[int], signs: list[str], solution: str) -> None:
-    assert _work_out(digits, signs, 0.0, random.Random(0)) == solution
+def test_solution_by_hand(digits: list[int], signs: list[str], style: str, solution: str) -> None:
+    assert _work_out(digits, signs, 0.0, random.Random(0), style) == solution
+
+
+def test_styles_differ_in_the_solution_alone() -> None:
+    by_style = [
+        Chains(seed=0, min_terms=3, max_terms=8, teacher_noise=0.5, style=style).example("train", 7)
+        for style in ("steps", "totals", "checked")
+    ]
+    assert len({(e.question, e.answer) for e in by_style}) == 1
+    assert len({e.solution.partition(">")[2] for e in by_style}) == 1  # the same noise
+    assert len({e.solution for e in by_style}) == 3
 
 
 def test_answers_are_the_chain_modulo_ten() -> None:

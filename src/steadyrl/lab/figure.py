@@ -104,6 +104,8 @@ class Arm(Section):
     """Its name in pictures and tables."""
     change: JsonDict = Field(default_factory=dict)
     """What it changes in the regime's recipe."""
+    cold: JsonDict = Field(default_factory=dict)
+    """What it changes in the regime's cold start, which is then its own."""
 
 
 class Figure(Section):
@@ -162,13 +164,23 @@ def load_figure(lab: Path, name: str) -> Figure:
         raise RecipeError("\n".join([f"{path}: {len(lines)} mistake(s)", *lines])) from error
 
 
-def cold_recipe(lab: Path, regime: str, seed: int) -> Recipe:
-    """The regime's cold start alone."""
-    path = lab / "regimes" / f"{regime}.toml"
+def cold_name(figure: Figure, arm: str) -> str:
+    """What an arm's cold start is called: that of its regime, or one of its own."""
+    return f"{figure.name}.{arm}" if figure.arms[arm].cold else figure.regime
+
+
+def cold_recipe(lab: Path, figure: Figure, arm: str, seed: int) -> Recipe:
+    """The cold start of an arm, alone.
+
+    Raises:
+        RecipeError: there is no such regime, or its recipe cannot be run.
+    """
+    path = lab / "regimes" / f"{figure.regime}.toml"
     if not path.is_file():
         known = [p.stem for p in sorted((lab / "regimes").glob("*.toml"))]
-        raise RecipeError(f"{lab} has no regime {regime!r}; it has {known}")
-    return resolve(changed(_read(path), {"seed": seed, "steps": 0}), source=str(path))
+        raise RecipeError(f"{lab} has no regime {figure.regime!r}; it has {known}")
+    tree = changed(changed(_read(path), figure.arms[arm].cold), {"seed": seed, "steps": 0})
+    return resolve(tree, source=str(path))
 
 
 def arm_recipe(lab: Path, figure: Figure, arm: str, seed: int, *, model: Path) -> Recipe:

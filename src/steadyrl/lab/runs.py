@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from steadyrl.config import Recipe, RecipeError, load
-from steadyrl.lab.figure import Figure, arm_recipe, cold_recipe, fingerprint
+from steadyrl.lab.figure import Figure, arm_recipe, cold_name, cold_recipe, fingerprint
 from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, result_path, store
 from steadyrl.metrics import write_atomically
 
@@ -32,8 +32,10 @@ class Job:
     arm: str
     seed: int
     recipe: Recipe
-    fingerprint: str
     folder: Path
+    cold: Recipe
+    cold_folder: Path
+    fingerprint: str
 
 
 def run_figure(lab: Path, figure: Figure, *, arms: Sequence[str], seeds: Sequence[int], jobs: int) -> None:
@@ -57,15 +59,16 @@ def run_figure(lab: Path, figure: Figure, *, arms: Sequence[str], seeds: Sequenc
     todo = [
         job for seed in seeds or figure.seeds for arm in arms or figure.arms if (job := _job(lab, figure, arm, seed))
     ]
-    colds = sorted({job.seed for job in todo if not _cold_model(lab, figure.regime, job.seed).is_dir()})
-    _side_by_side(jobs, colds, lambda seed: _cold_start(lab, figure.regime, seed))
+    colds = {job.cold_folder: job for job in todo if not _model(job.cold_folder).is_dir()}
+    _side_by_side(jobs, colds.values(), _cold_start)
     _side_by_side(jobs, todo, lambda job: _run(lab, job))
 
 
 def _job(lab: Path, figure: Figure, arm: str, seed: int) -> Job | None:
     """A run to make, or None where its result is there."""
-    recipe = arm_recipe(lab, figure, arm, seed, model=_cold_model(lab, figure.regime, seed))
-    mark = fingerprint(cold_recipe(lab, figure.regime, seed), recipe)
+    cold_folder = lab / "runs" / "cold" / f"{cold_name(figure, arm)}-{seed}"
+    cold, recipe = cold_recipe(lab, figure, arm, seed), arm_recipe(lab, figure, arm, seed, model=_model(cold_folder))
+    mark = fingerprint(cold, recipe)
     if (stored := load_result(lab, figure.name, arm, seed)) is not None:
         if stored.fingerprint != mark:
             raise ResultError(
@@ -74,28 +77,34 @@ def _job(lab: Path, figure: Figure, arm: str, seed: int) -> Job | None:
             )
         return None
     folder = lab / "runs" / figure.name / f"{arm}-{seed}"
-    return Job(figure=figure, arm=arm, seed=seed, recipe=recipe, fingerprint=mark, folder=folder)
+    return Job(
+        figure=figure,
+        arm=arm,
+        seed=seed,
+        recipe=recipe,
+        folder=folder,
+        cold=cold,
+        cold_folder=cold_folder,
+        fingerprint=mark,
+    )
 
 
-def _cold_folder(lab: Path, regime: str, seed: int) -> Path:
-    return lab / "runs" / "cold" / f"{regime}-{seed}"
+def _model(cold_folder: Path) -> Path:
+    """The model that a cold start leaves."""
+    return cold_folder / "checkpoints" / "step-000000" / "model"
 
 
-def _cold_model(lab: Path, regime: str, seed: int) -> Path:
-    return _cold_folder(lab, regime, seed) / "checkpoints" / "step-000000" / "model"
-
-
-def _cold_start(lab: Path, regime: str, seed: int) -> str:
-    folder = _cold_folder(lab, regime, seed)
-    if (status := _train(cold_recipe(lab, regime, seed), folder)) != 0:
-        raise LabError(f"the cold start {folder} ended with status {status}; see {folder.with_suffix('.log')}")
+def _cold_start(job: Job) -> str:
+    folder = job.cold_folder
+    if (status := _train(job.cold, folder)) != 0:
+        raise LabError(f"the cold start {folder} ended with status {status}; see {folder}.log")
     return f"cold start {folder.name}"
 
 
 def _run(lab: Path, job: Job) -> str:
     status = _train(job.recipe, job.folder)
     if status not in (0, 1):
-        raise LabError(f"{job.folder} ended with status {status}; see {job.folder.with_suffix('.log')}")
+        raise LabError(f"{job.folder} ended with status {status}; see {job.folder}.log")
     result = collect(
         job.folder,
         figure=job.figure.name,
@@ -132,10 +141,10 @@ def _train(recipe: Recipe, folder: Path) -> int:
         command = [*program, "resume", str(folder)]
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        asked = folder.with_suffix(".json")
+        asked = folder.with_name(f"{folder.name}.json")
         write_atomically(asked, recipe.model_dump_json(indent=2))
         command = [*program, "train", str(asked), "--run", str(folder)]
-    with folder.with_suffix(".log").open("ab") as log:
+    with folder.with_name(f"{folder.name}.log").open("ab") as log:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
 
 

@@ -2,11 +2,31 @@
 
 import functools
 import random
+from collections.abc import Callable
 
 from steadyrl.tasks.base import Example, Split, TaskError
-from steadyrl.tasks.checks import split_of
+from steadyrl.tasks.checks import require_known, split_of
 
 _HELD_OUT_SHARE = 1 / 8
+_INVERSE = {"+": "-", "-": "+"}
+
+
+def _step(total: int, sign: str, digit: int, result: int) -> str:
+    return f"{total}{sign}{digit}={result};"
+
+
+def _checked_step(total: int, sign: str, digit: int, result: int) -> str:
+    """The step and its inverse, which is right: after a mistake it does not lead back."""
+    back = (result - digit if sign == "+" else result + digit) % 10
+    return _step(total, sign, digit, result) + _step(result, _INVERSE[sign], digit, back)
+
+
+STYLES: dict[str, Callable[[int, str, int, int], str]] = {
+    "steps": _step,
+    "totals": lambda total, sign, digit, result: f"{result};",
+    "checked": _checked_step,
+}
+"""How a solution writes one step."""
 
 
 class Chains:
@@ -15,15 +35,20 @@ class Chains:
     A solution writes every running total and then the answer behind `>`. With `teacher_noise`, each running
     total of a solution is replaced by a random digit with that chance and carried on: an imperfect teacher,
     which leaves reinforcement learning something to improve. Questions and answers are free of noise.
+
+    `style` is how a solution writes a step, such as 3 + 9: `steps` 3+9=2; `totals` 2; `checked` 3+9=2;2-9=3;
     """
 
-    def __init__(self, *, seed: int, min_terms: int, max_terms: int, teacher_noise: float) -> None:
-        """Check the lengths and the noise; nothing is drawn yet."""
+    def __init__(
+        self, *, seed: int, min_terms: int, max_terms: int, teacher_noise: float, style: str = "steps"
+    ) -> None:
+        """Check the lengths, the noise and the style; nothing is drawn yet."""
         if not 2 <= min_terms <= max_terms:
             raise TaskError(f"min_terms = {min_terms}, max_terms = {max_terms}: needed is 2 ≤ min ≤ max")
         if not 0.0 <= teacher_noise <= 1.0:
             raise TaskError(f"teacher_noise = {teacher_noise} is a chance; use a number from 0 to 1")
-        self._seed, self._terms, self._noise = seed, (min_terms, max_terms), teacher_noise
+        require_known("task.style", [style], STYLES)
+        self._seed, self._terms, self._noise, self._style = seed, (min_terms, max_terms), teacher_noise, style
 
     def size(self, split: Split) -> int | None:
         """Every index is a problem."""
@@ -31,7 +56,7 @@ class Chains:
 
     def example(self, split: Split, index: int) -> Example:
         """The chain at `index`."""
-        return _draw(self._seed, split, index, self._terms, self._noise)
+        return _draw(self._seed, split, index, self._terms, self._noise, self._style)
 
     def score(self, split: Split, index: int, completion: str) -> float:
         """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
@@ -40,7 +65,7 @@ class Chains:
 
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
-def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: float) -> Example:
+def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: float, style: str) -> Example:
     """Draw chains from the stream of this index until one belongs to the split."""
     stream = random.Random(f"{seed}/{split}/{index}")
     while True:
@@ -49,16 +74,17 @@ def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: fl
         question = str(digits[0]) + "".join(f"{s}{d}" for s, d in zip(signs, digits[1:], strict=True)) + "="
         if split_of(question, held_out_share=_HELD_OUT_SHARE) == split:
             answer = sum(d if s == "+" else -d for s, d in zip(["+", *signs], digits, strict=True)) % 10
-            return Example(question=question, answer=str(answer), solution=_work_out(digits, signs, noise, stream))
+            solution = _work_out(digits, signs, noise, stream, style)
+            return Example(question=question, answer=str(answer), solution=solution)
 
 
-def _work_out(digits: list[int], signs: list[str], noise: float, stream: random.Random) -> str:
+def _work_out(digits: list[int], signs: list[str], noise: float, stream: random.Random, style: str) -> str:
     """The running totals, some of them wrong if the teacher is noisy, and the last one as the answer."""
     total, steps = digits[0], ""
     for sign, digit in zip(signs, digits[1:], strict=True):
         result = (total + digit if sign == "+" else total - digit) % 10
         if stream.random() < noise:
             result = stream.randrange(10)
-        steps += f"{total}{sign}{digit}={result};"
+        steps += STYLES[style](total, sign, digit, result)
         total = result
     return f"{steps}>{total}"
