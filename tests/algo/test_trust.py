@@ -10,7 +10,6 @@ from steadyrl.algo import (
     divergence_mask,
     off_policy_sequence_mask,
     second_moment_mask,
-    unclipped,
 )
 
 
@@ -41,10 +40,6 @@ def test_no_advantage_is_never_masked() -> None:
     assert divergence_mask(ratio.abs(), ratio, zero, threshold=0.1).kept.all()
     assert off_policy_sequence_mask(ratio, zero, response, threshold=-100.0).kept.all()
     assert second_moment_mask(ratio, zero, response, threshold=0.04).kept.all()
-
-
-def test_unclipped_keeps_everything() -> None:
-    assert unclipped(torch.tensor([-1.0, 0.0, 1.0])).kept.tolist() == [True, True, True]
 
 
 def test_binary_divergences_by_hand() -> None:

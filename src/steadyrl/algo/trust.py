@@ -49,12 +49,6 @@ def decoupled_clip(
     )
 
 
-def unclipped(advantages: Float[Tensor, "tokens"]) -> Clipped:
-    """M_t = 1 everywhere: the paper's arms without clipping."""
-    nothing = torch.zeros_like(advantages, dtype=torch.bool)
-    return Clipped(low=nothing, high=nothing)
-
-
 def binary_tv(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """|μ(y_t) − π(y_t)|: total variation of "this token or another" (DPPO, arXiv 2602.04879)."""
     return (rollout_logprobs.exp() - logprobs.exp()).abs()
