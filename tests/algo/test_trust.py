@@ -91,3 +91,10 @@ def test_outliers_are_masked_until_the_second_moment_is_small() -> None:
 def test_a_broken_ratio_is_an_outlier(value: float) -> None:
     clipped = second_moment_mask(torch.tensor([value]), torch.ones(1), torch.zeros(1, dtype=torch.long), threshold=9.0)
     assert clipped.high.all()
+
+
+def test_one_infinite_ratio_is_an_outlier_however_long_the_response() -> None:
+    log_ratio = torch.zeros(32768)
+    log_ratio[7] = -math.inf
+    clipped = second_moment_mask(log_ratio, -torch.ones(32768), torch.zeros(32768, dtype=torch.long), threshold=0.04)
+    assert clipped.low.nonzero().flatten().tolist() == [7]

@@ -4,7 +4,7 @@ An objective is a frozen dataclass whose method `weigh` returns, for each respon
 
     ∇J = Σ_t M_t · w_t · Â · ∇log π_θ(y_t) / denominator
 
-and the mask M_t. `Weighted` does the rest, once for all: it stops the gradient through the weight, masks, and divides
+and the mask M_t. `Objective` does the rest, once for all: it stops the gradient through the weight, masks, and divides
 by a denominator that is counted over the whole mini-batch. So the sum of the terms over all micro-batches, however the
 mini-batch is split, is the objective; `responses` and `groups` count the mini-batch, not the micro-batch.
 

@@ -106,12 +106,7 @@ def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "to
 
 
 def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:
-    """min(exp(log_ratio), cap), without gradient: truncated importance sampling (TIS).
-
-    Args:
-        log_ratio: log of the ratio of two policies, per token.
-        cap: truncation from above; None leaves the ratio as it is.
-    """
+    """min(exp(log_ratio), cap), without gradient: truncated importance sampling (TIS). None: no cap."""
     weight = log_ratio.detach().exp()
     return weight if cap is None else weight.clamp(max=cap)
 

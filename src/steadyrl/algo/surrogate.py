@@ -40,9 +40,7 @@ class ValueGap(NamedTuple):
 def value_gap(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> ValueGap:
     """|difference| is |Π r − (1 + Σ(r − 1))|. Costs two running sums; a product saturates at e^±300.
 
-    Args:
-        log_ratio: log π_θ/μ_old (`ratio.product`); with the staleness alone, the gap of that factor.
-        response: the response that each token belongs to, in order.
+    `log_ratio` is log π_θ/μ_old (`ratio.product`); with the staleness alone, this is the gap of that factor.
     """
     logs = log_ratio.double()
     after = (sum_over_response(logs, response) - sum_from_start(logs, response)).clamp(-_LARGEST, _LARGEST)
@@ -104,15 +102,10 @@ def gram(
 def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
-    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts.
-    A resample draws as many parts with replacement, the same for both, and needs only their inner products. The
-    interval is between quantiles of the resamples; where the gap is small against the noise of the parts, that noise
-    adds to ‖g − G‖ and the interval may lie above the value.
-
-    Args:
-        products: `gram` of the gradients of each part.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts,
+    and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
+    their inner products. The interval is between quantiles of the resamples; where the gap is small against the noise
+    of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
 
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
