@@ -139,8 +139,9 @@ class MiniRL(Objective):
         """Weight and mask of eq. 7."""
         moved = staleness(logprobs, tokens.old_logprobs)
         log_weight = product(logprobs, tokens.rollout_logprobs) if self.importance_sampling else moved
-        bounds = {"low": self.clip_low, "high": self.clip_high}
-        clipped = decoupled_clip(moved, tokens.advantages, **bounds) if self.clip else None
+        clipped = None
+        if self.clip:
+            clipped = decoupled_clip(moved, tokens.advantages, low=self.clip_low, high=self.clip_high)
         return _capped(at_level(log_weight, tokens.response, level=self._level), self.weight_cap, clipped)
 
 
@@ -191,10 +192,8 @@ class GRPO(Objective):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight r_t, masked where the clip is the smaller; the value is the minimum itself."""
         log_ratio = at_level(staleness(logprobs, tokens.old_logprobs), tokens.response, level=self._level)
-        ratio, clipped = (
-            log_ratio.exp(),
-            decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high),
-        )
+        clipped = decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high)
+        ratio = log_ratio.exp()
         bounded = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
         return Weighed(ratio, clipped, value=torch.minimum(ratio * tokens.advantages, bounded * tokens.advantages))
 
@@ -275,12 +274,10 @@ class DPPOTV(Objective):
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight w_t, masked where the divergence is too large."""
-        log_weight, far = (
-            product(logprobs, tokens.rollout_logprobs),
-            self._divergence(logprobs, tokens.rollout_logprobs),
-        )
-        clipped = divergence_mask(far, log_weight, tokens.advantages, threshold=self.threshold)
-        return _capped(log_weight, None, clipped)
+        log_weight = product(logprobs, tokens.rollout_logprobs)
+        divergence = self._divergence(logprobs, tokens.rollout_logprobs)
+        clipped = divergence_mask(divergence, log_weight, tokens.advantages, threshold=self.threshold)
+        return Weighed(log_weight.exp(), clipped)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -382,8 +379,9 @@ class Composed(Objective):
             "none": torch.zeros_like(moved),
         }[self.ratio]
         log_weight, clipped = at_level(log_ratio, tokens.response, level=self.level), self._trust(logprobs, tokens)
-        weighed = _capped(log_weight, self.weight_cap, clipped)
-        if self.outside == "mask":
+        if self.outside == "truncate":
+            weighed = _capped(log_weight, self.weight_cap, clipped)
+        else:
             high = inf if self.weight_cap is None else self.weight_cap
             weight = masked_weight(log_weight, low=self.weight_floor, high=high)
             weighed = Weighed(weight, clipped, weight != log_weight.exp())
