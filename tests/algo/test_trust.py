@@ -93,6 +93,13 @@ def test_a_broken_ratio_is_an_outlier(value: float) -> None:
     assert clipped.high.all()
 
 
+def test_of_equal_outliers_the_last_are_masked() -> None:
+    # 32 zeros and 32 ones, in turns: with n ones kept the mean is n/(32 + n), 10/42 = .238, 11/43 = .256
+    log_ratio, one = torch.tensor([0.0, 1.0]).repeat(32), torch.zeros(64, dtype=torch.long)
+    clipped = second_moment_mask(log_ratio, torch.ones(64), one, threshold=0.25)
+    assert clipped.high.nonzero().flatten().tolist() == list(range(21, 64, 2))
+
+
 def test_one_infinite_ratio_is_an_outlier_however_long_the_response() -> None:
     log_ratio = torch.zeros(32768)
     log_ratio[7] = -math.inf

@@ -50,7 +50,7 @@ def at_level(
     | `sequence`      | Π_s r_s               | eq. 1 and 2                                       |
     | `geometric`     | (Π_s r_s)^{1/\\|y\\|} | GSPO, arXiv 2507.18071                            |
 
-    A NaN shows at its own token, and never in another response.
+    A NaN shows at its own token and never in another response; behind it, `prefix` takes its ratio as 1.
     """
     match level:
         case "token":
