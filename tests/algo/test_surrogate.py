@@ -84,6 +84,14 @@ def test_equal_gradients_have_no_gap_and_opposite_ones_the_largest() -> None:
     assert opposite.relative_error == pytest.approx((2.0, 2.0, 2.0))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_rounding_takes_no_cosine_beyond_one(seed: int) -> None:
+    parts = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    along, against = gradient_gap(gram(0.7 * parts, parts)).cosine, gradient_gap(gram(-0.7 * parts, parts)).cosine
+    assert max(along) <= 1.0
+    assert min(against) >= -1.0
+
+
 def test_the_interval_is_that_of_the_flattened_gradients() -> None:
     """Inner products say what the sums of the drawn rows say."""
     generator = torch.Generator().manual_seed(1)

@@ -80,8 +80,8 @@ def first_tokens(response: Int[Tensor, "tokens"]) -> Int[Tensor, "tokens"]:
 
 def sum_over_response(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Σ over the tokens of the response, given to each of them."""
-    wide, first = values.double(), first_tokens(response)
-    return torch.zeros_like(wide).scatter_add(0, first, wide).index_select(0, first).to(values.dtype)
+    wide, number = values.double(), begins(response).cumsum(dim=0) - 1
+    return torch.zeros_like(wide).scatter_add(0, number, wide).index_select(0, number).to(values.dtype)
 
 
 def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:

@@ -58,8 +58,13 @@ def surrogate_error(gap: ValueGap, rewards: Float[Tensor, "responses"]) -> dict[
     """
     wide = rewards.double()
     delta = mean_interval(wide * gap.difference)
-    rest = torch.stack([(wide.abs() * gap.bound).mean(), gap.difference.abs().mean()]).tolist()
-    return dict(zip(("delta", "delta_low", "delta_high", "delta_bound", "value_gap"), (*delta, *rest), strict=True))
+    return {
+        "delta": delta.value,
+        "delta_low": delta.low,
+        "delta_high": delta.high,
+        "delta_bound": (wide.abs() * gap.bound).mean().item(),
+        "value_gap": gap.difference.abs().mean().item(),
+    }
 
 
 def worst_delta(*, tokens: int, divergence: float, reward: float) -> float:
@@ -110,7 +115,7 @@ def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int =
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
     """
-    parts = products.shape[-1]
+    *_, parts = products.shape
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(parts, (resamples, parts), generator=generator)
     counts = torch.zeros(resamples, parts).scatter_add(1, draws, torch.ones(resamples, parts))
