@@ -16,8 +16,8 @@ from torch import Tensor
 Level = Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"]
 """Over which tokens of its response a token's ratio is taken; see `at_level`."""
 
-_BEYOND = 1e6
-"""exp of it, and of its negative, is beyond every float: no log ratio needs to be larger, nor a square of one."""
+_BEYOND = 1e3
+"""exp of it, and of its negative, is beyond every float: no log ratio needs to be larger."""
 
 
 def discrepancy(
@@ -86,21 +86,21 @@ def sum_over_response(values: Float[Tensor, "tokens"], response: Int[Tensor, "to
 
 def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Σ over the tokens of the response up to this one, itself included."""
-    bounded = _bounded(values)
+    bounded = _bounded(values, _BEYOND**2)  # the values may be squares of logs
     running = bounded.cumsum(dim=0)
-    before = (running - bounded).index_select(0, first_tokens(response))
+    before = sum_over_response((running - bounded).where(begins(response), 0.0), response)
     return (running - before).to(values.dtype).masked_fill(values.isnan(), nan)
 
 
-def _bounded(values: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+def _bounded(values: Float[Tensor, "tokens"], limit: float) -> Float[Tensor, "tokens"]:
     """What runs over all responses must be finite, or one would reach the next."""
-    return values.double().clamp(-_BEYOND, _BEYOND).nan_to_num(nan=0.0)
+    return values.double().clamp(-limit, limit).nan_to_num(nan=0.0)
 
 
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """One running minimum over all responses: each lies below the one before, and so begins anew."""
     first = begins(response)
-    below = _bounded(log_ratio) - 3.0 * _BEYOND * first.cumsum(dim=0)
+    below = _bounded(log_ratio, _BEYOND) - 3.0 * _BEYOND * first.cumsum(dim=0)
     lowest = log_ratio.index_select(0, below.cummin(dim=0).indices.roll(1))
     return log_ratio + lowest.masked_fill(first, 0.0)
 
