@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from statistics import linear_regression
 
 import pytest
 import torch
@@ -124,8 +125,8 @@ def test_the_gradient_is_the_defining_expectation(objective) -> None:
 
 
 def slope(errors: list[float], sizes: list[float]) -> float:
-    """Of log error over log size, by the first and the last."""
-    return math.log(errors[0] / errors[-1]) / math.log(sizes[0] / sizes[-1])
+    """Of log error over log size, by least squares."""
+    return linear_regression([math.log(x) for x in sizes], [math.log(x) for x in errors]).slope
 
 
 def test_the_surrogate_errs_by_delta_squared_in_value_and_delta_in_gradient() -> None:

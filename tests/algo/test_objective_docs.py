@@ -10,7 +10,7 @@ import torch
 from test_objective import THETA, TOKENS, value_and_gradient
 
 from steadyrl import algo, config
-from steadyrl.algo import Tokens, Weighed, Weighted, product, unclipped
+from steadyrl.algo import Objective, Tokens, Weighed, product
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
@@ -19,7 +19,7 @@ PAGE = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
 def test_the_table_names_every_member() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
     exported = {name: getattr(algo, name) for name in algo.__all__}
-    members = {name for name, kind in exported.items() if isinstance(kind, type) and Weighted in kind.__mro__[1:]}
+    members = {name for name, kind in exported.items() if isinstance(kind, type) and Objective in kind.__mro__[1:]}
     assert {name for _, name in rows} == members
     assert all(getattr(config, kind)().name == name for name, kind in rows)
 
@@ -32,8 +32,8 @@ def test_every_test_named_is_there(named: tuple[str, str]) -> None:
 
 def test_the_worked_example_works() -> None:
     block = PAGE[PAGE.index("    @dataclass") : PAGE.index("and its test")]
-    names = {"dataclass": dataclass, "Weighted": Weighted, "Weighed": Weighed, "Tokens": Tokens, "product": product}
-    names |= {"unclipped": unclipped, "Float": _Anything(), "Tensor": torch.Tensor, "__name__": __name__}
+    names = {"dataclass": dataclass, "Objective": Objective, "Weighed": Weighed, "Tokens": Tokens, "product": product}
+    names |= {"Float": _Anything(), "Tensor": torch.Tensor, "__name__": __name__}
     exec(dedent(block), names)
     (row,) = re.findall(r"^    \(RootIS\(\), (\[.*\])\),$", PAGE, flags=re.MULTILINE)
     _, gradient = value_and_gradient(names["RootIS"](), THETA, TOKENS)

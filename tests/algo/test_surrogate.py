@@ -84,6 +84,14 @@ def test_equal_gradients_have_no_gap_and_opposite_ones_the_largest() -> None:
     assert opposite.relative_error == pytest.approx((2.0, 2.0, 2.0))
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_rounding_takes_no_cosine_beyond_one(seed: int) -> None:
+    parts = torch.randn(6, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    along, against = gradient_gap(gram(0.7 * parts, parts)).cosine, gradient_gap(gram(-0.7 * parts, parts)).cosine
+    assert max(along) <= 1.0
+    assert min(against) >= -1.0
+
+
 def test_the_interval_is_that_of_the_flattened_gradients() -> None:
     """Inner products say what the sums of the drawn rows say."""
     generator = torch.Generator().manual_seed(1)
@@ -94,6 +102,8 @@ def test_the_interval_is_that_of_the_flattened_gradients() -> None:
     drawn = [(token[d].sum(0), sequence[d].sum(0)) for d in draws]
     errors = torch.stack([(g - s).norm() / s.norm() for g, s in drawn])
     cosines = torch.stack([torch.cosine_similarity(g, s, dim=0) for g, s in drawn])
+    whole = torch.cosine_similarity(token.sum(0), sequence.sum(0), dim=0).item()
+    assert gap.cosine.value == pytest.approx(whole)  # of the batch itself, not of a draw
     for found, values in ((gap.relative_error, errors), (gap.cosine, cosines)):
         wanted = values.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
         assert [found.low, found.high] == pytest.approx(wanted)
@@ -113,3 +123,11 @@ def test_a_gradient_without_direction_is_refused(broken: float) -> None:
         gradient_gap(gram(bad, good))
     with pytest.raises(ValueError, match="are 12 "):
         gradient_gap(gram(good, bad))
+
+
+def test_parts_that_cancel_have_no_direction_though_a_draw_of_them_may() -> None:
+    good, cancelling = torch.ones(8, 1), torch.tensor([[1.0], [-1.0]]).repeat(4, 1)
+    with pytest.raises(ValueError, match=r"are 0 \(token level\) and 64 \(sequence level\)"):
+        gradient_gap(gram(cancelling, good))
+    with pytest.raises(ValueError, match=r"are 64 \(token level\) and 0 \(sequence level\)"):
+        gradient_gap(gram(good, cancelling))

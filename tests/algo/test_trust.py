@@ -10,7 +10,6 @@ from steadyrl.algo import (
     divergence_mask,
     off_policy_sequence_mask,
     second_moment_mask,
-    unclipped,
 )
 
 
@@ -41,10 +40,6 @@ def test_no_advantage_is_never_masked() -> None:
     assert divergence_mask(ratio.abs(), ratio, zero, threshold=0.1).kept.all()
     assert off_policy_sequence_mask(ratio, zero, response, threshold=-100.0).kept.all()
     assert second_moment_mask(ratio, zero, response, threshold=0.04).kept.all()
-
-
-def test_unclipped_keeps_everything() -> None:
-    assert unclipped(torch.tensor([-1.0, 0.0, 1.0])).kept.tolist() == [True, True, True]
 
 
 def test_binary_divergences_by_hand() -> None:
@@ -96,3 +91,17 @@ def test_outliers_are_masked_until_the_second_moment_is_small() -> None:
 def test_a_broken_ratio_is_an_outlier(value: float) -> None:
     clipped = second_moment_mask(torch.tensor([value]), torch.ones(1), torch.zeros(1, dtype=torch.long), threshold=9.0)
     assert clipped.high.all()
+
+
+def test_of_equal_outliers_the_last_are_masked() -> None:
+    # 32 zeros and 32 ones, in turns: with n ones kept the mean is n/(32 + n), 10/42 = .238, 11/43 = .256
+    log_ratio, one = torch.tensor([0.0, 1.0]).repeat(32), torch.zeros(64, dtype=torch.long)
+    clipped = second_moment_mask(log_ratio, torch.ones(64), one, threshold=0.25)
+    assert clipped.high.nonzero().flatten().tolist() == list(range(21, 64, 2))
+
+
+def test_one_infinite_ratio_is_an_outlier_however_long_the_response() -> None:
+    log_ratio = torch.zeros(32768)
+    log_ratio[7] = -math.inf
+    clipped = second_moment_mask(log_ratio, -torch.ones(32768), torch.zeros(32768, dtype=torch.long), threshold=0.04)
+    assert clipped.low.nonzero().flatten().tolist() == [7]

@@ -19,7 +19,6 @@ from steadyrl.algo.objective import (
     Reinforce,
     Terms,
     Weighed,
-    Weighted,
     refuse_broken,
 )
 from steadyrl.algo.ratio import at_level, discrepancy, importance_weight, masked_weight, product, staleness
@@ -32,7 +31,6 @@ from steadyrl.algo.trust import (
     divergence_mask,
     off_policy_sequence_mask,
     second_moment_mask,
-    unclipped,
 )
 from steadyrl.types import Tokens
 
@@ -56,7 +54,6 @@ __all__ = [
     "Terms",
     "Tokens",
     "Weighed",
-    "Weighted",
     "at_level",
     "binary_kl",
     "binary_tv",
@@ -76,7 +73,6 @@ __all__ = [
     "second_moment_mask",
     "staleness",
     "surrogate_error",
-    "unclipped",
     "value_gap",
     "without_truncated",
 ]

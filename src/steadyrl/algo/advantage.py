@@ -12,11 +12,10 @@ def group_advantage(
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
     population's; a group of equal rewards, or of one response, gets zeros either way.
     """
-    centred = (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(_uniform(rewards), 0.0)  # the mean is rounded
-    if not normalise:
-        return centred
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    return centred / deviation.where(deviation > 0, 1.0)
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    if normalise:
+        centred = centred / rewards.std(dim=1, correction=0, keepdim=True)
+    return centred.masked_fill(_uniform(rewards), 0.0)  # the mean of equal rewards is rounded, and 0/0 is NaN
 
 
 def leave_one_out(rewards: Float[Tensor, "prompts responses"]) -> Float[Tensor, "prompts responses"]:

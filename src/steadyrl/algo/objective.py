@@ -4,7 +4,7 @@ An objective is a frozen dataclass whose method `weigh` returns, for each respon
 
     ∇J = Σ_t M_t · w_t · Â · ∇log π_θ(y_t) / denominator
 
-and the mask M_t. `Weighted` does the rest, once for all: it stops the gradient through the weight, masks, and divides
+and the mask M_t. `Objective` does the rest, once for all: it stops the gradient through the weight, masks, and divides
 by a denominator that is counted over the whole mini-batch. So the sum of the terms over all micro-batches, however the
 mini-batch is split, is the objective; `responses` and `groups` count the mini-batch, not the micro-batch.
 
@@ -12,22 +12,15 @@ Notation: r_t = π_θ(y_t)/π_old(y_t), w_t = π_θ(y_t)/μ_old(y_t); E is the m
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, Protocol
+from math import inf
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
-from steadyrl.algo.ratio import (
-    Level,
-    at_level,
-    discrepancy,
-    importance_weight,
-    masked_weight,
-    product,
-    staleness,
-    sum_over_response,
-)
+from steadyrl.algo.ratio import Level, at_level, discrepancy, importance_weight, masked_weight, product, staleness
 from steadyrl.algo.trust import (
     Clipped,
     binary_kl,
@@ -36,7 +29,6 @@ from steadyrl.algo.trust import (
     divergence_mask,
     off_policy_sequence_mask,
     second_moment_mask,
-    unclipped,
 )
 from steadyrl.types import Tokens
 
@@ -58,34 +50,21 @@ class Terms(NamedTuple):
     """Tokens whose importance weight was cut from above, or out."""
 
 
-class Objective(Protocol):
-    """Anything that turns the log-probabilities of a micro-batch into terms."""
-
-    @property
-    def normalised(self) -> bool:
-        """Whether its advantages are divided by the standard deviation of their group."""
-        ...
-
-    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
-        """Terms of the micro-batch, given log π_θ(y_t)."""
-        ...
-
-
 class Weighed(NamedTuple):
     """What an objective decides about each token."""
 
     weight: Float[Tensor, "tokens"]
     """w_t, before the mask."""
-    clipped: Clipped
-    """M_t = 0."""
-    truncated: Bool[Tensor, "tokens"]
-    """The weight was cut from above, or out."""
+    clipped: Clipped | None = None
+    """M_t = 0; None: nowhere."""
+    truncated: Bool[Tensor, "tokens"] | None = None
+    """The weight was cut from above, or out; None: nowhere."""
     value: Float[Tensor, "tokens"] | None = None
     """Value of the summand before the division; None: w_t Â log π_θ(y_t), or 0 where it is masked."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted:
+class Objective:
     """An objective made of a weight per token; the base of all below."""
 
     normalised: bool = field(default=False, init=False)
@@ -94,29 +73,31 @@ class Weighted:
     """What the sum over tokens is divided by."""
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
-        """The decision about each token; runs without gradient."""
+        """The decision about each token, given log π_θ(y_t); runs without gradient."""
         raise NotImplementedError
 
     def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
         """Terms of the micro-batch: w_t Â log π_θ(y_t) over the denominator, with gradient to log π_θ only."""
         with torch.no_grad():  # the stop-gradient of every objective
-            weighed = self.weigh(logprobs, tokens)
-            moves = weighed.clipped.kept & (tokens.advantages != 0)
+            weight, clipped, truncated, value = self.weigh(logprobs, tokens)
+            counts = tokens.advantages != 0
+            nowhere = torch.zeros_like(counts)
+            clipped = Clipped(nowhere, nowhere) if clipped is None else clipped
             # where, not a product: 0 · inf would be NaN
-            coefficient = (weighed.weight * tokens.advantages).where(moves, 0.0)
+            coefficient = (weight * tokens.advantages).where(clipped.kept & counts, 0.0)
         terms = coefficient * logprobs
-        if weighed.value is not None:
-            terms = terms - terms.detach() + weighed.value
-        counted = {
+        if value is not None:
+            terms = terms - terms.detach() + value.where(counts, 0.0)
+        divisor = {
             "responses": responses,
             "own_tokens": responses * tokens.response_tokens,
             "group_tokens": groups * tokens.group_tokens,
-        }
-        return Terms(terms / counted[self.mean], weighed.clipped, weighed.truncated)
+        }[self.mean]
+        return Terms(terms / divisor, clipped, nowhere if truncated is None else truncated)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reinforce(Weighted):
+class Reinforce(Objective):
     """REINFORCE with a baseline (Williams, 1992): the policy gradient as if μ_old = π_old = π_θ.
 
     J = E[ Σ_t Â · log π_θ(y_t) ]
@@ -124,12 +105,11 @@ class Reinforce(Weighted):
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight 1, no mask."""
-        nothing = unclipped(tokens.advantages)
-        return Weighed(torch.ones_like(logprobs), nothing, nothing.low)
+        return Weighed(torch.ones_like(logprobs))
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniRL(Weighted):
+class MiniRL(Objective):
     """MiniRL, eq. 7 of arXiv 2512.01374, and its ablations.
 
     J = E[ Σ_t M_t · sg[min(π_θ(y_t)/μ_old(y_t), cap)] · Â · log π_θ(y_t) ]
@@ -149,6 +129,7 @@ class MiniRL(Weighted):
     """Truncation of the importance weight."""
     length_norm: bool = False
     """1/|y| before the sum over tokens."""
+    _level: ClassVar[Level] = "token"
 
     def __post_init__(self) -> None:
         """The ablation of the length changes what is divided by."""
@@ -157,26 +138,22 @@ class MiniRL(Weighted):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight and mask of eq. 7."""
         moved = staleness(logprobs, tokens.old_logprobs)
-        clipped = unclipped(tokens.advantages)
+        log_weight = product(logprobs, tokens.rollout_logprobs) if self.importance_sampling else moved
+        clipped = None
         if self.clip:
             clipped = decoupled_clip(moved, tokens.advantages, low=self.clip_low, high=self.clip_high)
-        log_weight = product(logprobs, tokens.rollout_logprobs) if self.importance_sampling else moved
-        return Weighed(*_cut(self._level(log_weight, tokens), self.weight_cap, clipped))
-
-    def _level(self, log_weight: Float[Tensor, "tokens"], tokens: Tokens) -> Float[Tensor, "tokens"]:
-        return log_weight
+        return _capped(at_level(log_weight, tokens.response, level=self._level), self.weight_cap, clipped)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinPRO(MiniRL):
     """MinPRO, arXiv 2601.22718, in the place of the token's weight in eq. 7: sg[min(w_t · min_{s<t} w_s, cap)]."""
 
-    def _level(self, log_weight: Float[Tensor, "tokens"], tokens: Tokens) -> Float[Tensor, "tokens"]:
-        return at_level(log_weight, tokens.response, level="lowest_prefix")
+    _level: ClassVar[Level] = "lowest_prefix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrefixIS(Weighted):
+class PrefixIS(Objective):
     """The weight that puts the prefix of every token where π_θ would have put it, at any distance of π_θ and μ_old.
 
     J = E[ Σ_t sg[Π_{s≤t} w_s] · Â · log π_θ(y_t) ]
@@ -192,11 +169,11 @@ class PrefixIS(Weighted):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """The prefix product, no mask."""
         log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="prefix")
-        return Weighed(*_cut(log_weight, self.weight_cap, unclipped(tokens.advantages)))
+        return _capped(log_weight, self.weight_cap)
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPO(Weighted):
+class GRPO(Objective):
     """GRPO, Appendix A of arXiv 2512.01374 (after arXiv 2402.03300), without a KL penalty.
 
     J = E[ (1/|y|) Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) ]
@@ -210,10 +187,15 @@ class GRPO(Weighted):
     """ε_low."""
     clip_high: float = 0.27
     """ε_high."""
+    _level: ClassVar[Level] = "token"
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
-        """Weight r_t, masked where the clip binds."""
-        return _pessimistic(staleness(logprobs, tokens.old_logprobs), tokens, low=self.clip_low, high=self.clip_high)
+        """Weight r_t, masked where the clip is the smaller; the value is the minimum itself."""
+        log_ratio = at_level(staleness(logprobs, tokens.old_logprobs), tokens.response, level=self._level)
+        clipped = decoupled_clip(log_ratio, tokens.advantages, low=self.clip_low, high=self.clip_high)
+        ratio = log_ratio.exp()
+        bounded = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
+        return Weighed(ratio, clipped, value=torch.minimum(ratio * tokens.advantages, bounded * tokens.advantages))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +226,7 @@ class DAPO(GRPO):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GSPO(Weighted):
+class GSPO(GRPO):
     """GSPO, arXiv 2507.18071: the clip of PPO on one ratio per response.
 
     J = E[ min(s Â, clip(s, 1−ε_low, 1+ε_high) Â) ],  s = (Π_t r_t)^{1/|y|}
@@ -252,21 +234,15 @@ class GSPO(Weighted):
     ∇J = E[ M · s · Â · (1/|y|) Σ_t ∇log π_θ(y_t) ]: each token has the weight s, and the response its mean over tokens.
     """
 
-    normalised: bool = field(default=True, init=False)
-    mean: Mean = field(default="own_tokens", init=False)
     clip_low: float = 3e-4
     """ε_low."""
     clip_high: float = 4e-4
     """ε_high."""
-
-    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
-        """Weight s, masked where the clip binds."""
-        log_ratio = at_level(staleness(logprobs, tokens.old_logprobs), tokens.response, level="geometric")
-        return _pessimistic(log_ratio, tokens, low=self.clip_low, high=self.clip_high)
+    _level: ClassVar[Level] = "geometric"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CISPO(Weighted):
+class CISPO(GRPO):
     """CISPO, Appendix A of arXiv 2512.01374 (after arXiv 2506.13585).
 
     J = mean over groups of (1/Σ_i|y_i|) Σ_i Σ_t sg[clip(r_t, 1−ε_low, 1+ε_high)] Â log π_θ(y_t)
@@ -274,22 +250,17 @@ class CISPO(Weighted):
     The weight is clipped, not the token: every token keeps a gradient.
     """
 
-    normalised: bool = field(default=True, init=False)
     mean: Mean = field(default="group_tokens", init=False)
-    clip_low: float = 0.2
-    """ε_low."""
-    clip_high: float = 0.27
-    """ε_high."""
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight r_t between its bounds, no mask."""
         ratio = staleness(logprobs, tokens.old_logprobs).exp()
         weight = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
-        return Weighed(weight, unclipped(tokens.advantages), ratio > weight)
+        return Weighed(weight, truncated=ratio > weight)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPPOTV(Weighted):
+class DPPOTV(Objective):
     """DPPO with binary total variation, arXiv 2602.04879: the trust region is a divergence from μ_old.
 
     J = E[ Σ_t M_t · sg[π_θ(y_t)/μ_old(y_t)] · Â · log π_θ(y_t) ]
@@ -299,26 +270,27 @@ class DPPOTV(Weighted):
 
     threshold: float = 0.15
     """δ."""
+    _divergence: ClassVar = staticmethod(binary_tv)
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight w_t, masked where the divergence is too large."""
-        return _dppo(binary_tv(logprobs, tokens.rollout_logprobs), logprobs, tokens, self.threshold)
+        log_weight = product(logprobs, tokens.rollout_logprobs)
+        divergence = self._divergence(logprobs, tokens.rollout_logprobs)
+        clipped = divergence_mask(divergence, log_weight, tokens.advantages, threshold=self.threshold)
+        return Weighed(log_weight.exp(), clipped)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPPOKL(Weighted):
+class DPPOKL(DPPOTV):
     """DPPO with binary KL, arXiv 2602.04879: as `DPPOTV`, with D_KL of "this token or another" for the divergence."""
 
     threshold: float = 0.05
     """δ, in nats."""
-
-    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
-        """Weight w_t, masked where the divergence is too large."""
-        return _dppo(binary_kl(logprobs, tokens.rollout_logprobs), logprobs, tokens, self.threshold)
+    _divergence: ClassVar = staticmethod(binary_kl)
 
 
 @dataclass(frozen=True, kw_only=True)
-class VESPO(Weighted):
+class VESPO(Objective):
     """VESPO, arXiv 2602.10693: a soft weight of the whole response.
 
     J = E[ Σ_t sg[φ(W)] · Â · log π_θ(y_t) ],  φ(W) = W^{c1} e^{c2 (1−W)},  W = Π_t w_t, not normalised by the length
@@ -336,15 +308,13 @@ class VESPO(Weighted):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight φ(W), no mask."""
         log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="sequence")
-        log_weight = log_weight.clamp(max=80.0)  # e^80 is a float32, and φ of it is 0
         rise = _by_sign(tokens.advantages, self.rise_positive, self.rise_negative)
         fall = _by_sign(tokens.advantages, self.fall_positive, self.fall_negative)
-        nothing = unclipped(tokens.advantages)
-        return Weighed((rise * log_weight - fall * log_weight.expm1()).exp(), nothing, nothing.low)
+        return Weighed((rise * log_weight - fall * log_weight.expm1()).exp())
 
 
 @dataclass(frozen=True, kw_only=True)
-class SAPO(Weighted):
+class SAPO(Objective):
     """SAPO, arXiv 2511.20347: a soft gate in the place of the clip.
 
     J = E[ (1/|y|) Σ_t (4/τ) σ(τ (r_t − 1)) Â ],  so the weight is 4 σ(1−σ) r_t
@@ -359,16 +329,15 @@ class SAPO(Weighted):
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """The slope of the gate, and the gate as the value; no mask."""
-        log_ratio = staleness(logprobs, tokens.old_logprobs).clamp(max=20.0)  # there the gate is shut
+        log_ratio = staleness(logprobs, tokens.old_logprobs)
         tau = _by_sign(tokens.advantages, self.temperature_positive, self.temperature_negative)
-        gate = (tau * log_ratio.expm1()).sigmoid()
-        shut = (-tau * log_ratio.expm1()).sigmoid()  # 1 − gate, without its rounding
-        nothing = unclipped(tokens.advantages)
-        return Weighed(4.0 * gate * shut * log_ratio.exp(), nothing, nothing.low, 4.0 / tau * gate * tokens.advantages)
+        beyond = tau * log_ratio.expm1()
+        slope = (logsigmoid(beyond) + logsigmoid(-beyond) + log_ratio).exp()  # as logs: 0 where r_t overflows
+        return Weighed(4.0 * slope, value=4.0 / tau * beyond.sigmoid() * tokens.advantages)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Composed(Weighted):
+class Composed(Objective):
     """An objective of one's own, from the parts; as it stands, MiniRL.
 
     J = Σ M_t · sg[bound(ρ_t) · rest_t] · Â · log π_θ(y_t) / mean
@@ -409,61 +378,40 @@ class Composed(Weighted):
             "staleness": moved,
             "none": torch.zeros_like(moved),
         }[self.ratio]
-        levelled, clipped = at_level(log_ratio, tokens.response, level=self.level), self._trust(logprobs, tokens)
-        if self.outside == "mask":
-            high = float("inf") if self.weight_cap is None else self.weight_cap
-            weight = masked_weight(levelled, low=self.weight_floor, high=high)
-            truncated = weight != levelled.exp()
+        log_weight, clipped = at_level(log_ratio, tokens.response, level=self.level), self._trust(logprobs, tokens)
+        if self.outside == "truncate":
+            weighed = _capped(log_weight, self.weight_cap, clipped)
         else:
-            weight, clipped, truncated = _cut(levelled, self.weight_cap, clipped)
-        return Weighed(weight * moved.exp() if self.ratio == "discrepancy" else weight, clipped, truncated)
+            high = inf if self.weight_cap is None else self.weight_cap
+            weight = masked_weight(log_weight, low=self.weight_floor, high=high)
+            weighed = Weighed(weight, clipped, weight != log_weight.exp())
+        return weighed._replace(weight=weighed.weight * moved.exp()) if self.ratio == "discrepancy" else weighed
 
-    def _trust(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped:
-        advantages, response, rollout = tokens.advantages, tokens.response, tokens.rollout_logprobs
+    def _trust(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped | None:
+        advantages, rollout = tokens.advantages, tokens.rollout_logprobs
         from_old, from_rollout = staleness(logprobs, tokens.old_logprobs), product(logprobs, rollout)
         match self.trust:
             case "none":
-                return unclipped(advantages)
-            case "clip":
-                return decoupled_clip(from_old, advantages, low=self.clip_low, high=self.clip_high)
-            case "rollout_clip":
-                return decoupled_clip(from_rollout, advantages, low=self.clip_low, high=self.clip_high)
+                return None
+            case "clip" | "rollout_clip":
+                moved = from_old if self.trust == "clip" else from_rollout
+                return decoupled_clip(moved, advantages, low=self.clip_low, high=self.clip_high)
             case "tv" | "kl":
                 divergence = (binary_tv if self.trust == "tv" else binary_kl)(logprobs, rollout)
                 return divergence_mask(divergence, from_rollout, advantages, threshold=self.threshold)
-            case "sequence_mask":
-                return off_policy_sequence_mask(from_old, advantages, response, threshold=self.threshold)
-            case "second_moment":
-                return second_moment_mask(from_old, advantages, response, threshold=self.threshold)
+            case "sequence_mask" | "second_moment":
+                mask = off_policy_sequence_mask if self.trust == "sequence_mask" else second_moment_mask
+                return mask(from_old, advantages, tokens.response, threshold=self.threshold)
 
 
-def _cut(
-    log_weight: Float[Tensor, "tokens"], cap: float | None, clipped: Clipped
-) -> tuple[Float[Tensor, "tokens"], Clipped, Bool[Tensor, "tokens"]]:
-    """The weight truncated at the cap, the mask as it is, and where the cap was met."""
-    raw, weight = importance_weight(log_weight, cap=None), importance_weight(log_weight, cap=cap)
-    return weight, clipped, raw > weight
-
-
-def _pessimistic(log_ratio: Float[Tensor, "tokens"], tokens: Tokens, *, low: float, high: float) -> Weighed:
-    """min(r Â, clip(r, 1−low, 1+high) Â): no gradient where the clip is the smaller."""
-    clipped = decoupled_clip(log_ratio, tokens.advantages, low=low, high=high)
-    ratio = log_ratio.exp()
-    bounded = ratio.where(clipped.kept, ratio.clamp(1.0 - low, 1.0 + high))
-    value = (bounded * tokens.advantages).where(tokens.advantages != 0, 0.0)
-    return Weighed(ratio, clipped, torch.zeros_like(clipped.low), value)
+def _capped(log_weight: Float[Tensor, "tokens"], cap: float | None, clipped: Clipped | None = None) -> Weighed:
+    """The weight truncated at the cap, and where that cut it."""
+    weight = importance_weight(log_weight, cap=cap)
+    return Weighed(weight, clipped, log_weight.exp() > weight)
 
 
 def _by_sign(advantages: Float[Tensor, "tokens"], positive: float, negative: float) -> Float[Tensor, "tokens"]:
     return torch.full_like(advantages, negative).masked_fill(advantages > 0, positive)
-
-
-def _dppo(
-    divergence: Float[Tensor, "tokens"], logprobs: Float[Tensor, "tokens"], tokens: Tokens, threshold: float
-) -> Weighed:
-    log_weight = product(logprobs, tokens.rollout_logprobs)
-    clipped = divergence_mask(divergence, log_weight, tokens.advantages, threshold=threshold)
-    return Weighed(*_cut(log_weight, None, clipped))
 
 
 def refuse_broken(logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> None:
@@ -477,8 +425,9 @@ def refuse_broken(logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> None:
         broken = (~column.isfinite()).nonzero()
         if len(broken):
             token = int(broken[0])
-            position = int(sum_over_response((torch.arange(len(column)) < token).double(), tokens.response)[token])
+            response = tokens.response[token]
+            position = int((tokens.response[:token] == response).sum())
             raise ValueError(
-                f"{name} of token {position} of response {int(tokens.response[token])} is {column[token].item()}; "
+                f"{name} of token {position} of response {int(response)} is {column[token].item()}; "
                 "drop the response, or find what computed it"
             )

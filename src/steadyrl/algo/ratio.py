@@ -6,6 +6,7 @@
 Sums run in float64, so that the log of a product of 32,768 ratios is as good as its terms.
 """
 
+from math import nan
 from typing import Literal
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 Level = Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"]
 """Over which tokens of its response a token's ratio is taken; see `at_level`."""
 
-_BEYOND = 1000.0
+_BEYOND = 1e3
 """exp of it, and of its negative, is beyond every float: no log ratio needs to be larger."""
 
 
@@ -49,7 +50,7 @@ def at_level(
     | `sequence`      | Π_s r_s               | eq. 1 and 2                                       |
     | `geometric`     | (Π_s r_s)^{1/\\|y\\|} | GSPO, arXiv 2507.18071                            |
 
-    A NaN reaches the tokens of its own response and no others.
+    A NaN shows at its own token and never in another response; behind it, `prefix` takes its ratio as 1.
     """
     match level:
         case "token":
@@ -61,7 +62,7 @@ def at_level(
         case "sequence":
             return sum_over_response(log_ratio, response)
         case "geometric":
-            return _geometric(log_ratio, response)
+            return sum_over_response(log_ratio, response) / sum_over_response(torch.ones_like(log_ratio), response)
 
 
 def begins(response: Int[Tensor, "tokens"]) -> Bool[Tensor, "tokens"]:
@@ -79,49 +80,33 @@ def first_tokens(response: Int[Tensor, "tokens"]) -> Int[Tensor, "tokens"]:
 
 def sum_over_response(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Σ over the tokens of the response, given to each of them."""
-    first = first_tokens(response)
-    return _totals(values.double(), first)[first].to(values.dtype)
+    wide, number = values.double(), begins(response).cumsum(dim=0) - 1
+    return torch.zeros_like(wide).scatter_add(0, number, wide).index_select(0, number).to(values.dtype)
 
 
 def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Σ over the tokens of the response up to this one, itself included."""
-    wide, first = values.double(), first_tokens(response)
-    bounded = wide.clamp(-_BEYOND, _BEYOND).nan_to_num(nan=0.0)  # what a response holds must not reach the next
+    bounded = _bounded(values, _BEYOND**2)  # the values may be squares of logs
     running = bounded.cumsum(dim=0)
-    return (running - (running - bounded)[first] + _broken(wide, first)).to(values.dtype)
+    before = sum_over_response((running - bounded).where(begins(response), 0.0), response)
+    return (running - before).to(values.dtype).masked_fill(values.isnan(), nan)
 
 
-def _totals(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """The sum over each response, at the index of its first token; 0 elsewhere."""
-    return torch.zeros_like(values).scatter_add(0, first, values)
-
-
-def _broken(values: Float[Tensor, "tokens"], first: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """NaN for the tokens of a response that holds one, else 0."""
-    return _totals(values.where(values.isnan(), 0.0), first)[first]
-
-
-def _geometric(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    first = first_tokens(response)
-    total, count = _totals(log_ratio.double(), first), _totals(torch.ones_like(log_ratio), first)
-    return (total / count)[first].to(log_ratio.dtype)
+def _bounded(values: Float[Tensor, "tokens"], limit: float) -> Float[Tensor, "tokens"]:
+    """What runs over all responses must be finite, or one would reach the next."""
+    return values.double().clamp(-limit, limit).nan_to_num(nan=0.0)
 
 
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """One running minimum over all responses: each lies below the one before, and so begins anew."""
-    first = first_tokens(response)
-    below = log_ratio.double().clamp(-_BEYOND, _BEYOND) - 3.0 * _BEYOND * first
-    lowest = log_ratio[below.nan_to_num(nan=0.0).cummin(dim=0).indices.roll(1)]
-    return log_ratio + lowest.masked_fill(begins(response), 0.0) + _broken(log_ratio, first)
+    first = begins(response)
+    below = _bounded(log_ratio, _BEYOND) - 3.0 * _BEYOND * first.cumsum(dim=0)
+    lowest = log_ratio.index_select(0, below.cummin(dim=0).indices.roll(1))
+    return log_ratio + lowest.masked_fill(first, 0.0)
 
 
 def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:
-    """min(exp(log_ratio), cap), without gradient: truncated importance sampling (TIS).
-
-    Args:
-        log_ratio: log of the ratio of two policies, per token.
-        cap: truncation from above; None leaves the ratio as it is.
-    """
+    """min(exp(log_ratio), cap), without gradient: truncated importance sampling (TIS). None: no cap."""
     weight = log_ratio.detach().exp()
     return weight if cap is None else weight.clamp(max=cap)
 
@@ -133,8 +118,4 @@ def masked_weight(log_ratio: Float[Tensor, "tokens"], *, low: float, high: float
     limits for π_old/μ_old are 0.5 and 5.
     """
     weight = log_ratio.detach().exp()
-    return weight.where(_within(weight, low, high), 0.0)
-
-
-def _within(weight: Float[Tensor, "tokens"], low: float, high: float) -> Bool[Tensor, "tokens"]:
-    return ~((weight < low) | (weight > high))  # NaN stays in: it must be seen
+    return weight.masked_fill((weight < low) | (weight > high), 0.0)  # NaN stays in: it must be seen

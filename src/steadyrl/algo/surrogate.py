@@ -40,9 +40,7 @@ class ValueGap(NamedTuple):
 def value_gap(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> ValueGap:
     """|difference| is |Π r − (1 + Σ(r − 1))|. Costs two running sums; a product saturates at e^±300.
 
-    Args:
-        log_ratio: log π_θ/μ_old (`ratio.product`); with the staleness alone, the gap of that factor.
-        response: the response that each token belongs to, in order.
+    `log_ratio` is log π_θ/μ_old (`ratio.product`); with the staleness alone, this is the gap of that factor.
     """
     logs = log_ratio.double()
     after = (sum_over_response(logs, response) - sum_from_start(logs, response)).clamp(-_LARGEST, _LARGEST)
@@ -60,8 +58,13 @@ def surrogate_error(gap: ValueGap, rewards: Float[Tensor, "responses"]) -> dict[
     """
     wide = rewards.double()
     delta = mean_interval(wide * gap.difference)
-    rest = torch.stack([(wide.abs() * gap.bound).mean(), gap.difference.abs().mean()]).tolist()
-    return dict(zip(("delta", "delta_low", "delta_high", "delta_bound", "value_gap"), (*delta, *rest), strict=True))
+    return {
+        "delta": delta.value,
+        "delta_low": delta.low,
+        "delta_high": delta.high,
+        "delta_bound": (wide.abs() * gap.bound).mean().item(),
+        "value_gap": gap.difference.abs().mean().item(),
+    }
 
 
 def worst_delta(*, tokens: int, divergence: float, reward: float) -> float:
@@ -104,20 +107,15 @@ def gram(
 def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
-    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts.
-    A resample draws as many parts with replacement, the same for both, and needs only their inner products. The
-    interval is between quantiles of the resamples; where the gap is small against the noise of the parts, that noise
-    adds to ‖g − G‖ and the interval may lie above the value.
-
-    Args:
-        products: `gram` of the gradients of each part.
-        resamples: draws of the bootstrap.
-        seed: of the draws.
+    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts,
+    and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
+    their inner products. The interval is between quantiles of the resamples; where the gap is small against the noise
+    of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
 
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
     """
-    parts = products.shape[-1]
+    *_, parts = products.shape
     generator = torch.Generator().manual_seed(seed)
     draws = torch.randint(parts, (resamples, parts), generator=generator)
     counts = torch.zeros(resamples, parts).scatter_add(1, draws, torch.ones(resamples, parts))

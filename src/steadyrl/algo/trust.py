@@ -2,6 +2,7 @@
 
 Each function says which tokens are masked, in two columns of booleans. The log ratio carries the anchor: log π_θ/π_old
 (`ratio.staleness`) measures the move from θ_old, log π_θ/μ_old (`ratio.product`) the move from what sampled.
+`advantages` holds Â of each token's response, `response` says which response that is.
 """
 
 from typing import NamedTuple
@@ -28,31 +29,14 @@ class Clipped(NamedTuple):
 
 
 def decoupled_clip(
-    log_ratio: Float[Tensor, "tokens"],
-    advantages: Float[Tensor, "tokens"],
-    *,
-    low: float,
-    high: float,
+    log_ratio: Float[Tensor, "tokens"], advantages: Float[Tensor, "tokens"], *, low: float, high: float
 ) -> Clipped:
-    """The clip of PPO: M_t = 0 iff Â>0 and r_t > 1+ε_high, or Â<0 and r_t < 1−ε_low.
+    """The clip of PPO: M_t = 0 iff Â>0 and r_t > 1+ε_high (`high`), or Â<0 and r_t < 1−ε_low (`low`).
 
-    Args:
-        log_ratio: log r_t; decoupled PPO, and eq. 7, take π_θ/π_old, both from the training engine.
-        advantages: Â of each token's response.
-        low: ε_low.
-        high: ε_high.
+    `log_ratio` is log r_t; decoupled PPO, and eq. 7, take π_θ/π_old, both from the training engine.
     """
     ratio = log_ratio.exp()
-    return Clipped(
-        low=(advantages < 0) & (ratio < 1.0 - low),
-        high=(advantages > 0) & (ratio > 1.0 + high),
-    )
-
-
-def unclipped(advantages: Float[Tensor, "tokens"]) -> Clipped:
-    """M_t = 1 everywhere: the paper's arms without clipping."""
-    nothing = torch.zeros_like(advantages, dtype=torch.bool)
-    return Clipped(low=nothing, high=nothing)
+    return Clipped(low=(advantages < 0) & (ratio < 1.0 - low), high=(advantages > 0) & (ratio > 1.0 + high))
 
 
 def binary_tv(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
@@ -76,11 +60,8 @@ def divergence_mask(
 ) -> Clipped:
     """DPPO, arXiv 2602.04879: masked iff D > δ and the update moves outward, Â>0 and r>1 or Â<0 and r<1.
 
-    Args:
-        divergence: D of μ and π at each token: `binary_tv` (δ = 0.15) or `binary_kl` (δ = 0.05).
-        log_ratio: log π_θ/μ_old.
-        advantages: Â of each token's response.
-        threshold: δ.
+    `divergence` is D of μ and π at each token, `binary_tv` (`threshold` δ = 0.15) or `binary_kl` (δ = 0.05);
+    `log_ratio` is log π_θ/μ_old.
     """
     far = divergence > threshold
     return Clipped(low=far & (advantages < 0) & (log_ratio < 0), high=far & (advantages > 0) & (log_ratio > 0))
@@ -95,11 +76,7 @@ def off_policy_sequence_mask(
 ) -> Clipped:
     """OPSM of DeepSeek-V3.2, arXiv 2512.02556: a response is masked iff Â<0 and its mean of −log r_t exceeds δ.
 
-    Args:
-        log_ratio: log r_t = log π_θ/π_old.
-        advantages: Â of each token's response.
-        response: the response that each token belongs to.
-        threshold: δ, in nats per token; the source gives no default.
+    `log_ratio` is log r_t = log π_θ/π_old; `threshold` is δ in nats per token, for which the source gives no default.
     """
     far = -at_level(log_ratio, response, level="geometric") > threshold
     return Clipped(low=far & (advantages < 0), high=torch.zeros_like(far))
@@ -115,13 +92,7 @@ def second_moment_mask(
     """M2PO, arXiv 2510.01161: the tokens with the largest |log r_t| are masked until mean (log r)² ≤ τ = 0.04.
 
     The source takes the mean over the batch. Here it runs over each response, so that no cut into micro-batches
-    changes the mask; if it holds in every response it holds in the batch.
-
-    Args:
-        log_ratio: log r_t.
-        advantages: Â of each token's response.
-        response: the response that each token belongs to.
-        threshold: τ.
+    changes the mask; if it holds in every response it holds in the batch. `threshold` is τ.
     """
     square = log_ratio.square()
     order = square.argsort(stable=True)
