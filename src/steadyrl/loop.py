@@ -107,7 +107,7 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
                 cold_start(session, recipe.cold_start, run.cold_start, on_step=_watched(bar, stop_asked))
         _evaluate(session, run, 0, every_mode=True)
         run.save(session.policy, session.optimizer, vars(progress))
-    _hand_over(session, progress)
+    hand_over(session, progress)
     start = progress.step
     with run.bar("training", recipe.steps, done=progress.step) as bar:
         while progress.step < recipe.steps:
@@ -162,7 +162,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
             for n, part in enumerate(zip(forwards, counted, strict=True))
         ]
     with clock("sync"):
-        _hand_over(session, progress)
+        hand_over(session, progress)
     progress.step = step
     seconds = time.perf_counter() - start
     sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
@@ -280,7 +280,8 @@ def _give_up(session: Session, run: Run, progress: Progress, step: int, minibatc
     )
 
 
-def _hand_over(session: Session, progress: Progress) -> None:
+def hand_over(session: Session, progress: Progress) -> None:
+    """Give the engine the weights of now."""
     weights = dict(session.policy.model.named_parameters())
     session.engine.load_weights(weights, policy_version=progress.policy_version)
 
