@@ -190,7 +190,7 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
 
 
 class MetricsLog:
-    """One JSON Lines file of a run, such as `metrics.jsonl`; its lines are on the disk before `log` returns.
+    """One JSON Lines file of a run, such as `metrics.jsonl`; unless told otherwise, `log` returns once the disk has it.
 
     JSON has no NaN and no infinity: such values are written as null. A last line that a kill left half
     written is dropped when the file is opened, so that the next line starts clean.
@@ -204,8 +204,8 @@ class MetricsLog:
         if not path.read_bytes().endswith(b"\n"):
             self._rewrite(read_jsonl(path))
 
-    def log(self, step: int, *rows: Mapping[str, Value]) -> None:
-        """Append a line for each row: `step`, then its numbers.
+    def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
+        """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
 
         Raises:
             ValueError: a name is not among the file's fields.
@@ -219,7 +219,12 @@ class MetricsLog:
         lines = "".join(_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(lines)
-            file.flush()
+        if sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until the disk has every line."""
+        with self._path.open("a") as file:
             os.fsync(file.fileno())
 
     def truncate(self, step: int) -> None:

@@ -128,6 +128,7 @@ class Run:
         Raises:
             CheckpointError: it could not be written; the earlier ones are intact.
         """
+        self._ledger.sync()
         folder = self._checkpoints / f"step-{state['step']:06d}"
         if not folder.exists():  # the last step may stop and end at once
             checkpoint.save(folder, policy, optimizer, state)
@@ -161,7 +162,7 @@ class Run:
 
     def log(self, step: int, metrics: Mapping[str, Value], ledger: Sequence[Row]) -> None:
         """Write down a global step."""
-        self._ledger.log(step, *ledger)
+        self._ledger.log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
         self._metrics.log(step, metrics)
         for sink in self._sinks:
             sink.log(step, metrics)

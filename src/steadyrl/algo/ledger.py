@@ -169,13 +169,14 @@ def describe(
         "square": weight.square(),
     }
     cells = _cells(response, splits)
-    sums = {name: _totals(values, cells.cell, len(cells.response)) for name, values in of_tokens.items()}
-    found = {name: cells.by_bucket(values) for name, values in sums.items()}
+    sums = _totals(torch.stack(list(of_tokens.values())), cells.cell, len(cells.response))
+    found = dict(zip(of_tokens, cells.by_bucket(sums), strict=True))
     count, total, squares = (found.pop(name) for name in ("tokens", "weight", "square"))
     means = {name: value / count for name, value in found.items()}
-    margins = {f"{name}_margin": cells.margin(sums[name], sums["tokens"], means[name]) for name in ("k1", "k3")}
+    margins = cells.margin(sums[1:3], sums[0], torch.stack([means["k1"], means["k3"]]))
     ranked = _ranked(log_ratio, splits, count[0].long().tolist())
-    return {"tokens": count, **means, **margins, "ess": (total.square() / (count * squares)).clamp(max=1.0), **ranked}
+    ess = (total.square() / (count * squares)).clamp(max=1.0)
+    return {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess, **ranked}
 
 
 class _Cells(NamedTuple):
@@ -190,29 +191,27 @@ class _Cells(NamedTuple):
     size: int
     """How many buckets there are."""
 
-    def by_bucket(self, sums: Float[Tensor, "factors cells"]) -> Float[Tensor, "factors buckets"]:
+    def by_bucket(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets"]:
         """Σ over the cells of each bucket."""
-        return _totals(sums.repeat(1, len(self.buckets)), self.buckets.flatten(), self.size)
+        return _totals(torch.cat([sums] * len(self.buckets), dim=-1), self.buckets.flatten(), self.size)
 
     def margin(
         self,
-        sums: Float[Tensor, "factors cells"],
+        sums: Float[Tensor, "names factors cells"],
         tokens: Float[Tensor, "factors cells"],
-        means: Float[Tensor, "factors buckets"],
-    ) -> Float[Tensor, "factors buckets"]:
+        means: Float[Tensor, "names factors buckets"],
+    ) -> Float[Tensor, "names factors buckets"]:
         """Half the 95% interval of a mean over tokens; tokens of one response are not independent, responses are.
 
         1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
         """
         responses = int(self.response.max()) + 1
         key = (self.buckets * responses + self.response).flatten()
-        total, held = (
-            _totals(v.repeat(1, len(self.buckets)), key, self.size * responses).unflatten(1, (self.size, responses))
-            for v in (sums, tokens)
-        )
-        spread = (total - means[..., None] * held).where(held > 0, 0.0).square().sum(dim=2)
-        m = (held > 0).sum(dim=2)
-        return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=2)
+        every = torch.cat([torch.cat([sums, tokens[None]])] * len(self.buckets), dim=-1)
+        *totals, held = _totals(every, key, self.size * responses).unflatten(-1, (self.size, responses))
+        spread = (torch.stack(totals) - means[..., None] * held).where(held > 0, 0.0).square().sum(dim=-1)
+        m = (held > 0).sum(dim=-1)
+        return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)
 
 
 def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
@@ -229,28 +228,30 @@ def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
     return _Cells(cell, rest, torch.stack(buckets), size)
 
 
-def _totals(values: Float[Tensor, "factors n"], key: Int[Tensor, "n"], size: int) -> Float[Tensor, "factors size"]:
+def _totals(values: Float[Tensor, "*rows n"], key: Int[Tensor, "n"], size: int) -> Float[Tensor, "*rows size"]:
     """Σ over what has the same key."""
-    return values.new_zeros(len(values), size).scatter_add_(1, key.expand_as(values), values)
+    return values.new_zeros(*values.shape[:-1], size).scatter_add_(-1, key.expand_as(values), values)
 
 
 def _ranked(
     log_ratio: Float[Tensor, "factors tokens"], splits: Sequence[Split], counts: Sequence[int]
 ) -> dict[str, Float[Tensor, "factors buckets"]]:
     """Quantiles of the ratio, to the nearest rank, and the largest."""
-    left, found = list(counts), []
+    left, whole = list(counts), _ranks(log_ratio)
+    found: list[Tensor] = []
     for split in splits:
         sizes, left = left[: len(split.buckets)], left[len(split.buckets) :]
-        for part in log_ratio.index_select(1, split.bucket.argsort(stable=True)).split(sizes, dim=1):
-            last = part.shape[1] - 1
-            if last < 0:
-                found.append(log_ratio.new_zeros(5, len(log_ratio)))
-                continue
-            quantiles = [part.kthvalue(1 + round(q * last), dim=1).values for q in (0.01, 0.5, 0.99)]
-            found.append(torch.stack([*quantiles, *part.aminmax(dim=1)]))
+        parts = log_ratio.index_select(1, split.bucket.argsort(stable=True)).split(sizes, dim=1)
+        found += [_ranks(part) if 0 < part.shape[1] < log_ratio.shape[1] else whole for part in parts]
     *quantiles, lowest, highest = torch.stack(found, dim=2).double()
     named = zip(("p01", "p50", "p99", "max"), (*quantiles, highest), strict=True)
     return {name: value.exp() for name, value in named} | {"abs_max": torch.maximum(-lowest, highest)}
+
+
+def _ranks(values: Float[Tensor, "factors n"]) -> Float[Tensor, "5 factors"]:
+    last = values.shape[1] - 1
+    quantiles = [values.kthvalue(1 + round(q * last), dim=1).values for q in (0.01, 0.5, 0.99)]
+    return torch.stack([*quantiles, *values.aminmax(dim=1)])
 
 
 def routes_differ(mine: Routes, theirs: Routes) -> Bool[Tensor, "positions layers"]:
