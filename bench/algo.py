@@ -44,7 +44,10 @@ def main() -> None:
     log_ratio = (logprobs - tokens.rollout_logprobs).detach()
     work = {f"objective {name}": lambda name=name: train(getattr(algo, name)()) for name in NAMED}
     work["objective Composed, second moment"] = lambda: train(algo.Composed(trust="second_moment", threshold=0.04))
-    work["ledger of one factor"] = lambda: ledger.describe(log_ratio, tokens.response)
+    known = ledger.factors(logprobs.detach(), tokens.rollout_logprobs, tokens.old_logprobs).known
+    splits = [ledger.by_position(tokens.response), ledger.by_advantage(tokens.advantages)]
+    work["ledger of three factors, not split"] = lambda: ledger.table(known, tokens.response)
+    work["ledger of three factors, split twice"] = lambda: ledger.table(known, tokens.response, splits)
     work["gap of the values"] = lambda: value_gap(log_ratio, tokens.response)
     rows = []
     for name, call in work.items():

@@ -1,7 +1,7 @@
 """Small models and records that the tests share. Building one takes about 20 ms."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -72,14 +72,16 @@ def response(
     logprobs: Tensor | None = None,
     routes: Tensor | None = None,
     group_tokens: int = 10,
+    finish_reason: Literal["stop", "length"] = "length",
+    policy_version: int = 0,
 ) -> Response:
     """A response on its way to the trainer, with log-probabilities of −1 unless told."""
     completion = Completion(
         token_ids=tuple(answer),
         logprobs=torch.full((len(answer),), -1.0) if logprobs is None else logprobs,
         routes=routes,
-        finish_reason="length",
-        policy_version=0,
+        finish_reason=finish_reason,
+        policy_version=policy_version,
     )
     return Response(prompt_ids=tuple(prompt), completion=completion, advantage=advantage, group_tokens=group_tokens)
 

@@ -188,6 +188,19 @@ def test_a_balancing_loss_on_a_dense_model(refusal):
     assert "cold_start.aux_loss balances experts, and Qwen3ForCausalLM has no such loss. Use 0" in told
 
 
+@pytest.mark.parametrize("objective", [{"name": "grpo"}, {"name": "dapo"}, {"name": "composed", "normalised": True}])
+def test_a_baseline_of_the_others_under_an_objective_that_divides(objective, refusal):
+    told = refusal(objective=objective, advantage={"leave_one_out": True})
+    assert f'advantage.leave_one_out = true, but the objective "{objective["name"]}" divides' in told
+    assert "Use false, or another objective" in told
+
+
+@pytest.mark.parametrize("objective", [{"name": "minirl"}, {"name": "dr_grpo"}, {"name": "composed"}])
+def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
+    recipe = write_recipe(tmp_path, objective=objective, advantage={"leave_one_out": True, "filter_groups": True})
+    assert status("train", recipe, "--dry-run") == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

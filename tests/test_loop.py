@@ -12,7 +12,7 @@ from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, com
 from steadyrl import loop
 from steadyrl.config import load, resolve
 from steadyrl.engine.local import LocalEngine
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, METRICS, SAMPLE_FIELDS, read_jsonl
+from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS, read_jsonl
 from steadyrl.update import learning_rate
 
 NAMES = {metric.name for metric in METRICS}
@@ -23,7 +23,7 @@ def documented(row: dict) -> set[str]:
     return {re.sub(r"layer_\d+$", "layer_<n>", name) for name in row}
 
 
-OF_UPDATES = {name for name in NAMES if name.startswith(("staleness/", "weight/", "clip/"))}
+OF_UPDATES = {name for name in NAMES if name.startswith(("staleness/", "weight/", "surrogate/", "clip/"))}
 QUIET = {"evaluate": {"every": 0, "prompts": 8}, "checkpoints": {"every": 100}}
 """No evaluation and no checkpoint but the first and the last."""
 
@@ -56,7 +56,7 @@ def close(one, other, rel):
 
 def test_a_run_directory_holds_its_files(whole):
     found = {path.name for path in whole.iterdir()}
-    logs = {f"{name}.jsonl" for name in ("metrics", "eval", "samples", "cold_start", "failures")}
+    logs = {f"{name}.jsonl" for name in ("metrics", "ledger", "eval", "samples", "cold_start", "failures")}
     assert found == logs | {"recipe.json", "report.html", "checkpoints"}
     assert not (whole / "failures.jsonl").read_text()
     assert "<html" in (whole / "report.html").read_text()
@@ -73,6 +73,38 @@ def test_every_line_of_the_metrics_has_exactly_the_documented_names(whole):
     for row in rows:
         assert documented(row) == NAMES
         assert all(isinstance(value, int | float) and math.isfinite(value) for value in row.values())
+
+
+def test_the_ledger_has_the_documented_names_and_agrees_with_the_metrics(whole):
+    metrics, rows = read_jsonl(whole / "metrics.jsonl"), read_jsonl(whole / "ledger.jsonl")
+    assert all(set(row) == {field.name for field in LEDGER_FIELDS} for row in rows)
+    prefixes = {"discrepancy": "mismatch", "staleness": "staleness", "product": "weight"}
+    wholes = [row for row in rows if row["split"] == "all"]
+    assert [(row["step"], row["factor"]) for row in wholes] == [
+        (n, f) for n in (1, 2, 3, 4) for f in ("discrepancy", "product", "staleness")
+    ]
+    for row in wholes:
+        said = metrics[row["step"] - 1]
+        shared = [name for name in row if f"{prefixes[row['factor']]}/{name}" in said]
+        assert len(shared) >= 12
+        assert all(row[name] == said[f"{prefixes[row['factor']]}/{name}"] for name in shared)
+        if row["factor"] == "discrepancy":
+            assert row["tokens"] == round(said["response/length"] * 32)
+
+
+def test_the_ledger_is_split_in_four_ways(whole):
+    rows = [row for row in read_jsonl(whole / "ledger.jsonl") if row["step"] == 4]
+    tokens = {(r["factor"], r["split"], r["bucket"]): r["tokens"] for r in rows}
+    for factor in ("discrepancy", "product", "staleness"):
+        everything = tokens[factor, "all", "all"]
+        for split in ("position", "advantage", "version", "routes"):
+            assert sum(n for key, n in tokens.items() if key[:2] == (factor, split)) == everything
+        versions = {bucket for f, split, bucket in tokens if (f, split) == (factor, "version")}
+        assert versions == ({"0"} if factor == "discrepancy" else {"0", "1"})
+    by_version = {r["bucket"]: r["k3"] for r in rows if (r["factor"], r["split"]) == ("staleness", "version")}
+    assert by_version["0"] == 0.0
+    assert by_version["1"] > 1e-6
+    assert {bucket for _, split, bucket in tokens if split == "routes"} == {"agreed", "differed"}
 
 
 def test_the_policy_version_counts_gradient_steps(whole):
@@ -222,9 +254,9 @@ def test_two_updates_a_step(tmp_path, name, replay):
 def test_advantages_are_divided_by_the_deviation_for_grpo_and_not_for_minirl(tmp_path, monkeypatch):
     seen = []
 
-    def note(groups, rewards, *, normalise):
+    def note(groups, rewards, *, normalise, options):
         seen.append(normalise)
-        return original(groups, rewards, normalise=normalise)
+        return original(groups, rewards, normalise=normalise, options=options)
 
     original = loop.with_advantages
     monkeypatch.setattr(loop, "with_advantages", note)
@@ -292,6 +324,30 @@ def test_the_cold_start_learns_and_the_engine_has_its_weights(tmp_path, capfd):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize(("filtered", "groups"), [(False, [4, 4]), (True, [2, 4])])
+def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkeypatch, filtered, groups):
+    """Two of the first four groups get equal rewards."""
+    seen, original = [], loop.update
+
+    def note(*args, responses, groups, **options):
+        seen.append((responses, groups))
+        return original(*args, responses=responses, groups=groups, **options)
+
+    score_groups = loop.score_groups
+
+    def planted(*args):
+        rewards = score_groups(*args)
+        values = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat(8, 1)
+        values[:2] = 1.0
+        return replace(rewards, values=values)
+
+    monkeypatch.setattr(loop, "update", note)
+    monkeypatch.setattr(loop, "score_groups", planted)
+    changes = {"advantage": {"filter_groups": filtered}, "update": {"minibatches": 2}, "steps": 1}
+    train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
+    assert seen == [(4 * n, n) for n in groups]
+
+
 # ---- what learning looks like, and what it does when there is nothing to learn
 
 SEVENS = "def score(prompt, completion):\n    return float(completion.count('7') >= 2)\n"
@@ -317,6 +373,7 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path):
         assert row["reward/mean"] == 0.5
         assert row["reward/accuracy"] == 0.0
         assert row["update/objective"] == row["update/grad_norm"] == row["update/skipped"] == 0
+    assert {row["factor"] for row in read_jsonl(run / "ledger.jsonl")} == {"discrepancy"}
     first, last = (load_file(p / "model" / "model.safetensors") for p in sorted((run / "checkpoints").iterdir()))
     assert all(torch.equal(first[name], last[name]) for name in first)
 

@@ -8,7 +8,7 @@ import pytest
 
 from steadyrl import report
 from steadyrl.config import Recipe, resolve
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, SAMPLE_FIELDS, MetricsLog
+from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, SAMPLE_FIELDS, MetricsLog
 
 RECIPE = {
     "steps": 120,
@@ -98,6 +98,55 @@ def fill(run: Path, steps: int, *, seed: int = 0) -> Path:
         looked = {"accuracy": 0.4 * step / 200} if step % 20 == 0 else {}
         cold.log(step, {"loss": 2.5 * math.exp(-step / 40) + 0.2 * draw.lognormvariate(0, 0.1), **looked})
     return run
+
+
+def ledger_row(factor: str, split: str, bucket: str, k3: float | None, tokens: int = 100) -> dict:
+    numbers = {"tokens": tokens, "k3": k3, "k3_margin": 2e-4, "max": 1.25}
+    return {"factor": factor, "split": split, "bucket": bucket, **numbers}
+
+
+def test_the_ledger_of_the_last_step(tmp_path: Path) -> None:
+    """Splits stand together; one whose tokens are all in one bucket is left out; what was not measured is a dash."""
+    run = new_run(tmp_path / "demo")
+    log = MetricsLog(run / "ledger.jsonl", LEDGER_FIELDS)
+    log.log(1, ledger_row("discrepancy", "all", "all", 0.5))
+    log.log(
+        2,
+        ledger_row("discrepancy", "all", "all", 1e-3, tokens=2500),
+        ledger_row("discrepancy", "position", "0", 1e-3),
+        ledger_row("discrepancy", "version", "0", 1e-3),
+        ledger_row("discrepancy", "routes", "agreed", None),
+        ledger_row("discrepancy", "routes", "differed", 4e-3),
+        ledger_row("product", "all", "all", 7e-3),
+        ledger_row("staleness", "all", "all", 0.0),
+        ledger_row("staleness", "version", "1", 6e-3),
+    )
+    page = report.write_report(run).read_text()
+    table = page[page.index("Ledger of step 2") : page.index("More is in")]
+    rows = [
+        re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", table, re.DOTALL)
+    ]
+    cells = [[re.sub(r"<[^>]+>", "", cell).strip() for cell in row] for row in rows[1:]]
+    assert [row[:2] for row in cells] == [
+        ["all", ""],
+        ["version", "0"],
+        ["version", "1"],
+        ["routes", "agreed"],
+        ["routes", "differed"],
+    ]
+    assert cells[0][2:] == [
+        "2.5 k",
+        "1.0e-03 ± 2.0e-04",
+        "1.25",
+        "100",
+        "0 ± 2.0e-04",
+        "1.25",
+        "7.0e-03 ± 2.0e-04",
+        "1.25",
+    ]
+    assert cells[2][2:] == ["–", "–", "–", "100", "6.0e-03 ± 2.0e-04", "1.25", "–", "–"]
+    assert cells[3][3] == "– ± 2.0e-04"
+    assert "Ledger" not in report.write_report(new_run(tmp_path / "new")).read_text()
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from builders import dense_policy, random_ids, tiny_policy
-from steadyrl.algo import CISPO, GRPO, MiniRL, Objective
+from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
 from steadyrl.disagreement import route_metrics
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
@@ -23,6 +23,7 @@ from steadyrl.update import (
     learning_rate,
     score_old,
     scoring_metrics,
+    step_ledger,
     traced,
     update,
     update_metrics,
@@ -88,6 +89,11 @@ def take_update(
         groups=groups,
         max_grad_norm=max_grad_norm,
     )
+
+
+def factors(scored: Sequence[Scored], *outcomes: Outcome | None) -> dict[str, float]:
+    """`mismatch/`, `staleness/` and `weight/` of a step."""
+    return ledger.summary(step_ledger(scored, outcomes, policy_version=0))
 
 
 def gradient(policy: Policy) -> Tensor:
@@ -170,7 +176,8 @@ def test_the_first_ratio_to_the_old_policy_is_exactly_one(mode, micro_tokens):
     policy = tiny_policy()
     groups = scored_responses(roll_out(policy))
     scored = score_minibatch(policy, groups, mode=mode, micro_tokens=micro_tokens)
-    metrics = update_metrics([take_update(policy, scored, groups=4, lr=0.1)])
+    outcome = take_update(policy, scored, groups=4, lr=0.1)
+    metrics = update_metrics([outcome]) | factors(scored, outcome)
     assert metrics["staleness/max"] == 1.0
     assert metrics["staleness/mean"] == 1.0
     assert metrics["staleness/k3"] == 0.0
@@ -183,9 +190,9 @@ def test_only_the_first_of_two_minibatches_is_on_policy(mode):
     groups = scored_responses(roll_out(policy))
     parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
     first, second = (take_update(policy, part, groups=2, lr=0.1) for part in parts)
-    assert update_metrics([first])["staleness/k3"] == 0.0
-    assert update_metrics([first])["staleness/max"] == 1.0
-    assert update_metrics([second])["staleness/k3"] > 1e-6
+    assert factors(parts[0], first)["staleness/k3"] == 0.0
+    assert factors(parts[0], first)["staleness/max"] == 1.0
+    assert factors(parts[1], second)["staleness/k3"] > 1e-6
 
 
 # ---- Routing Replay
@@ -235,7 +242,7 @@ def test_r3_brings_the_engines_closer():
     policy = tiny_policy()
     groups = scored_responses(roll_out(policy, tokens=48))
     scored = {mode: score_minibatch(policy, groups, mode=mode) for mode in ("none", "R2", "R3")}
-    found = {mode: scoring_metrics(parts) for mode, parts in scored.items()}
+    found = {mode: factors(parts) for mode, parts in scored.items()}
     tokens = sum(len(r.completion.token_ids) for group in groups for r in group)
     assert tokens > 200
     assert route_metrics(scored["none"])["routes/disagreement"] > 0.02
@@ -248,7 +255,7 @@ def test_equal_engines_do_not_disagree():
     policy = tiny_policy()
     groups = scored_responses(roll_out(policy, precision="native"))
     scored = score_minibatch(policy, groups, mode="none")
-    assert scoring_metrics(scored)["mismatch/abs_max"] < 1e-4
+    assert factors(scored)["mismatch/abs_max"] < 1e-4
     assert route_metrics(scored)["routes/disagreement"] == 0.0
 
 
@@ -314,7 +321,9 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
             outcome = update(policy, optimizer, MiniRL(), forwards, responses=16, groups=4, max_grad_norm=None)
         assert outcome is not None
         assert len(used[0]) == len(micros) * (1 + recompute + (not together))
-        found.append((outcome, gradient(policy), scoring_metrics(traced([outcome])), update_metrics([outcome])))
+        found.append(
+            (outcome, gradient(policy), scoring_metrics(traced([outcome])), factors(traced([outcome]), outcome))
+        )
     (one, grad, scoring, moving), (two, *others) = found
     assert one.objective == two.objective
     torch.testing.assert_close(grad, others[0], atol=1e-6, rtol=1e-5)
@@ -323,6 +332,88 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
         others[2]["staleness/max"],
         others[2]["weight/max"],
     )
+
+
+# ---- what is measured
+
+
+def test_the_gap_of_the_values_is_that_of_each_response():
+    """Δ and its bound, written out response by response, on a second mini-batch cut into micro-batches."""
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy))
+    first, second = (score_minibatch(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
+    take_update(policy, first, groups=2, lr=0.1)
+    outcome = take_update(policy, second, groups=2, lr=0.1)
+    assert outcome is not None
+    assert len(outcome.traces) > 1
+    differences, bounds, advantages = [], [], []
+    for trace in outcome.traces:
+        micro = trace.scored.micro
+        for i in micro.response.unique():
+            own = micro.response == i
+            ratios = (trace.logprobs[own].double() - micro.rollout_logprobs[own].double()).exp().tolist()
+            differences.append(1 + sum(r - 1 for r in ratios) - math.prod(ratios))
+            bounds.append(sum(abs(r - 1) * abs(1 - math.prod(ratios[t + 1 :])) for t, r in enumerate(ratios)))
+            advantages.append(float(micro.advantages[own][0]))
+    metrics = update_metrics([outcome])
+    n = len(differences)
+    assert n == 8
+    assert abs(metrics["surrogate/delta"]) > 1e-4
+    values = [a * d for a, d in zip(advantages, differences, strict=True)]
+    mean = sum(values) / n
+    margin = 1.96 * math.sqrt(sum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    bound = sum(abs(a) * b for a, b in zip(advantages, bounds, strict=True)) / n
+    assert metrics["surrogate/delta"] == pytest.approx(mean, rel=1e-4)
+    assert metrics["surrogate/delta_low"] == pytest.approx(mean - margin, rel=1e-4)
+    assert metrics["surrogate/delta_high"] == pytest.approx(mean + margin, rel=1e-4)
+    assert metrics["surrogate/delta_bound"] == pytest.approx(bound, rel=1e-4)
+    assert metrics["surrogate/value_gap"] == pytest.approx(sum(map(abs, differences)) / n, rel=1e-4)
+
+
+def by_version(rows: list[ledger.Row], factor: str) -> dict[str, int]:
+    wanted = (row for row in rows if (row["factor"], row["split"]) == (factor, "version"))
+    return {str(row["bucket"]): int(row["tokens"]) for row in wanted}
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_lag_counts_the_updates_that_moved_the_weights(skipped):
+    """Sampled at version 5 and scored at 7 or, by the later mini-batches, at one more for each update before them."""
+    policy = tiny_policy()
+    groups = [[replace(c, policy_version=5) for c in group] for group in roll_out(policy)]
+    parts = [score_minibatch(policy, [part], mode="R3") for part in scored_responses(groups)]
+    outcomes = [take_update(policy, part, groups=1, lr=0.01) for part in parts]
+    if skipped:
+        assert outcomes[0] is not None
+        outcomes[0] = replace(outcomes[0], finite=False)
+    outcomes[1] = None  # every advantage was zero
+    rows = step_ledger([s for part in parts for s in part], outcomes, policy_version=7)
+    sizes = [sum(len(s.old_logprobs) for s in part) for part in parts]
+    assert by_version(rows, "discrepancy") == {"2": sum(sizes)}
+    lags = {0: 2, 2: 2, 3: 3} if skipped else {0: 2, 2: 3, 3: 4}
+    expected: dict[str, int] = {}
+    for part, lag in lags.items():
+        bucket = "2" if lag < 4 else "4"
+        expected[bucket] = expected.get(bucket, 0) + sizes[part]
+    assert by_version(rows, "staleness") == by_version(rows, "product") == expected
+
+
+def test_tokens_are_sorted_by_whether_their_own_position_was_routed_alike():
+    """The experts of one response are changed where its third and fourth token are predicted, in one layer."""
+    policy = tiny_policy()
+    groups = roll_out(policy, precision="native")
+    one = max(groups[0], key=lambda c: len(c.token_ids))
+    assert one.routes is not None
+    changed = one.routes.clone()
+    for row in changed[len(PROMPTS[0]) + 1 : len(PROMPTS[0]) + 3, 1]:
+        row[0] = next(e for e in range(8) if e not in row.tolist())
+    unrouted = len(changed) - 1  # the last token's
+    changed[unrouted] = 255
+    groups[0] = [replace(c, routes=changed) if c is one else c for c in groups[0]]
+    scored = score_minibatch(policy, scored_responses(groups), mode="none")
+    rows = step_ledger(scored, [], policy_version=0)
+    total = sum(len(c.token_ids) for group in groups for c in group)
+    buckets = {row["bucket"]: row["tokens"] for row in rows if row["split"] == "routes"}
+    assert buckets == {"agreed": total - 3, "differed": 2, "unrouted": 1}
 
 
 # ---- one gradient step
@@ -397,7 +488,7 @@ def test_a_batch_of_equal_rewards_moves_nothing():
     assert not optimizer.state
     metrics = update_metrics([outcome])
     assert metrics == {"update/objective": 0.0, "update/grad_norm": 0.0, "update/skipped": 0}
-    assert scoring_metrics(scored)["mismatch/k3"] > 0.0  # still measured
+    assert factors(scored, outcome)["mismatch/k3"] > 0.0  # still measured
 
 
 def test_the_gradient_is_scaled_down_to_its_limit():

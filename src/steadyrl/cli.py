@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, show, conformance, lab."""
+"""The command line: train, resume, eval, show, gap, conformance, lab."""
 
 import argparse
 import contextlib
@@ -25,6 +25,7 @@ USAGE = """steadyrl COMMAND …
   resume RUN [--checkpoint step-000020]
   eval CHECKPOINT [--section.field value …]
   show RUN
+  gap RUN [--responses 64]
   conformance --model FAMILY_OR_PATH [--weights] | --all
   lab run FIGURE [--arms …] [--seeds …] [--jobs N] | lab report
 
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "resume": resume_command,
         "eval": eval_command,
         "show": show_command,
+        "gap": gap_command,
         "conformance": conformance_command,
         "lab": lab_command,
     }
@@ -131,6 +133,30 @@ def show_command(argv: list[str]) -> int:
         figure_overview(options.run, options.picture)
     _print_accuracy(options.run)
     print(f"the report is {report}")
+    return 0
+
+
+def gap_command(argv: list[str]) -> int:
+    """`steadyrl gap RUN`."""
+    parser = argparse.ArgumentParser(
+        "steadyrl gap",
+        description="Compare the token-level gradient with the sequence-level one before each update of one global "
+        "step, which is repeated in memory from the newest checkpoint; nothing of the run is changed.",
+    )
+    parser.add_argument("run", type=Path, help="run directory, or one of its checkpoints")
+    parser.add_argument("--responses", type=int, default=64, help="responses of a mini-batch that are compared (64)")
+    options = parser.parse_args(argv)
+    folder, recipe = _checkpoint(options.run)
+    from transformers.utils import logging
+
+    from steadyrl.gap import compare, table
+
+    logging.disable_progress_bar()
+    rows = list(compare(folder, recipe, responses=options.responses))
+    print(
+        f"{folder}, replay {recipe.update.replay}: both factors and Δ over each mini-batch, gradients over `responses`"
+    )
+    print(table(rows))
     return 0
 
 

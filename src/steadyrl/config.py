@@ -341,6 +341,19 @@ ObjectiveConfig = Annotated[
 ]
 
 
+class Advantage(Section):
+    """How rewards become advantages, and which responses count."""
+
+    leave_one_out: bool = False
+    """The baseline of a response is the mean over the others of its group (RLOO, arXiv 2402.14740), not over all."""
+    filter_groups: bool = False
+    """Groups of equal rewards, which have no gradient, do not count in the denominators either (DAPO's dynamic
+    sampling, arXiv 2503.14476, without its sampling anew)."""
+    filter_overlong: bool = False
+    """Responses cut at the length limit get Â = 0; they count in their group's baseline and in the denominators (DAPO's
+    overlong filtering)."""
+
+
 class Update(Section):
     """How one global batch becomes gradient steps."""
 
@@ -444,6 +457,8 @@ class Recipe(Section):
     """What one global step samples."""
     objective: ObjectiveConfig = MiniRL()
     """What is maximised."""
+    advantage: Advantage = Advantage()
+    """How rewards become advantages."""
     update: Update = Update()
     """How a batch becomes gradient steps."""
     optimizer: Optimizer = Optimizer()

@@ -10,7 +10,7 @@ from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.types import Completion, Response
-from steadyrl.update import Scored, score_old
+from steadyrl.update import Scored, routed, score_old
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
@@ -22,7 +22,7 @@ def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, fl
     routes = [c.routes for c in completions if c.routes is not None]
     if not routes:
         return {}
-    missing = sum(int((r[:, 0, 0].int() == torch.iinfo(r.dtype).max).sum()) for r in routes)
+    missing = sum(int((~routed(r)).sum()) for r in routes)
     share = missing / sum(len(r) for r in routes)
     if share > limit:
         raise EngineError(
@@ -37,7 +37,7 @@ def route_metrics(scored: Sequence[Scored]) -> dict[str, float]:
 
     Under R3 the trainer's are those that its routers would have chosen above the replayed layers.
     """
-    seen = [_differences(s) for s in scored if s.preferred is not None and s.micro.batch.routes is not None]
+    seen = [_differences(s) for s in scored if s.differs is not None]
     if not seen:
         return {}
     differs, margins = (torch.cat(parts) for parts in zip(*seen, strict=True))
@@ -51,12 +51,11 @@ def route_metrics(scored: Sequence[Scored]) -> dict[str, float]:
 
 def _differences(scored: Scored) -> tuple[Tensor, Tensor]:
     """For each routed position and layer: whether the sets differ, and the margin of the trainer's choice."""
-    theirs, mine, margins = scored.micro.batch.routes, scored.preferred, scored.margins
+    theirs, differs, margins = scored.micro.batch.routes, scored.differs, scored.margins
     assert theirs is not None
-    assert mine is not None
+    assert differs is not None
     assert margins is not None
-    routed = theirs[:, 0, 0].int() != torch.iinfo(theirs.dtype).max
-    return ledger.routes_differ(mine, theirs)[routed], margins[routed]
+    return differs[routed(theirs)], margins[routed(theirs)]
 
 
 def replay_effect(
@@ -77,7 +76,9 @@ def replay_effect(
                 torch.cat([score_old(policy, m, mode=mode, temperature=temperature).old_logprobs for m in micros]),
                 rollout,
             )
-        ).item()
+        )
+        .mean()
+        .item()
         for mode in ("none", "R3")
     )
     metrics = {"replay/k3_natural": natural, "replay/k3_replayed": replayed}

@@ -15,15 +15,23 @@ from typing import Any
 
 import torch
 
+from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.evaluate import evaluation_rows
-from steadyrl.metrics import Value
+from steadyrl.metrics import Row, Value
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
-from steadyrl.rollout import rollout_metrics, sample_groups, score_groups, with_advantages
+from steadyrl.rollout import (
+    Group,
+    counted_groups,
+    rollout_metrics,
+    sample_groups,
+    score_groups,
+    with_advantages,
+)
 from steadyrl.run import Run
 from steadyrl.session import Session
 from steadyrl.types import MicroBatch, Response
@@ -36,6 +44,7 @@ from steadyrl.update import (
     learning_rate,
     score_old,
     scoring_metrics,
+    step_ledger,
     traced,
     update,
     update_metrics,
@@ -98,12 +107,12 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
                 cold_start(session, recipe.cold_start, run.cold_start, on_step=_watched(bar, stop_asked))
         _evaluate(session, run, 0, every_mode=True)
         run.save(session.policy, session.optimizer, vars(progress))
-    _hand_over(session, progress)
+    hand_over(session, progress)
     start = progress.step
     with run.bar("training", recipe.steps, done=progress.step) as bar:
         while progress.step < recipe.steps:
-            metrics = global_step(session, run, progress)
-            run.log(progress.step, metrics)
+            metrics, ledger_rows = global_step(session, run, progress)
+            run.log(progress.step, metrics, ledger_rows)
             bar.step(progress.step, metrics)
             last = progress.step == recipe.steps
             if last or (recipe.evaluate.every and progress.step % recipe.evaluate.every == 0):
@@ -127,51 +136,43 @@ def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, 
     return on_step
 
 
-def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Value]:
-    """Sample, score, update N times, and hand the new weights to the engine."""
+def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[str, Value], list[Row]]:
+    """Sample, score, update N times, and hand the new weights to the engine; the step's metrics and its ledger."""
     recipe, clock, start = session.recipe, Clock(), time.perf_counter()
-    step, sampler, policy = progress.step + 1, session.engine.policy_version, session.policy
-    temperature = recipe.rollout.temperature
-    how: Any = {"mode": recipe.update.replay, "temperature": temperature}
-    indices = problem_indices(recipe.seed, step, recipe.rollout.prompts, session.task.size("train"))
+    step, sampler, version = progress.step + 1, session.engine.policy_version, progress.policy_version
     with clock("sampling"):
-        groups = sample_groups(
-            session,
-            session.engine,
-            "train",
-            indices,
-            responses=recipe.rollout.responses,
-            sampling=session.sampling,
-            key=f"rollout/{step}",
-        )
+        groups = sample_step(session, step)
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards = score_groups(session, "train", groups)
         run.log_failures(step, rewards.failures)
-        responses = with_advantages(groups, rewards, normalise=session.objective.normalised)
+        options = recipe.advantage
+        responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
+        counted = counted_groups(rewards, parts=recipe.update.minibatches, options=options)
     with clock("scoring"):
-        # the first mini-batch is updated at θ_old: the forward of its update is its θ_old pass
-        first, *later = [_packed(session, part) for part in _split(responses, recipe.update.minibatches)]
-        resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
-        scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
+        forwards, scored = begin_updates(session, responses)
+        temperature = recipe.rollout.temperature
         looked_at = responses[step % len(responses)]
-        effect = replay_effect(policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature)
+        effect = replay_effect(
+            session.policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature
+        )
     with clock("update"):
-        forwards = [
-            [first_forward(policy, micro, **how) for micro in first if micro.moves],
-            *([later_forward(policy, s, temperature=temperature) for s in part if s.micro.moves] for part in scored),
+        outcomes = [
+            _update(session, run, progress, step, n, *part)
+            for n, part in enumerate(zip(forwards, counted, strict=True))
         ]
-        outcomes = [_update(session, run, progress, step, n, part) for n, part in enumerate(forwards)]
     with clock("sync"):
-        _hand_over(session, progress)
+        hand_over(session, progress)
     progress.step = step
     seconds = time.perf_counter() - start
     sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
-    old_pass = [*resting, *traced(outcomes[:1]), *(s for part in scored for s in part)]
-    return {
+    old_pass = [*scored, *traced(outcomes[:1])]
+    rows = step_ledger(old_pass, outcomes, policy_version=version)
+    metrics = {
         "policy_version": sampler,
         **rollout_metrics(groups, rewards),
         **scoring_metrics(old_pass),
+        **ledger.summary(rows),
         **route_metrics(old_pass),
         **routed,
         **effect,
@@ -182,15 +183,48 @@ def global_step(session: Session, run: Run, progress: Progress) -> dict[str, Val
         "throughput/tokens_per_second": sampled / seconds,
         "memory/peak_gib": _peak_memory(session),
     }
+    return metrics, rows
 
 
-def _split(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Sequence[Response]]]:
+def sample_step(session: Session, step: int) -> list[Group]:
+    """What the engine answers to the problems of a step."""
+    recipe = session.recipe
+    return sample_groups(
+        session,
+        session.engine,
+        "train",
+        problem_indices(recipe.seed, step, recipe.rollout.prompts, session.task.size("train")),
+        responses=recipe.rollout.responses,
+        sampling=session.sampling,
+        key=f"rollout/{step}",
+    )
+
+
+def begin_updates(
+    session: Session, responses: Sequence[Sequence[Response]]
+) -> tuple[Sequence[Sequence[Forward]], list[Scored]]:
+    """The forwards of the N updates, not yet begun, and the θ_old pass of what they do not score themselves."""
+    update, policy = session.recipe.update, session.policy
+    how: Any = {"mode": update.replay, "temperature": session.recipe.rollout.temperature}
+    # the first mini-batch is updated at θ_old: the forward of its update is its θ_old pass
+    first, *later = [packed(session, part) for part in minibatches(responses, update.minibatches)]
+    resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
+    scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
+    forwards = [
+        [first_forward(policy, micro, **how) for micro in first if micro.moves],
+        *([later_forward(policy, s, temperature=how["temperature"]) for s in part if s.micro.moves] for part in scored),
+    ]
+    return forwards, [*resting, *(s for part in scored for s in part)]
+
+
+def minibatches(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Sequence[Response]]]:
     """N mini-batches of whole groups, in the order of the prompts."""
     size = len(groups) // parts
     return [groups[n * size : (n + 1) * size] for n in range(parts)]
 
 
-def _packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[MicroBatch]:
+def packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[MicroBatch]:
+    """Groups as micro-batches."""
     return pack_responses(
         [response for group in groups for response in group],
         micro_tokens=session.recipe.update.micro_tokens,
@@ -200,9 +234,22 @@ def _packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[Micr
 
 
 def _update(
-    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward]
+    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward], groups: int
 ) -> Outcome | None:
-    """One of the N gradient steps, with its learning rate, and the book-keeping of those that were not finite."""
+    """One of the N gradient steps, and the book-keeping of those that were not finite."""
+    outcome = take_update(session, step, number, forwards, groups)
+    if outcome is not None and outcome.finite:
+        progress.policy_version += 1
+        progress.skipped_in_a_row = 0
+    elif outcome is not None:
+        progress.skipped_in_a_row += 1
+        if progress.skipped_in_a_row == MAX_SKIPPED:
+            _give_up(session, run, progress, step, traced([outcome]))
+    return outcome
+
+
+def take_update(session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int) -> Outcome | None:
+    """Update `number` of a step, counted from 0, with its learning rate; the mini-batch is divided by `groups`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -213,8 +260,7 @@ def _update(
             warmup=recipe.optimizer.warmup_steps,
             schedule=recipe.optimizer.schedule,
         )
-    groups = recipe.rollout.prompts // n
-    outcome = update(
+    return update(
         session.policy,
         session.optimizer,
         session.objective,
@@ -223,14 +269,6 @@ def _update(
         groups=groups,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
-    if outcome is not None and outcome.finite:
-        progress.policy_version += 1
-        progress.skipped_in_a_row = 0
-    elif outcome is not None:
-        progress.skipped_in_a_row += 1
-        if progress.skipped_in_a_row == MAX_SKIPPED:
-            _give_up(session, run, progress, step, traced([outcome]))
-    return outcome
 
 
 def _give_up(session: Session, run: Run, progress: Progress, step: int, minibatch: Sequence[Scored]) -> None:
@@ -242,7 +280,8 @@ def _give_up(session: Session, run: Run, progress: Progress, step: int, minibatc
     )
 
 
-def _hand_over(session: Session, progress: Progress) -> None:
+def hand_over(session: Session, progress: Progress) -> None:
+    """Give the engine the weights of now."""
     weights = dict(session.policy.model.named_parameters())
     session.engine.load_weights(weights, policy_version=progress.policy_version)
 

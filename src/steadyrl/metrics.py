@@ -33,23 +33,25 @@ class Metric:
     doc: str
 
 
+_RATIO = (
+    ("k1", "nats", "Mean of −log ρ: estimates a KL divergence; may come out negative"),
+    ("k3", "nats", "Mean of ρ − 1 − log ρ: the same, steadier and never negative"),
+    ("k3_margin", "nats", "Half the 95% interval of k3, over responses"),
+    ("chi2", "–", "Mean of (ρ − 1)²: estimates the χ² divergence"),
+    ("mean", "ratio", "Mean of ρ"),
+    ("max", "ratio", "Largest ρ"),
+    ("ess", "share", "Effective sample size over token count n: (Σρ)²/(n Σρ²)"),
+    ("p01", "ratio", "Quantile 0.01 of ρ"),
+    ("p50", "ratio", "Median of ρ"),
+    ("p99", "ratio", "Quantile 0.99 of ρ"),
+    ("tail_2", "share", "Tokens with ρ outside [1/2, 2]"),
+    ("tail_5", "share", "Tokens with ρ outside [1/5, 5]"),
+)
+"""What is said of each factor of eq. 5 and of their product: `algo.ledger.describe`."""
+
+
 def _factor(prefix: str, ratio: str, over: str) -> tuple[Metric, ...]:
-    """What is said of each factor of eq. 5 and of their product: `algo.ledger.describe`."""
-    said = (
-        ("k1", "nats", "Mean of −log ρ: estimates a KL divergence; may come out negative"),
-        ("k3", "nats", "Mean of ρ − 1 − log ρ: the same, steadier and never negative"),
-        ("k3_margin", "nats", "Half the 95% interval of k3, over responses"),
-        ("chi2", "–", "Mean of (ρ − 1)²: estimates the χ² divergence"),
-        ("mean", "ratio", "Mean of ρ"),
-        ("max", "ratio", "Largest ρ"),
-        ("ess", "share", "Effective sample size over token count n: (Σρ)²/(n Σρ²)"),
-        ("p01", "ratio", "Quantile 0.01 of ρ"),
-        ("p50", "ratio", "Median of ρ"),
-        ("p99", "ratio", "Quantile 0.99 of ρ"),
-        ("tail_2", "share", "Tokens with ρ outside [1/2, 2]"),
-        ("tail_5", "share", "Tokens with ρ outside [1/5, 5]"),
-    )
-    return tuple(Metric(f"{prefix}/{name}", unit, f"{doc}; ρ = {ratio}, {over}.") for name, unit, doc in said)
+    return tuple(Metric(f"{prefix}/{name}", unit, f"{doc}; ρ = {ratio}, {over}.") for name, unit, doc in _RATIO)
 
 
 METRICS: tuple[Metric, ...] = (
@@ -69,6 +71,16 @@ METRICS: tuple[Metric, ...] = (
     *_factor("staleness", "π_θ/π_old", "over the step's updates"),
     *_factor("weight", "π_θ/μ_old", "over the step's updates, before truncation"),
     Metric("weight/truncated", "share", "Share of tokens whose weight lies above the cap."),
+    Metric(
+        "surrogate/delta",
+        "reward",
+        "Δ of J(π) − J(μ) = E_μ[R Σ(r−1)] − Δ, r = π_θ/μ_old: how far the token level misses the sequence level, in "
+        "value. Mean over the responses in the step's updates, each with its Â in the place of R.",
+    ),
+    Metric("surrogate/delta_low", "reward", "Lower end of the 95% interval of Δ."),
+    Metric("surrogate/delta_high", "reward", "Upper end of the 95% interval of Δ."),
+    Metric("surrogate/delta_bound", "reward", "Mean of |Â| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most."),
+    Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the same responses."),
     Metric("clip/low", "share", "Share of tokens masked with Â < 0 and π_θ/π_old < 1 − ε_low."),
     Metric("clip/high", "share", "Share of tokens masked with Â > 0 and π_θ/π_old > 1 + ε_high."),
     Metric(
@@ -116,6 +128,35 @@ METRICS: tuple[Metric, ...] = (
     Metric("memory/peak_gib", "GiB", "Peak memory of the process, or of its GPU."),
 )
 
+LEDGER_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global steps taken, this one included."),
+    Metric(
+        "factor",
+        "–",
+        "ρ: `discrepancy` is π_old/μ_old, over all tokens of the step; `staleness` is π_θ/π_old and `product` is "
+        "π_θ/μ_old, both before truncation, over the tokens in the step's updates.",
+    ),
+    Metric(
+        "split",
+        "–",
+        "What the tokens are sorted by: `all`, not at all, with the numbers that `metrics.jsonl` calls mismatch, "
+        "staleness and weight; `position` in the response; `advantage`, its sign; `version`, the gradient steps "
+        "between the weights that sampled a token and those that score it here; `routes`, of mixtures of experts: "
+        "whether both engines chose the same experts in every layer.",
+    ),
+    Metric(
+        "bucket",
+        "–",
+        "`all`; where a range of positions or versions begins, up to the next: 0, 16, 64, 256, 1024, 4096, 16384 and "
+        "0, 1, 2, 4, 8; `negative`, `zero`, `positive`; `agreed`, `differed`, `unrouted`. Empty ones have no line.",
+    ),
+    Metric("tokens", "tokens", "Tokens in the bucket."),
+    *(Metric(name, unit, f"{doc}.") for name, unit, doc in _RATIO),
+    Metric("k1_margin", "nats", "Half the 95% interval of k1, over responses."),
+    Metric("abs_mean", "nats", "Mean of |log ρ|."),
+    Metric("abs_max", "nats", "Largest |log ρ|."),
+)
+
 EVAL_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken before the evaluation; 0 is before the first."),
     Metric("mode", "–", "`sampled` (the recipe's temperature, top-p and top-k) or `greedy`."),
@@ -149,7 +190,7 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
 
 
 class MetricsLog:
-    """One JSON Lines file of a run, such as `metrics.jsonl`; a line is on the disk before `log` returns.
+    """One JSON Lines file of a run, such as `metrics.jsonl`; unless told otherwise, `log` returns once the disk has it.
 
     JSON has no NaN and no infinity: such values are written as null. A last line that a kill left half
     written is dropped when the file is opened, so that the next line starts clean.
@@ -163,21 +204,27 @@ class MetricsLog:
         if not path.read_bytes().endswith(b"\n"):
             self._rewrite(read_jsonl(path))
 
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Append one line: `step`, then `metrics`.
+    def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
+        """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
 
         Raises:
             ValueError: a name is not among the file's fields.
             TypeError: a value is not a plain number, string, bool or None.
         """
-        if unknown := sorted(n for n in metrics if not {n, re.sub(r"\d+$", "<n>", n)} & self._names):
+        names = {name for row in rows for name in row}
+        if unknown := sorted(n for n in names if not {n, re.sub(r"\d+$", "<n>", n)} & self._names):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )
-        line = _line({"step": step, **metrics})
+        lines = "".join(_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line)
-            file.flush()
+            file.write(lines)
+        if sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until the disk has every line."""
+        with self._path.open("a") as file:
             os.fsync(file.fileno())
 
     def truncate(self, step: int) -> None:
@@ -360,6 +407,7 @@ def docs() -> str:
     for prefix, group in groupby(METRICS, key=lambda metric: metric.name.rpartition("/")[0]):
         parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
     for title, fields in (
+        ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),
         ("`eval.jsonl`: one line per evaluation, mode and precision", EVAL_FIELDS),
         ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
         ("`failures.jsonl`: one line per step and reason, where scoring failed", FAILURE_FIELDS),

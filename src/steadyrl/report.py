@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -36,6 +37,7 @@ class Run:
     name: str
     recipe: Recipe
     steps: list[Row]
+    ledger: list[Row]
     evals: list[Row]
     cold_start: list[Row]
     samples: list[Row]
@@ -177,11 +179,13 @@ def write_report(run: Path) -> Path:
     source = resources.files("steadyrl").joinpath("report.html").read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"maths": _maths, "percent": _percent, "amount": _amount, "duration": _duration}
+    environment.filters["nats"] = _nats
     page = environment.from_string(source).render(
         run=read,
         recipe=read.recipe,
         cards=list(_cards(read)),
         series=by_mode(read.evals),
+        ledger=last_ledger(read.ledger),
         total={metric.name: _total(read.steps, metric.name) for metric in METRICS},
         samples={step: [row for row in read.samples if row["step"] == step] for step in _ends(read.samples)},
         resolved=dict(_flat(read.recipe.model_dump(mode="json"))),
@@ -222,7 +226,7 @@ def read_run(run: Path) -> Run:
     """
     if not (run / "recipe.json").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
-    names = {"steps": "metrics", "evals": "eval", "cold_start": "cold_start", "samples": "samples"}
+    names = {"steps": "metrics", "ledger": "ledger", "evals": "eval", "cold_start": "cold_start", "samples": "samples"}
     paths = {field: run / f"{name}.jsonl" for field, name in names.items()}
     rows = {field: read_jsonl(path) if path.exists() else [] for field, path in paths.items()}
     return Run(name=run.resolve().name, recipe=load(run / "recipe.json"), **rows)
@@ -234,6 +238,20 @@ def by_mode(evals: Iterable[Row]) -> dict[str, list[Row]]:
     for row in sorted(evals, key=lambda row: row["mode"] != "sampled"):
         series.setdefault(f"{row['mode']}, {row['precision']}", []).append(row)
     return series
+
+
+def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
+    """Of the last step, the factors' rows by split and bucket; a split whose tokens all lie in one bucket says nothing.
+
+    The whole comes first.
+    """
+    found: dict[tuple[str, str], dict[str, Row]] = {}
+    for row in rows:
+        if row["step"] == rows[-1]["step"]:
+            found.setdefault((row["split"], row["bucket"]), {})[row["factor"]] = row
+    sizes = Counter(split for split, _ in found)  # in the order in which splits were first met
+    shown = [split for split, size in sizes.items() if split == "all" or size > 1]
+    return {key: found[key] for split in shown for key in found if key[0] == split}
 
 
 def _cards(run: Run) -> Iterator[Card]:
@@ -300,6 +318,10 @@ def _maths(text: str) -> Markup:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _nats(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}" if value else "0"
 
 
 def _amount(count: float) -> str:

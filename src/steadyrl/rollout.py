@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from steadyrl.algo import group_advantage
+from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
+from steadyrl.config import Advantage
 from steadyrl.engine.base import Engine, EngineError
 from steadyrl.model.text import decode_response, encode_prompt
 from steadyrl.order import seed_of
@@ -100,9 +101,16 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
     return Rewards(values=values.view(len(groups), -1), failures=failures)
 
 
-def with_advantages(groups: Sequence[Group], rewards: Rewards, *, normalise: bool) -> list[list[Response]]:
+def with_advantages(
+    groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
+) -> list[list[Response]]:
     """Responses with their advantage, group by group."""
-    advantages = group_advantage(rewards.values, normalise=normalise).tolist()
+    values = rewards.values
+    found = leave_one_out(values) if options.leave_one_out else group_advantage(values, normalise=normalise)
+    if options.filter_overlong:
+        cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
+        found = without_truncated(found, cut)
+    advantages = found.tolist()
     return [
         [
             Response(
@@ -115,6 +123,12 @@ def with_advantages(groups: Sequence[Group], rewards: Rewards, *, normalise: boo
         ]
         for group, row in zip(groups, advantages, strict=True)
     ]
+
+
+def counted_groups(rewards: Rewards, *, parts: int, options: Advantage) -> list[int]:
+    """How many groups each of `parts` equal mini-batches is divided by."""
+    counted = informative(rewards.values) if options.filter_groups else torch.ones(len(rewards.values))
+    return counted.view(parts, -1).sum(dim=1).long().tolist()
 
 
 def rollout_metrics(groups: Sequence[Group], rewards: Rewards) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
-RUN/recipe.json  metrics.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl  report.html
-        checkpoints/
+RUN/recipe.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
+        report.html  checkpoints/
 """
 
 import shutil
@@ -20,6 +20,7 @@ from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
     FAILURE_FIELDS,
+    LEDGER_FIELDS,
     METRICS,
     SAMPLE_FIELDS,
     MetricsLog,
@@ -49,10 +50,12 @@ class Run:
         self._checkpoints = path / "checkpoints"
         self._sinks = open_sinks(recipe.sinks, path, recipe.model_dump(mode="json"))
         self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
+        self._ledger = MetricsLog(path / "ledger.jsonl", LEDGER_FIELDS)
         self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
         self._samples = MetricsLog(path / "samples.jsonl", SAMPLE_FIELDS)
         self._failures = MetricsLog(path / "failures.jsonl", FAILURE_FIELDS)
         self.cold_start = MetricsLog(path / "cold_start.jsonl", COLD_START_FIELDS)
+        self._by_step = (self._metrics, self._ledger, self._evaluations, self._samples, self._failures)
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Self:
@@ -109,12 +112,12 @@ class Run:
                 f"{self.path} has no checkpoint {self._start_from}; it has {[p.name for p in known]}"
             )
         if not known:
-            for log in (self._metrics, self._evaluations, self._samples, self._failures, self.cold_start):
+            for log in (*self._by_step, self.cold_start):
                 log.truncate(-1)
             return {}
         chosen = known[-1] if self._start_from is None else self._checkpoints / self._start_from
         state = checkpoint.restore(chosen, policy, optimizer)
-        for log in (self._metrics, self._evaluations, self._samples, self._failures):
+        for log in self._by_step:
             log.truncate(state["step"])
         checkpoint.drop_after(self._checkpoints, chosen)
         return state
@@ -125,6 +128,7 @@ class Run:
         Raises:
             CheckpointError: it could not be written; the earlier ones are intact.
         """
+        self._ledger.sync()
         folder = self._checkpoints / f"step-{state['step']:06d}"
         if not folder.exists():  # the last step may stop and end at once
             checkpoint.save(folder, policy, optimizer, state)
@@ -156,8 +160,9 @@ class Run:
         save_file(tensors, folder / "batch.safetensors")
         return folder
 
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
+    def log(self, step: int, metrics: Mapping[str, Value], ledger: Sequence[Row]) -> None:
         """Write down a global step."""
+        self._ledger.log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
         self._metrics.log(step, metrics)
         for sink in self._sinks:
             sink.log(step, metrics)
@@ -169,10 +174,8 @@ class Run:
 
     def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:
         """Write down an evaluation, and draw the report anew."""
-        for row in rows:
-            self._evaluations.log(step, row)
-        for row in samples:
-            self._samples.log(step, row)
+        self._evaluations.log(step, *rows)
+        self._samples.log(step, *samples)
         for sink in self._sinks:
             sink.log(step, {f"eval/{row['mode']}/{row['precision']}": row["accuracy"] for row in rows})
         write_report(self.path)

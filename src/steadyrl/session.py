@@ -159,6 +159,11 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     balanced = recipe.cold_start is not None and recipe.cold_start.aux_loss > 0.0
     if balanced and "output_router_logits" not in inspect.signature(model.forward).parameters:
         raise RecipeError(f"cold_start.aux_loss balances experts, and {type(model).__name__} has no such loss. Use 0")
+    if recipe.advantage.leave_one_out and build_objective(recipe.objective).normalised:
+        raise RecipeError(
+            f'advantage.leave_one_out = true, but the objective "{recipe.objective.name}" divides by the standard '
+            "deviation of the whole group, the response itself included. Use false, or another objective"
+        )
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),

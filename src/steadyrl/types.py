@@ -134,6 +134,8 @@ class MicroBatch:
     """As in `Tokens`."""
     response: Int[Tensor, "tokens"]
     """As in `Tokens`."""
+    policy_version: Int[Tensor, "tokens"]
+    """Gradient steps behind the weights that sampled the token."""
 
     def tokens(self, old_logprobs: Float[Tensor, "tokens"]) -> Tokens:
         """What an objective needs, once the θ_old pass has been made."""

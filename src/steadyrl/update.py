@@ -2,15 +2,16 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steadyrl.algo import Objective, Terms, discrepancy, ledger, staleness
+from steadyrl.algo import Objective, Terms, discrepancy, ledger, product, staleness, surrogate_error, value_gap
+from steadyrl.algo.ratio import begins
 from steadyrl.model.loading import Policy
 from steadyrl.model.routing import Recorder, is_moe, record, replay
 from steadyrl.model.scoring import score
@@ -29,6 +30,8 @@ class Scored:
     """Entropy of π_old where each token was sampled."""
     preferred: Routes | None
     """Experts that the trainer's own routers chose, or under R3 would have chosen; flat over positions."""
+    differs: Bool[Tensor, "positions layers"] | None
+    """Whether they are others than the rollout's; None where one of the two is not known."""
     margins: Float[Tensor, "positions layers"] | None
     """How near to a tie those choices were."""
     replayed: Routes | None
@@ -102,6 +105,7 @@ def first_forward(
                 old_logprobs=logprobs.detach(),
                 entropy=entropy,
                 preferred=preferred,
+                differs=None if preferred is None or rollout is None else ledger.routes_differ(preferred, rollout),
                 margins=None if recorder is None else recorder.margins(),
                 replayed=replayed,
             ),
@@ -173,16 +177,70 @@ def traced(outcomes: Sequence[Outcome | None]) -> list[Scored]:
 
 
 def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
-    """The engines compared on the same weights, over all tokens of the step."""
-    old = torch.cat([s.old_logprobs for s in scored])
-    rollout = torch.cat([s.micro.rollout_logprobs for s in scored])
-    metrics = {"policy/entropy": torch.cat([s.entropy for s in scored]).mean().item()}
-    metrics |= ledger.mismatch(discrepancy(old, rollout), _responses([s.micro for s in scored]))
+    """The θ_old pass over all tokens of the step, and how they were packed."""
     batches = [s.micro.batch for s in scored]
     fed = sum(b.fed_tokens for b in batches)
-    metrics["update/padding"] = 1.0 - fed / sum(len(b.cells) for b in batches)
-    metrics["update/computed"] = sum(len(b.input_ids) for b in batches) / fed
-    return metrics
+    return {
+        "policy/entropy": torch.cat([s.entropy for s in scored]).mean().item(),
+        "update/padding": 1.0 - fed / sum(len(b.cells) for b in batches),
+        "update/computed": sum(len(b.input_ids) for b in batches) / fed,
+    }
+
+
+def step_ledger(
+    scored: Sequence[Scored], outcomes: Sequence[Outcome | None], *, policy_version: int
+) -> list[ledger.Row]:
+    """Both factors of eq. 5 and their product, each over all tokens and by bucket (`ledger.table`).
+
+    The discrepancy over all tokens of the step; staleness and product as the updates met them, over the tokens of
+    responses whose advantage is not zero.
+
+    Args:
+        scored: the θ_old pass.
+        outcomes: the updates, in order.
+        policy_version: of θ_old.
+    """
+    apart = torch.cat([discrepancy(s.old_logprobs, s.micro.rollout_logprobs) for s in scored])
+    rows = _table({"discrepancy": apart}, scored, [policy_version] * len(scored))
+    moved = list(zip(outcomes, _versions(outcomes, policy_version), strict=True))
+    traces = [(trace, version) for outcome, version in moved if outcome is not None for trace in outcome.traces]
+    if traces:
+        met = {
+            "product": torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t, _ in traces]),
+            "staleness": torch.cat([staleness(t.logprobs, t.scored.old_logprobs) for t, _ in traces]),
+        }
+        rows += _table(met, [t.scored for t, _ in traces], [version for _, version in traces])
+    return rows
+
+
+def _versions(outcomes: Sequence[Outcome | None], first: int) -> list[int]:
+    """The policy version that each update began with."""
+    moved = [outcome is not None and outcome.finite for outcome in outcomes]
+    return list(itertools.accumulate(moved[:-1], initial=first)) if moved else []
+
+
+def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: Sequence[int]) -> list[ledger.Row]:
+    """The ledger of tokens, split in every way; `versions` are those of the weights that score each micro-batch."""
+    micros = [s.micro for s in scored]
+    response = _responses(micros)
+    splits = [
+        ledger.by_position(response),
+        ledger.by_advantage(torch.cat([m.advantages for m in micros])),
+        ledger.by_version(torch.cat([v - m.policy_version for v, m in zip(versions, micros, strict=True)])),
+    ]
+    chosen = [
+        (s.differs[b.predicting], routed(b.routes)[b.predicting])
+        for s in scored
+        if s.differs is not None and (b := s.micro.batch).routes is not None
+    ]
+    if chosen:
+        splits.append(ledger.by_routes(*(torch.cat(parts) for parts in zip(*chosen, strict=True))))
+    return ledger.table(measured, response, splits)
+
+
+def routed(routes: Routes) -> Bool[Tensor, "positions"]:
+    """Whether the engine returned experts for a position."""
+    return routes[:, 0, 0].int() != torch.iinfo(routes.dtype).max
 
 
 def _responses(micros: Sequence[MicroBatch]) -> Tensor:
@@ -192,7 +250,7 @@ def _responses(micros: Sequence[MicroBatch]) -> Tensor:
 
 
 def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
-    """Both factors of eq. 5 as the updates met them, and what the updates did.
+    """What the updates did, and how far their token-level objective was from the sequence-level one.
 
     Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated.
     """
@@ -206,10 +264,10 @@ def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
     traces = [trace for outcome in moved for trace in outcome.traces]
     if not traces:
         return metrics
-    moved_by = torch.cat([staleness(t.logprobs, t.scored.old_logprobs) for t in traces])
-    apart = torch.cat([discrepancy(t.scored.old_logprobs, t.scored.micro.rollout_logprobs) for t in traces])
     response = _responses([t.scored.micro for t in traces])
-    metrics |= ledger.drift(moved_by, response) | ledger.weights(apart + moved_by, response)
+    gap = value_gap(torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t in traces]), response)
+    advantages = torch.cat([t.scored.micro.advantages for t in traces])[begins(response)]
+    metrics |= {f"surrogate/{name}": value for name, value in surrogate_error(gap, advantages).items()}
     shares = {
         "weight/truncated": [t.terms.truncated for t in traces],
         "clip/low": [t.terms.clipped.low for t in traces],

@@ -4,101 +4,29 @@ The estimators follow Schulman's notation, for x ~ q and ρ = p(x)/q(x): k1 = �
 the mean D_KL[q‖p]; k3 is never negative and varies less when p is near q. χ² = E_q[(ρ − 1)²].
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steadyrl.algo.ratio import begins, discrepancy, first_tokens, product, staleness, sum_over_response
+from steadyrl.algo.ratio import begins, discrepancy, first_tokens, product, staleness
 from steadyrl.types import Routes
 
 POSITIONS = (0, 16, 64, 256, 1024, 4096, 16384)
 """Where the buckets of positions within a response begin."""
 LAGS = (0, 1, 2, 4, 8)
-"""Where the buckets of the policy's age begin, in versions."""
+"""Where the buckets of the policy's age begin, in gradient steps."""
+
+_SAID = ("k1", "k3", "k3_margin", "chi2", "mean", "max", "ess", "p01", "p50", "p99", "tail_2", "tail_5")
+_OF_ENGINES = ("k1_margin", "abs_mean", "abs_max")
+Row = dict[str, float | int | str]
 
 
-def k1(log_ratio: Float[Tensor, "tokens"]) -> Float[Tensor, ""]:
-    """E_q[−log ρ], the plain estimator of D_KL[q‖p]; `log_ratio` is log p − log q of tokens sampled from q."""
-    return -log_ratio.mean()
-
-
-def k3(log_ratio: Float[Tensor, "tokens"]) -> Float[Tensor, ""]:
-    """E_q[ρ − 1 − log ρ], the non-negative estimator of D_KL[q‖p]."""
-    return (log_ratio.expm1() - log_ratio).mean()
-
-
-def chi2(log_ratio: Float[Tensor, "tokens"]) -> Float[Tensor, ""]:
-    """E_q[(ρ − 1)²], the χ² divergence of p from q; it hears the upper tail that k1 and k3 hardly do."""
-    return log_ratio.expm1().square().mean()
-
-
-def effective_sample_size(log_weight: Float[Tensor, "tokens"]) -> Float[Tensor, ""]:
-    """(Σw)² / (n Σw²), in (0, 1]: the share of tokens that the weighted average rests on (Kish)."""
-    shifted = (log_weight - log_weight.max()).exp()  # the ratio does not change, and nothing overflows
-    return shifted.sum().square() / (shifted.numel() * shifted.square().sum())
-
-
-def margin(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, ""]:
-    """Half the 95% interval of the mean over tokens; tokens of one response are not independent, responses are.
-
-    1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; infinite for m = 1.
-    """
-    one = begins(response)
-    sums = sum_over_response(values - values.mean(), response)[one]
-    responses = one.sum()
-    return 1.96 * (responses / (responses - 1) * sums.square().sum()).sqrt() / len(values)
-
-
-def describe(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> dict[str, float]:
-    """A factor in numbers, untruncated; one wait for the device.
-
-    `k1`, `k3` (each with `_margin`, half its 95% interval) and `chi2`; `mean`, `max` and `ess` of the ratio; `abs_mean`
-    and `abs_max` of its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of
-    ratios outside [1/2, 2] and [1/5, 5].
-
-    Args:
-        log_ratio: log of the ratio, per token.
-        response: the response that each token belongs to.
-    """
-    size, last = log_ratio.abs(), len(log_ratio) - 1
-    quantiles = {f"p{100 * q:02.0f}": log_ratio.kthvalue(1 + round(q * last)).values.exp() for q in (0.01, 0.5, 0.99)}
-    numbers = {
-        "k1": k1(log_ratio),
-        "k1_margin": margin(log_ratio, response),
-        "k3": k3(log_ratio),
-        "k3_margin": margin(log_ratio.expm1() - log_ratio, response),
-        "chi2": chi2(log_ratio),
-        "mean": log_ratio.exp().mean(),
-        "max": log_ratio.max().exp(),
-        "ess": effective_sample_size(log_ratio),
-        "abs_mean": size.mean(),
-        "abs_max": size.max(),
-        **quantiles,
-        "tail_2": (size > torch.tensor(2.0).log()).double().mean(),
-        "tail_5": (size > torch.tensor(5.0).log()).double().mean(),
-    }
-    return dict(zip(numbers, torch.stack([n.double() for n in numbers.values()]).tolist(), strict=True))
-
-
-_OF_UPDATES = ("mean", "max", "ess", "k1", "k3", "k3_margin", "chi2", "p01", "p50", "p99", "tail_2", "tail_5")
-
-
-def mismatch(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> dict[str, float]:
-    """The discrepancy between the two engines on the same weights, from log π_old/μ_old."""
-    return {f"mismatch/{name}": value for name, value in describe(log_ratio, response).items()}
-
-
-def drift(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> dict[str, float]:
-    """The staleness of the policy, from log π_θ/π_old."""
-    return {f"staleness/{name}": value for name, value in describe(log_ratio, response).items() if name in _OF_UPDATES}
-
-
-def weights(log_weight: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> dict[str, float]:
-    """The importance weight, before any truncation, from log π_θ/μ_old: the sum of the two logs above."""
-    return {f"weight/{name}": value for name, value in describe(log_weight, response).items() if name in _OF_UPDATES}
+def k3(log_ratio: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
+    """ρ − 1 − log ρ of each token; under q its mean is D_KL[q‖p]. `log_ratio` is log p − log q."""
+    return log_ratio.expm1() - log_ratio
 
 
 class Factors(NamedTuple):
@@ -110,6 +38,11 @@ class Factors(NamedTuple):
     """log π_old/μ_old; None: not known."""
     staleness: Float[Tensor, "tokens"] | None
     """log π_θ/π_old; None: not known."""
+
+    @property
+    def known(self) -> dict[str, Float[Tensor, "tokens"]]:
+        """By name, those that are known."""
+        return {name: value for name, value in self._asdict().items() if value is not None}
 
     @property
     def note(self) -> str | None:
@@ -157,9 +90,10 @@ def by_version(lag: Int[Tensor, "tokens"]) -> Split:
     return _by_edge("version", lag, LAGS)
 
 
-def by_routes(disagreement: Float[Tensor, "tokens"]) -> Split:
-    """By whether both engines chose the same experts in every layer where the token was predicted."""
-    return Split("routes", ("agreed", "differed"), (disagreement > 0).long())
+def by_routes(differs: Bool[Tensor, "tokens layers"], routed: Bool[Tensor, "tokens"]) -> Split:
+    """By whether both engines chose the same experts in every layer where the token was predicted, if `routed`."""
+    bucket = differs.any(dim=1).long().where(routed, 2)
+    return Split("routes", ("agreed", "differed", "unrouted"), bucket)
 
 
 def _by_edge(name: str, value: Int[Tensor, "tokens"], edges: tuple[int, ...]) -> Split:
@@ -168,34 +102,161 @@ def _by_edge(name: str, value: Int[Tensor, "tokens"], edges: tuple[int, ...]) ->
 
 
 def table(
-    measured: Factors, response: Int[Tensor, "tokens"], splits: Sequence[Split] = ()
-) -> list[dict[str, float | int | str]]:
-    """The two-factor ledger: `describe` of each known factor, over all tokens and in each bucket that is not empty.
+    measured: Mapping[str, Float[Tensor, "tokens"]], response: Int[Tensor, "tokens"], splits: Sequence[Split] = ()
+) -> list[Row]:
+    """The two-factor ledger: `describe` of each factor, over all tokens and in each bucket that is not empty.
 
-    Each row starts with `factor` (`product`, `discrepancy`, `staleness`), `split` and `bucket` (`all` for the whole)
-    and `tokens`. A factor that is not known has no row; `Factors.note` then says why.
+    Each row starts with `factor`, `split` and `bucket` (`all` for the whole) and `tokens`. A factor that is not known
+    has no row; `Factors.note` then says why.
+
+    Args:
+        measured: log ratios by factor, such as `Factors.known`.
+        response: the response that each token belongs to, in order.
+        splits: ways to sort the tokens.
     """
-    rows: list[dict[str, float | int | str]] = []
-    known = {name: value for name, value in measured._asdict().items() if value is not None}
-    everything = Split("all", ("all",), torch.zeros_like(response))
-    for split in (everything, *splits):
-        for index, bucket in enumerate(split.buckets):
-            inside = split.bucket == index
-            count = int(inside.sum())
-            for factor, values in known.items() if count else ():
-                head = {"factor": factor, "split": split.name, "bucket": bucket, "tokens": count}
-                rows.append(head | describe(values[inside], response[inside]))
+    every = (Split("all", ("all",), torch.zeros_like(response)), *splits)
+    numbers = describe(torch.stack(list(measured.values())), response, every)
+    columns = torch.stack(list(numbers.values())).permute(2, 1, 0).tolist()  # by bucket, then factor
+    names = [(split.name, bucket) for split in every for bucket in split.buckets]
+    rows: list[Row] = []
+    for (split, bucket), of_bucket in zip(names, columns, strict=True):
+        for factor, values in zip(measured, of_bucket, strict=True):
+            if values[0]:
+                head = {"factor": factor, "split": split, "bucket": bucket}
+                rows.append(head | dict(zip(numbers, values, strict=True)) | {"tokens": int(values[0])})
     return rows
+
+
+def summary(rows: Sequence[Row]) -> dict[str, float]:
+    """What `metrics.jsonl` says of each factor: the rows of all tokens, by metric."""
+    prefixes = {"discrepancy": "mismatch", "staleness": "staleness", "product": "weight"}
+    return {
+        f"{prefixes[str(row['factor'])]}/{name}": float(row[name])
+        for row in rows
+        if row["split"] == "all"
+        for name in (*_SAID, *(_OF_ENGINES if row["factor"] == "discrepancy" else ()))
+    }
+
+
+def describe(
+    log_ratio: Float[Tensor, "factors tokens"], response: Int[Tensor, "tokens"], splits: Sequence[Split]
+) -> dict[str, Float[Tensor, "factors buckets"]]:
+    """Factors in numbers, untruncated, in every bucket of every split; what an empty bucket holds means nothing.
+
+    `tokens`; `k1`, `k3` (each with `_margin`, half its 95% interval) and `chi2`; `mean`, `max` and `ess` of the ratio,
+    the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `abs_mean` and `abs_max` of
+    its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of ratios outside
+    [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
+
+    Args:
+        log_ratio: log of the ratio, per factor and token.
+        response: the response that each token belongs to, in order.
+        splits: ways to sort the tokens; their buckets stand one after another in the result.
+    """
+    wide, size = log_ratio.double(), log_ratio.abs()
+    largest = wide.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
+    weight = (wide - largest).exp()  # over the largest, so that nothing overflows
+    of_tokens = {
+        "tokens": torch.ones_like(wide),
+        "k1": -wide,
+        "k3": k3(wide),
+        "chi2": wide.expm1().square(),
+        "mean": wide.exp(),
+        "abs_mean": size.double(),
+        "tail_2": (size > torch.tensor(2.0).log()).double(),
+        "tail_5": (size > torch.tensor(5.0).log()).double(),
+        "weight": weight,
+        "square": weight.square(),
+    }
+    cells = _cells(response, splits)
+    sums = _totals(torch.stack(list(of_tokens.values())), cells.cell, len(cells.response))
+    found = dict(zip(of_tokens, cells.by_bucket(sums), strict=True))
+    count, total, squares = (found.pop(name) for name in ("tokens", "weight", "square"))
+    means = {name: value / count for name, value in found.items()}
+    margins = cells.margin(sums[1:3], sums[0], torch.stack([means["k1"], means["k3"]]))
+    ranked = _ranked(log_ratio, splits, count[0].long().tolist())
+    ess = (total.square() / (count * squares)).clamp(max=1.0)
+    return {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess, **ranked}
+
+
+class _Cells(NamedTuple):
+    """Tokens of one response that share their bucket in every split."""
+
+    cell: Int[Tensor, "tokens"]
+    """Index of each token's cell."""
+    response: Int[Tensor, "cells"]
+    """The response of a cell, counted from 0."""
+    buckets: Int[Tensor, "splits cells"]
+    """Its buckets, numbered over all splits."""
+    size: int
+    """How many buckets there are."""
+
+    def by_bucket(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets"]:
+        """Σ over the cells of each bucket."""
+        return _totals(torch.cat([sums] * len(self.buckets), dim=-1), self.buckets.flatten(), self.size)
+
+    def margin(
+        self,
+        sums: Float[Tensor, "names factors cells"],
+        tokens: Float[Tensor, "factors cells"],
+        means: Float[Tensor, "names factors buckets"],
+    ) -> Float[Tensor, "names factors buckets"]:
+        """Half the 95% interval of a mean over tokens; tokens of one response are not independent, responses are.
+
+        1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
+        """
+        responses = int(self.response.max()) + 1
+        key = (self.buckets * responses + self.response).flatten()
+        every = torch.cat([torch.cat([sums, tokens[None]])] * len(self.buckets), dim=-1)
+        *totals, held = _totals(every, key, self.size * responses).unflatten(-1, (self.size, responses))
+        spread = (torch.stack(totals) - means[..., None] * held).where(held > 0, 0.0).square().sum(dim=-1)
+        m = (held > 0).sum(dim=-1)
+        return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)
+
+
+def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
+    joint = begins(response).cumsum(dim=0) - 1
+    for split in splits:
+        joint = joint * len(split.buckets) + split.bucket
+    rest, cell = joint.unique(return_inverse=True)
+    buckets: list[Tensor] = []
+    size = start = sum(len(split.buckets) for split in splits)
+    for split in reversed(splits):
+        start -= len(split.buckets)
+        buckets.insert(0, rest % len(split.buckets) + start)
+        rest = rest // len(split.buckets)
+    return _Cells(cell, rest, torch.stack(buckets), size)
+
+
+def _totals(values: Float[Tensor, "*rows n"], key: Int[Tensor, "n"], size: int) -> Float[Tensor, "*rows size"]:
+    """Σ over what has the same key."""
+    return values.new_zeros(*values.shape[:-1], size).scatter_add_(-1, key.expand_as(values), values)
+
+
+def _ranked(
+    log_ratio: Float[Tensor, "factors tokens"], splits: Sequence[Split], counts: Sequence[int]
+) -> dict[str, Float[Tensor, "factors buckets"]]:
+    """Quantiles of the ratio, to the nearest rank, and the largest."""
+    left, whole = list(counts), _ranks(log_ratio)
+    found: list[Tensor] = []
+    for split in splits:
+        sizes, left = left[: len(split.buckets)], left[len(split.buckets) :]
+        parts = log_ratio.index_select(1, split.bucket.argsort(stable=True)).split(sizes, dim=1)
+        found += [_ranks(part) if 0 < part.shape[1] < log_ratio.shape[1] else whole for part in parts]
+    *quantiles, lowest, highest = torch.stack(found, dim=2).double()
+    named = zip(("p01", "p50", "p99", "max"), (*quantiles, highest), strict=True)
+    return {name: value.exp() for name, value in named} | {"abs_max": torch.maximum(-lowest, highest)}
+
+
+def _ranks(values: Float[Tensor, "factors n"]) -> Float[Tensor, "5 factors"]:
+    last = values.shape[1] - 1
+    quantiles = [values.kthvalue(1 + round(q * last), dim=1).values for q in (0.01, 0.5, 0.99)]
+    return torch.stack([*quantiles, *values.aminmax(dim=1)])
 
 
 def routes_differ(mine: Routes, theirs: Routes) -> Bool[Tensor, "positions layers"]:
     """Whether two expert *sets* differ, for each fed position and layer; the order within a set means nothing."""
     return (_ordered(mine) != _ordered(theirs)).any(dim=-1)
-
-
-def route_disagreement(mine: Routes, theirs: Routes) -> Float[Tensor, "positions"]:
-    """Share of layers whose expert sets differ, for each fed position."""
-    return routes_differ(mine, theirs).float().mean(dim=-1)
 
 
 def _ordered(routes: Routes) -> Tensor:

@@ -196,8 +196,8 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
     """The facts about each response token, in the order of `batch.targets`."""
     counts = torch.tensor([len(r.completion.token_ids) for r in responses], device=device)
 
-    def per_token(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device).repeat_interleave(counts)
+    def per_token(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(counts)
 
     return MicroBatch(
         batch=batch,
@@ -206,7 +206,8 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
         advantages=per_token([r.advantage for r in responses]),
         response_tokens=per_token([len(r.completion.token_ids) for r in responses]),
         group_tokens=per_token([r.group_tokens for r in responses]),
-        response=torch.arange(len(responses), device=device).repeat_interleave(counts),
+        response=per_token(range(len(responses)), torch.int64),
+        policy_version=per_token([r.completion.policy_version for r in responses], torch.int64),
     )
 
 

@@ -1,0 +1,82 @@
+"""What the ledger and the gap of the values cost in a step of the demo: computing them, and writing them down."""
+
+import statistics
+import tempfile
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from _measure import seconds, show
+from steadyrl import loop, update
+from steadyrl.config import ColdStart, Evaluate, Recipe, load
+from steadyrl.metrics import MetricsLog, read_jsonl
+from steadyrl.run import Run
+from steadyrl.session import open_session
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
+STEPS, WARM_UP = 20, 3
+PARTS = {"ledger": (loop, "step_ledger"), "gap": (update, "value_gap"), "Δ": (update, "surrogate_error")}
+PARTS["writing"] = (MetricsLog, "log")
+
+
+def demo(minibatches: int) -> Recipe:
+    """The demo after a short cold start, which is enough for responses of the usual length."""
+    recipe = load(RECIPE)
+    assert recipe.cold_start is not None
+    first, second = recipe.cold_start.stages
+    changes = {
+        "steps": STEPS + WARM_UP,
+        "evaluate": Evaluate(every=0, prompts=1),
+        "cold_start": ColdStart(stages=(first, second.model_copy(update={"steps": 40}))),
+        "update": recipe.update.model_copy(update={"minibatches": minibatches}),
+    }
+    return recipe.model_copy(update=changes)
+
+
+@contextmanager
+def clocked() -> Iterator[dict[str, list[float]]]:
+    """Time every call of `PARTS`; of the logs, that of the ledger only."""
+    spent: dict[str, list[float]] = defaultdict(list)
+
+    def timed(name: str, work: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            found: list[Any] = []
+            took = seconds(lambda: found.append(work(*args, **options)))
+            if name != "writing" or args[0]._path.name == "ledger.jsonl":
+                spent[name].append(took)
+            return found[0]
+
+        return call
+
+    with ExitStack() as stack:
+        for name, (owner, attribute) in PARTS.items():
+            stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
+        stack.enter_context(patch("steadyrl.run.write_report"))
+        yield spent
+
+
+def row(minibatches: int) -> dict[str, Any]:
+    """Medians over the steps of one run."""
+    recipe = demo(minibatches)
+    with tempfile.TemporaryDirectory() as folder, clocked() as spent, open_session(recipe) as session:
+        run = Run.create(Path(folder) / "run", recipe)
+        loop.train(session, run, stop_asked=lambda: False)
+        steps = [line["seconds/step"] for line in read_jsonl(run.path / "metrics.jsonl")][WARM_UP:]
+    late = {name: times[WARM_UP:] for name, times in spent.items()}
+    cost = [sum(parts) for parts in zip(*late.values(), strict=True)]
+    shares = [100 * c / (c + step) for c, step in zip(cost, steps, strict=True)]
+    parts = {f"{name} ms": 1e3 * statistics.median(times) for name, times in late.items()}
+    whole = {"all ms": 1e3 * statistics.median(cost), "step ms": 1e3 * statistics.median(steps)}
+    return {"mini-batches": minibatches, **parts, **whole, "share %": statistics.median(shares)}
+
+
+def main() -> None:
+    rows = [row(minibatches) for minibatches in (1, 4)]
+    show("recipes/demo.toml: what the ledger takes of a step", rows, {"share": [r["share %"] / 100 for r in rows]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""From rewards to advantages, by the switches of the recipe."""
+
+import pytest
+import torch
+
+from builders import response
+from steadyrl.config import Advantage
+from steadyrl.rollout import Group, Rewards, counted_groups, with_advantages
+from steadyrl.tasks.base import Example
+
+REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
+
+
+def rewards(values: torch.Tensor = REWARDS) -> Rewards:
+    return Rewards(values=values, failures=())
+
+
+def groups(*cut: tuple[int, int]) -> list[Group]:
+    """Two groups of three responses; those in `cut` reached the length limit."""
+    ends = [["length" if (i, j) in cut else "stop" for j in range(3)] for i in range(2)]
+    example = Example(question="?", answer="!", solution="!")
+    completions = [
+        tuple(response((1,), range(2, 3 + j), finish_reason=end).completion for j, end in enumerate(row))
+        for row in ends
+    ]
+    return [Group(index=i, example=example, prompt_ids=(1,), completions=c) for i, c in enumerate(completions)]
+
+
+def advantages(*cut: tuple[int, int], normalise: bool = False, **options: bool) -> list[list[float]]:
+    found = with_advantages(groups(*cut), rewards(), normalise=normalise, options=Advantage(**options))
+    return [[r.advantage for r in group] for group in found]
+
+
+def test_the_baseline_is_the_mean_of_the_group_or_of_the_others() -> None:
+    assert advantages() == [[0.0, -1.0, 1.0], [0.0, 0.0, 0.0]]
+    # 1 − (0+2)/2, 0 − (1+2)/2, 2 − (1+0)/2
+    assert advantages(leave_one_out=True) == [[0.0, -1.5, 1.5], [0.0, 0.0, 0.0]]
+
+
+def test_division_by_the_deviation() -> None:
+    deviation = (2 / 3) ** 0.5  # of 1, 0, 2
+    assert advantages(normalise=True)[0] == pytest.approx([0.0, -1 / deviation, 1 / deviation])
+
+
+def test_overlong_responses_lose_their_advantage_but_count_in_the_baseline() -> None:
+    assert advantages((0, 1), filter_overlong=True) == [[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]
+    assert advantages((0, 1)) == [[0.0, -1.0, 1.0], [0.0, 0.0, 0.0]]
+
+
+def test_their_tokens_stay_in_the_denominator() -> None:
+    found = with_advantages(groups((0, 2)), rewards(), normalise=False, options=Advantage(filter_overlong=True))
+    assert [r.group_tokens for r in found[0]] == [1 + 2 + 3] * 3
+
+
+def test_each_mini_batch_counts_its_own_groups() -> None:
+    values = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
+    assert counted_groups(rewards(values), parts=2, options=Advantage()) == [2, 2]
+    assert counted_groups(rewards(values), parts=2, options=Advantage(filter_groups=True)) == [1, 0]
+    assert counted_groups(rewards(values), parts=1, options=Advantage(filter_groups=True)) == [1]
