@@ -143,8 +143,9 @@ class LocalEngine(Section):
     """The embedded engine: batched decoding in this process."""
 
     kind: Literal["local"] = "local"
-    precision: Literal["native", "fp8"] = "native"
-    """`fp8`: weights and activations of linears and experts are rounded to e4m3, as FP8 engines do."""
+    precision: Literal["native", "fp8", "fp8_e5m2", "int4", "fp4"] = "native"
+    """`fp8`: weights and activations of linears and experts are rounded to e4m3, as FP8 engines do. Coarser, for
+    studies: `fp8_e5m2` rounds activations to e5m2; `int4` and `fp4` (MXFP4) round weights to four bits."""
     kv_precision: Literal["native", "fp8"] = "native"
     """`fp8`: keys and values are rounded to e4m3 when they enter the cache."""
     max_sequences: PositiveInt = 256

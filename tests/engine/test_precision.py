@@ -8,7 +8,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from builders import dense_policy, family_policy, random_ids, tiny_policy
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.precision import quantised_weights, round_e4m3
+from steadyrl.engine.precision import FORMATS, quantised_weights, round_e4m3, round_e5m2, round_fp4, round_int4
 from steadyrl.errors import UserError
 from steadyrl.model.loading import Policy
 from steadyrl.types import Completion, Sampling
@@ -72,6 +72,41 @@ def test_a_row_of_zeros_stays_zero_and_the_input_is_left_alone() -> None:
     assert torch.equal(x, before)
 
 
+def test_e5m2_has_two_bits_of_mantissa() -> None:
+    # the scale is 1; between 1 and 2 the grid is 1, 1¼, 1½, 1¾
+    x = torch.tensor([57344.0, 1.1, 1.2, 1.6, 1.9, -3.1])
+    assert round_e5m2(x).tolist() == [57344.0, 1.0, 1.25, 1.5, 2.0, -3.0]
+
+
+def test_int4_by_hand() -> None:
+    # the largest is 7: the scale is 1
+    assert round_int4(torch.tensor([7.0, -6.6, 3.4, 0.5, 1.5, 0.0])).tolist() == [7.0, -7.0, 3.0, 0.0, 2.0, 0.0]
+    # each group of 32 has its own scale: 0.7/7 = 0.1
+    x = torch.cat([torch.full((32,), 7.0), torch.tensor([0.7, 0.24])])
+    torch.testing.assert_close(round_int4(x)[32:], torch.tensor([0.7, 0.2]))
+
+
+def test_mxfp4_by_hand() -> None:
+    # the largest is 6: its power is 2², less 2 is 1. Ties go to even: ¼, ¾, 1¼, 1¾, 2½, 3½, 5
+    x = torch.tensor([6.0, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 0.3, -2.6, 5.1, 0.0])
+    assert round_fp4(x).tolist() == [6.0, 0.0, 1.0, 1.0, 2.0, 2.0, 4.0, 4.0, 0.5, -3.0, 6.0, 0.0]
+    # 7.9 has the same power, and is cut to 6; 8 has the next, and the grid is twice as wide
+    assert round_fp4(torch.tensor([7.9, 1.3])).tolist() == [6.0, 1.5]
+    assert round_fp4(torch.tensor([8.0, 1.3])).tolist() == [8.0, 1.0]
+
+
+@pytest.mark.parametrize("rounding", [round_int4, round_fp4, round_e5m2])
+def test_coarse_formats_round_along_their_dimension(rounding) -> None:
+    x = torch.randn(3, 70, 5, generator=torch.Generator().manual_seed(0))
+    x[:, 40] *= 100.0
+    along = rounding(x, dim=1)
+    torch.testing.assert_close(along, rounding(x.transpose(1, 2).contiguous()).transpose(1, 2), atol=0, rtol=0)
+    torch.testing.assert_close(rounding(along, dim=1), along, atol=0, rtol=1e-6)  # what is rounded stays
+    assert rounding(torch.zeros(2, 40)).eq(0).all()
+    if rounding is not round_e5m2:  # the large row spoils its own group of 32, and no other
+        torch.testing.assert_close(along[:, :32], rounding(x[:, :32].contiguous(), dim=1), atol=0, rtol=0)
+
+
 ATTENTION = {f"self_attn.{p}_proj.weight": -1 for p in "qkvo"}
 EXPERTS = ("gate_up_proj", "down_proj")
 
@@ -123,26 +158,26 @@ def furthest(model: PreTrainedModel, answers: list[list[Completion]], cache: typ
     return max(differences)
 
 
-def experts_by_hand(experts: nn.Module, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+def experts_by_hand(experts: nn.Module, x: Tensor, chosen: Tensor, weights: Tensor, *, rounding) -> Tensor:
     """Each token through each of its experts, everything that enters a product rounded."""
     out = torch.zeros_like(x)
     for token, (ids, shares) in enumerate(zip(chosen.tolist(), weights, strict=True)):
         for expert, share in zip(ids, shares, strict=True):
-            gate, up = (experts.gate_up_proj[expert] @ rounded(x[token])).chunk(2)
-            out[token] += share * (experts.down_proj[expert] @ rounded(nn.functional.silu(gate) * up))
+            gate, up = (experts.gate_up_proj[expert] @ rounding(x[token])).chunk(2)
+            out[token] += share * (experts.down_proj[expert] @ rounding(nn.functional.silu(gate) * up))
     return out
 
 
-def quantised_by_hand(model: PreTrainedModel) -> PreTrainedModel:
+def quantised_by_hand(model: PreTrainedModel, weights=rounded, activations=rounded) -> PreTrainedModel:
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
-            module.weight.data = rounded(module.weight.data)
-            module.register_forward_pre_hook(lambda _, args: (rounded(args[0]),))
+            module.weight.data = weights(module.weight.data)
+            module.register_forward_pre_hook(lambda _, args: (activations(args[0]),))
         elif name.endswith(".experts"):
             for weight in module.parameters():
-                weight.data = rounded(weight.data)
-            module.forward = lambda *args, experts=module: experts_by_hand(experts, *args)
+                weight.data = weights(weight.data)
+            module.forward = lambda *args, experts=module: experts_by_hand(experts, *args, rounding=activations)
     return model
 
 
@@ -152,6 +187,16 @@ def test_fp8_is_the_model_with_weights_and_activations_rounded(build) -> None:
     answers = sampled(policy, precision="fp8")
     assert furthest(quantised_by_hand(policy.model), answers) < 1e-4
     assert furthest(policy.model, answers) > 1e-2  # and so it is not the trainer's
+
+
+@pytest.mark.parametrize("name", sorted(FORMATS))
+def test_each_format_rounds_weights_and_activations_in_its_own_way(name: str) -> None:
+    policy, form = tiny_policy(), FORMATS[name]
+    answers = sampled(policy, precision=name)
+    assert furthest(quantised_by_hand(policy.model, form.weights, form.activations), answers) < 1e-4
+    others = [other for other in FORMATS.values() if other is not form]
+    apart = [furthest(quantised_by_hand(policy.model, other.weights, other.activations), answers) for other in others]
+    assert min(apart) > 3e-3
 
 
 def test_fp8_rounds_every_new_weight() -> None:

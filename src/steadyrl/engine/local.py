@@ -6,6 +6,7 @@ belongs to the sequence (one uniform number for each of its tokens), so it does 
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
-from steadyrl.engine.precision import quantise_activations, quantised_weights, round_e4m3
+from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_weights
 from steadyrl.model.attention import use_own_attention
 from steadyrl.model.decoding import reserved_cache
 from steadyrl.model.loading import decoder_of, head_of
@@ -31,7 +32,7 @@ class LocalEngine:
     Args:
         model: the trained model; its architecture and weights are copied.
         end_tokens: ids that end a response.
-        precision: `native`, or `fp8` for emulated W8A8 (see `engine.precision`).
+        precision: `native`, or one of `engine.precision.FORMATS`, such as `fp8` for emulated W8A8.
         kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
         max_sequences: most sequences decoded side by side.
 
@@ -53,12 +54,15 @@ class LocalEngine:
         self._fp8_cache = kv_precision == "fp8"
         reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
         self._max_sequences = max_sequences
-        self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
+        form, self._rounded = FORMATS.get(precision), {}
+        if form is not None:
+            dims = quantised_weights(self._model)
+            self._rounded = {name: partial(form.weights, dim=dim) for name, dim in dims.items()}
         if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
         use_own_attention(self._model)
-        if precision == "fp8":
-            quantise_activations(self._model)
+        if form is not None:
+            quantise_activations(self._model, form.activations)
         self._version = 0
         self.load_weights(dict(model.named_parameters()), policy_version=0)
 
@@ -80,8 +84,7 @@ class LocalEngine:
                     f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(target.shape)}"
                 )
         for name, target in held.items():
-            dim = self._quantised.get(name)
-            target.copy_(weights[name] if dim is None else round_e4m3(weights[name], dim=dim))
+            target.copy_(self._rounded[name](weights[name]) if name in self._rounded else weights[name])
         self._version = policy_version
 
     def generate(
