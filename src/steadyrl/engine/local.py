@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import check_prompts, check_weights
 from steadyrl.engine.precision import quantise_activations, quantised_weights, round_e4m3
 from steadyrl.model.attention import use_own_attention
 from steadyrl.model.decoding import reserved_cache
@@ -21,6 +22,7 @@ from steadyrl.model.loading import decoder_of, head_of
 from steadyrl.model.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
 
+EMULATED = "fp8 (e4m3), emulated"
 COMPACT_BELOW = 0.8
 """Ended sequences are dropped from the batch, a copy of the cache, once fewer than this share are alive."""
 
@@ -53,6 +55,16 @@ class LocalEngine:
         self._fp8_cache = kv_precision == "fp8"
         reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
         self._max_sequences = max_sequences
+        self._facts = {
+            "engine": "local",
+            "version": f"transformers {transformers.__version__}",
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": EMULATED if precision == "fp8" else "native",
+            "activations": EMULATED if precision == "fp8" else "native",
+            "kv_cache": EMULATED if kv_precision == "fp8" else "native",
+            "logprobs": "of the distribution that was sampled from",
+        }
         self._quantised = quantised_weights(self._model) if precision == "fp8" else {}
         if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
@@ -67,18 +79,16 @@ class LocalEngine:
         """Gradient steps behind the weights it holds."""
         return self._version
 
+    @property
+    def facts(self) -> Mapping[str, str | int | float]:
+        """What is in force."""
+        return self._facts
+
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor], *, policy_version: int) -> None:
         """Copy the trainer's weights, rounding those that this precision rounds."""
         held = dict(self._model.named_parameters())
-        if held.keys() != weights.keys():
-            odd = sorted(held.keys() ^ weights.keys())
-            raise EngineError(f"weights do not fit the model: {odd[:4]} missing or unknown ({len(odd)} in all)")
-        for name, target in held.items():
-            if weights[name].shape != target.shape:
-                raise EngineError(
-                    f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(target.shape)}"
-                )
+        check_weights(weights, {name: target.shape for name, target in held.items()})
         for name, target in held.items():
             dim = self._quantised.get(name)
             target.copy_(weights[name] if dim is None else round_e4m3(weights[name], dim=dim))
@@ -88,7 +98,13 @@ class LocalEngine:
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
         """Sample `responses` completions for each prompt."""
-        self._check(prompts, sampling)
+        config = self._model.config.get_text_config()
+        check_prompts(
+            prompts,
+            vocabulary=config.vocab_size,
+            context=getattr(config, "max_position_embeddings", None),
+            max_new_tokens=sampling.max_new_tokens,
+        )
         uniforms = torch.rand(
             len(prompts), responses, sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
         )
@@ -104,23 +120,6 @@ class LocalEngine:
                 for i, some in zip(wave, found, strict=True):
                     completions[i].extend(some)
         return completions
-
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        config = self._model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise EngineError(f"prompt {i} is empty", prompt=i)
-            if max(prompt) >= config.vocab_size or min(prompt) < 0:
-                raise EngineError(
-                    f"prompt {i} holds a token id outside the vocabulary of {config.vocab_size}", prompt=i
-                )
-            if context is not None and len(prompt) + sampling.max_new_tokens > context:
-                raise EngineError(
-                    f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} it exceeds "
-                    f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
-                    prompt=i,
-                )
 
     def _decode(
         self, prompts: Sequence[Sequence[int]], uniforms: Float[Tensor, "prompts n steps"], sampling: Sampling
