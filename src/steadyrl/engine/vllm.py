@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -40,9 +41,11 @@ class Release:
     keeps_expert_kernels: bool
     """On a CPU, an update leaves new experts in the checkpoint's layout, while their kernel reads the packed one. The
     kernels have to be dropped before, so that they are built, and the experts packed, anew."""
+    keeps_tied_head: bool
+    """On a CPU, an update of tied embeddings leaves the output projection with the packed copy of the old ones."""
 
 
-SUPPORTED = {"0.30.0": Release(keeps_expert_kernels=True)}
+SUPPORTED = {"0.30.0": Release(keeps_expert_kernels=True, keeps_tied_head=True)}
 """Versions that the contract tests have passed on. Any other is refused."""
 
 MEMORY = Path("/dev/shm")
@@ -53,6 +56,11 @@ LEAST_TEMPERATURE = 0.01
 """vLLM raises a lower one to this, and would sample from another distribution than was asked for."""
 LOGPROBS = "processed_logprobs"
 """vLLM's name for the log-probabilities after temperature, top-k and top-p."""
+
+PROBE = 8
+"""Token, responses and length of the check at the start."""
+MOST_APART = 0.3
+"""Nats. FP8 weights and cache stay below 0.1 on models of random weights; experts read in the wrong order gave 0.7."""
 
 ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
@@ -131,6 +139,7 @@ class VLLMEngine:
         with _folder() as folder:
             self._write(folder, dict(model.named_parameters()))
             self._llm = _start(folder, options, on_cpu=self._on_cpu)
+        self._check_against_model()
 
     @property
     def policy_version(self) -> int:
@@ -153,7 +162,7 @@ class VLLMEngine:
         self._intact = False  # until all is well: whatever is raised below, what vLLM holds may be half new
         try:
             self._send_file(weights) if self._on_cpu else self._send_handles(weights)
-        except (OSError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError, SafetensorError) as error:
             raise EngineError(
                 f"the weights of policy version {policy_version} did not reach vLLM: {type(error).__name__}: {error}"
             ) from error
@@ -178,34 +187,38 @@ class VLLMEngine:
         )
         self._forget_prompts()  # what earlier calls left in the cache must not decide over a bit of this one
         greedy = sampling.temperature == 0.0  # a certainty: sampled once, with log-probability 0
-        asked = [
-            self._parameters(sampling, responses=1 if greedy else responses, seed=own)
-            for own in torch.randint(2**62, (len(prompts),), generator=torch.Generator().manual_seed(seed)).tolist()
-        ]
-        found = self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], asked, use_tqdm=False)
+        asked = self._parameters(sampling, responses=1 if greedy else responses, prompts=len(prompts), seed=seed)
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(seed)
+            found = self._llm.generate([{"prompt_token_ids": list(p)} for p in prompts], asked, use_tqdm=False)
         answers = [
             [self._completion(len(prompt), output, greedy=greedy) for output in request.outputs]
             for prompt, request in zip(prompts, found, strict=True)
         ]
         return [group * responses if greedy else group for group in answers]
 
-    def _parameters(self, sampling: Sampling, *, responses: int, seed: int) -> Any:
-        """How vLLM is to answer one prompt; its n responses take the seeds from `seed` on."""
+    def _parameters(self, sampling: Sampling, *, responses: int, prompts: int, seed: int) -> list[Any]:
+        """How vLLM is to answer each prompt.
+
+        On a GPU every prompt has a seed of its own, and its n responses those that follow. On a CPU vLLM breaks off
+        when a prompt that has a seed is computed in pieces; there, all numbers come from this process's generator.
+        """
         from vllm import SamplingParams
 
-        return SamplingParams(
-            n=responses,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            max_tokens=sampling.max_new_tokens,
-            stop_token_ids=self._ends,
-            ignore_eos=True,  # the recipe says what ends a response, the config does not
-            seed=seed,
-            logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-        )
+        common = {
+            "n": responses,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+            "max_tokens": sampling.max_new_tokens,
+            "stop_token_ids": self._ends,
+            "ignore_eos": True,  # the recipe says what ends a response, the config does not
+            "logprobs": 0,
+            "flat_logprobs": True,
+            "detokenize": False,
+        }
+        own = torch.randint(2**62, (prompts,), generator=torch.Generator().manual_seed(seed)).tolist()
+        return [SamplingParams(**common, seed=None if self._on_cpu else one) for one in own]
 
     def _completion(self, prompt: int, output: Any, *, greedy: bool) -> Completion:
         """One of vLLM's outputs as a record, or an error where something is missing from it."""
@@ -231,6 +244,32 @@ class VLLMEngine:
             policy_version=self._version,
         )
 
+    @torch.no_grad()
+    def _check_against_model(self) -> None:
+        """Hand over the weights once, and hold what vLLM then says of a few tokens against the model's own forward.
+
+        A kernel that lacks the model's sizes, or an update that leaves weights where the kernel misreads them, would
+        otherwise be found in training, or not at all.
+        """
+        name = type(self._model).__name__
+        self.load_weights(dict(self._model.named_parameters()), policy_version=0)
+        sampling = Sampling(temperature=1.0, max_new_tokens=min(PROBE, (self._context or PROBE + 1) - 1))
+        try:
+            (answers,) = self.generate([[PROBE]], responses=PROBE, sampling=sampling, seed=0)
+        except RuntimeError as error:
+            raise EngineError(f"vLLM cannot compute {name}: {error}") from error
+        apart = []
+        for answer in answers:
+            ids = torch.tensor([[PROBE, *answer.token_ids]], device=self._model.device)
+            logprobs = self._model(input_ids=ids[:, :-1], use_cache=False).logits.float().log_softmax(-1)
+            apart.append(logprobs.gather(2, ids[:, 1:, None]).flatten().cpu() - answer.logprobs)
+        mean = torch.cat(apart).abs().mean().item()
+        if mean > MOST_APART:
+            raise EngineError(
+                f"vLLM {self._version_of_vllm} gives {name} other log-probabilities than the trainer on the same "
+                f"weights: {mean:.3g} nats apart on average; precision explains {MOST_APART} at most"
+            )
+
     def _forget_prompts(self) -> None:
         if not self._llm.reset_prefix_cache():
             raise EngineError("vLLM did not reset its prefix cache, which holds keys and values of earlier weights")
@@ -247,17 +286,23 @@ class VLLMEngine:
     def _checkpoint(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The trainer's weights, rounded where this precision rounds, and the model's buffers, by the names on disk."""
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}  # tied ones: the first name
-        held = self._model.state_dict(keep_vars=True)
         rounded = {n: round_e4m3(w, dim=self._rounded[n]) if n in self._rounded else w for n, w in weights.items()}
-        state = {name: rounded[names[id(t)]] if id(t) in names else t for name, t in held.items()}
+        state = {}
+        for name, tensor in self._model.state_dict(keep_vars=True).items():
+            own = names.get(id(tensor), name)
+            if own == name:  # a buffer, or a parameter by its first name: tied ones are stored once
+                state[name] = rounded.get(name, tensor)
         return {name: tensor.detach() for name, tensor in revert_weight_conversion(self._model, state).items()}
 
     def _send_file(self, weights: Mapping[str, Tensor]) -> None:
         with _folder() as folder:
             self._write(folder, weights)
-            if SUPPORTED[self._version_of_vllm].keeps_expert_kernels:
+            release = SUPPORTED[self._version_of_vllm]
+            if release.keeps_expert_kernels:
                 self._llm.collective_rpc(_drop_expert_kernels)
             self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
+            if release.keeps_tied_head:
+                self._llm.collective_rpc(_pack_head)
 
     def _send_handles(self, weights: Mapping[str, Tensor]) -> None:
         """Hand over GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
@@ -344,6 +389,14 @@ def _drop_expert_kernels(worker: Any) -> None:
         method: Any = getattr(module, "quant_method", None)
         if hasattr(method, "moe_kernel"):
             method.moe_kernel = None
+
+
+def _pack_head(worker: Any) -> None:
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in worker.get_model().modules():
+        if isinstance(module, ParallelLMHead):
+            module.quant_method.process_weights_after_loading(module)
 
 
 def _layers_of(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[int]:
