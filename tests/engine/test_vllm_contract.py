@@ -3,27 +3,30 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.util import find_spec
 from unittest.mock import patch
 
 import pytest
 import torch
 
-pytest.importorskip("vllm", reason="vLLM is not installed; `make vllm` does it")
-pytestmark = pytest.mark.vllm
+from builders import dense_policy, random_ids, tiny_policy
+from steadyrl.algo.ledger import routes_differ
+from steadyrl.engine import vllm
+from steadyrl.engine.base import EngineError
+from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.precision import quantised_weights, round_e4m3
+from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.model.loading import Policy
+from steadyrl.model.packing import pack_sequences
+from steadyrl.model.repeatable import repeatable
+from steadyrl.model.routing import record
+from steadyrl.model.scoring import score
+from steadyrl.types import Completion, Sampling
 
-from builders import dense_policy, random_ids, tiny_policy  # noqa: E402
-from steadyrl.algo.ledger import routes_differ  # noqa: E402
-from steadyrl.engine import vllm  # noqa: E402
-from steadyrl.engine.base import EngineError  # noqa: E402
-from steadyrl.engine.local import LocalEngine  # noqa: E402
-from steadyrl.engine.precision import quantised_weights, round_e4m3  # noqa: E402
-from steadyrl.engine.vllm import VLLMEngine  # noqa: E402
-from steadyrl.model.loading import Policy  # noqa: E402
-from steadyrl.model.packing import pack_sequences  # noqa: E402
-from steadyrl.model.repeatable import repeatable  # noqa: E402
-from steadyrl.model.routing import record  # noqa: E402
-from steadyrl.model.scoring import score  # noqa: E402
-from steadyrl.types import Completion, Sampling  # noqa: E402
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it"),
+]
 
 SIZES = {"hidden_size": 64, "head_dim": 32, "initializer_range": 0.05}
 ENDS = {1, 10, 20, 30}
