@@ -136,7 +136,10 @@ class VLLMEngine:
             "logprobs": LOGPROBS,
         }
         self._version, self._intact = 0, True
+        saved = copy.deepcopy(model.config)
+        saved.architectures = [type(model).__name__]  # only a saved model's config names it
         with _folder() as folder:
+            saved.save_pretrained(folder)
             self._write(folder, dict(model.named_parameters()))
             self._llm = _start(folder, options, on_cpu=self._on_cpu)
         self._check_against_model()
@@ -275,10 +278,7 @@ class VLLMEngine:
             raise EngineError("vLLM did not reset its prefix cache, which holds keys and values of earlier weights")
 
     def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Config and weights as a checkpoint that vLLM reads."""
-        config = copy.deepcopy(self._model.config)
-        config.architectures = [type(self._model).__name__]  # only a saved model's config names it
-        config.save_pretrained(folder)
+        """The weights as a file that vLLM reads."""
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._checkpoint(weights).items()}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
