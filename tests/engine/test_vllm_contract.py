@@ -212,6 +212,19 @@ def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
     assert {c.policy_version for c in answers[0]} == {engine.policy_version} == {2}
 
 
+def test_an_update_that_cannot_reset_the_prefix_cache_is_none(fp32) -> None:
+    policy, engine = fp32
+    engine.load_weights(weights(policy), policy_version=4)
+    with patch.object(engine._llm, "reset_prefix_cache", return_value=False) as reset:
+        with pytest.raises(EngineError, match="did not reset its prefix cache"):
+            engine.load_weights(weights(policy), policy_version=5)
+        reset.assert_called_once()
+    assert engine.policy_version == 4
+    with pytest.raises(EngineError, match="Hand over again"):
+        ask(engine)
+    engine.load_weights(weights(policy), policy_version=5)
+
+
 def test_each_update_packs_the_experts_anew(fp32) -> None:
     _, engine = fp32
     for seed in (1, 2, 1):
