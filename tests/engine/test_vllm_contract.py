@@ -252,10 +252,11 @@ def test_weights_that_do_not_fit_change_nothing(fp32, fault: str) -> None:
     assert max(apart(policy, ask(engine))) < 1e-4
 
 
-def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32) -> None:
+def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, monkeypatch) -> None:
     policy, engine = fp32
     engine.load_weights(weights(policy), policy_version=4)
     write = engine._write
+    monkeypatch.setattr(vllm, "MEMORY", tmp_path)
 
     def truncated(folder, new) -> None:
         write(folder, new)
@@ -269,7 +270,7 @@ def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32) -> None:
         ask(engine)
     engine.load_weights(weights(policy), policy_version=5)
     assert max(apart(policy, ask(engine))) < 1e-4
-    assert not list(vllm.MEMORY.glob("steadyrl-*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_greedy_is_the_embedded_engines(fp32) -> None:
