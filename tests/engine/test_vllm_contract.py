@@ -95,8 +95,9 @@ def seen(engine: VLLMEngine) -> Iterator[list]:
     outputs, generate = [], engine._llm.generate
 
     def watched(*args, **kwargs):
-        outputs.extend(generate(*args, **kwargs))
-        return outputs
+        found = generate(*args, **kwargs)
+        outputs.extend(found)
+        return found
 
     with patch.object(engine._llm, "generate", watched):
         yield outputs
@@ -293,6 +294,15 @@ def test_the_same_completions_whatever_came_before(bf16) -> None:
         ask(engine, PROMPTS[::-1], seed=6)
         assert same(first, ask(engine, seed=5))
         assert not same(first, ask(engine, seed=6))
+
+
+def test_a_call_takes_nothing_from_the_cache_of_earlier_ones(fp32) -> None:
+    policy, engine = fp32
+    engine.load_weights(weights(policy), policy_version=0)
+    with seen(engine) as outputs:
+        ask(engine, PROMPTS[-1:], responses=1)
+        ask(engine, PROMPTS[-1:], responses=1)
+    assert [output.num_cached_tokens for output in outputs] == [0, 0]
 
 
 def same(one: Answers, two: Answers) -> bool:
