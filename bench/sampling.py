@@ -1,15 +1,20 @@
-"""Tokens per second of the embedded engine against `transformers.generate`: same weights, same prompts, no FP8.
+"""Tokens per second of the embedded engine, vLLM and `transformers.generate`: same weights, same prompts, no FP8.
 
-Two workloads: responses that end where the model ends them (what RL samples), and responses of a fixed length.
+vLLM is left out, with a note, where it is not installed. Two workloads: responses that end where the model ends them
+(what RL samples), and responses of a fixed length.
 """
 
 import random
 import statistics
+from functools import partial
+from importlib.util import find_spec
 
 import torch
 
-from _measure import MODEL, alternate, median_ratio, show
+from _measure import MODEL, median_ratio, seconds, show
+from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.types import Sampling
 
@@ -36,12 +41,15 @@ def compare(held: Policy, ends: set[int], lengths: tuple[int, int], title: str) 
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     engine = LocalEngine(held.model, end_tokens=ends, max_sequences=PROMPTS * RESPONSES)
     held.model.set_attn_implementation("sdpa")  # as transformers comes; the engine has a copy of its own
-    counts: dict[str, list[int]] = {"ours": [], "theirs": []}
+    counts: dict[str, list[int]] = {"ours": [], "theirs": [], "vllm": []}
+    sampling = Sampling(temperature=1.0, max_new_tokens=NEW_TOKENS)
+    engines: dict[str, Engine] = {"ours": engine}
+    if find_spec("vllm"):
+        engines["vllm"] = VLLMEngine(held.model, end_tokens=ends, max_sequences=PROMPTS * RESPONSES)
 
-    def ours() -> None:
-        sampling = Sampling(temperature=1.0, max_new_tokens=NEW_TOKENS)
-        groups = engine.generate(prompts, responses=RESPONSES, sampling=sampling, seed=len(counts["ours"]))
-        counts["ours"].append(sum(len(c.token_ids) for group in groups for c in group))
+    def of(name: str) -> None:
+        groups = engines[name].generate(prompts, responses=RESPONSES, sampling=sampling, seed=len(counts[name]))
+        counts[name].append(sum(len(c.token_ids) for group in groups for c in group))
 
     def theirs() -> None:
         torch.manual_seed(len(counts["theirs"]))
@@ -57,16 +65,22 @@ def compare(held: Policy, ends: set[int], lengths: tuple[int, int], title: str) 
         )[:, longest:]
         counts["theirs"].append(_tokens(out, ends))
 
-    a, b = alternate(ours, theirs, rounds=ROUNDS)
-    rate_a = [n / s for n, s in zip(counts["ours"][1:], a, strict=True)]
-    rate_b = [n / s for n, s in zip(counts["theirs"][1:], b, strict=True)]
-    return {
+    work = {"ours": partial(of, "ours"), "theirs": theirs} | (
+        {"vllm": partial(of, "vllm")} if "vllm" in engines else {}
+    )
+    rounds = [{name: seconds(one) for name, one in work.items()} for _ in range(ROUNDS + 1)][1:]
+    rates = {name: [n / r[name] for n, r in zip(counts[name][1:], rounds, strict=True)] for name in work}
+    found: dict[str, float | str] = {
         "workload": title,
-        "ours tokens/s": statistics.median(rate_a),
-        "generate tokens/s": statistics.median(rate_b),
-        "ratio": median_ratio(rate_a, rate_b),
+        "ours tokens/s": statistics.median(rates["ours"]),
+        "generate tokens/s": statistics.median(rates["theirs"]),
+        "ratio": median_ratio(rates["ours"], rates["theirs"]),
         "tokens": counts["ours"][-1],
     }
+    if "vllm" in rates:
+        found["vLLM tokens/s"] = statistics.median(rates["vllm"])
+        found["ratio to vLLM"] = median_ratio(rates["ours"], rates["vllm"])
+    return found
 
 
 def _tokens(out: torch.Tensor, ends: set[int]) -> int:
@@ -83,6 +97,10 @@ def main() -> None:
         compare(held, set(), (24, 48), f"{NEW_TOKENS} tokens each"),
     ]
     figures = {"ratio": rows[0]["ratio"], "ratio_fixed_length": rows[1]["ratio"]}
+    if "ratio to vLLM" in rows[0]:
+        figures |= {"ratio_vllm": rows[0]["ratio to vLLM"], "ratio_vllm_fixed_length": rows[1]["ratio to vLLM"]}
+    else:
+        print("vLLM is not installed and was left out; `make vllm` installs it")
     show(f"sampling: {PROMPTS} prompts × {RESPONSES} responses, 1.8 M parameters, FP32", rows, figures)
 
 

@@ -152,6 +152,23 @@ class LocalEngine(Section):
     """Most sequences decoded side by side."""
 
 
+class VLLMEngine(Section):
+    """vLLM, which `make vllm` installs."""
+
+    kind: Literal["vllm"] = "vllm"
+    precision: Literal["native", "fp8"] = "native"
+    """`fp8`: weights of linears and experts in e4m3: vLLM's own on a GPU; on a CPU they are rounded before vLLM gets
+    them, and activations are not."""
+    kv_precision: Literal["native", "fp8"] = "native"
+    """`fp8`: vLLM keeps keys and values in e4m3."""
+    max_sequences: PositiveInt = 256
+    """Most sequences decoded side by side."""
+    batch_tokens: PositiveInt = 4096
+    """Most tokens in one forward; a longer prompt is computed in pieces."""
+    cache_gib: PositiveFloat = 1.0
+    """GiB of memory for keys and values. It must hold one sequence of the model's whole context."""
+
+
 class Rollout(Section):
     """What one global step samples."""
 
@@ -452,7 +469,7 @@ class Recipe(Section):
     """Where prompts and rewards come from."""
     scoring: Scoring = Scoring()
     """Limits on the scoring."""
-    engine: LocalEngine = LocalEngine()
+    engine: Annotated[LocalEngine | VLLMEngine, Field(discriminator="kind")] = LocalEngine()
     """What samples."""
     rollout: Rollout = Rollout()
     """What one global step samples."""
@@ -540,6 +557,6 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 
 # pydantic names the variant in an error's location; the recipe's writer did not
-_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions"} | {
+_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions", "local", "vllm"} | {
     section.model_fields["name"].default for section in get_args(get_args(ObjectiveConfig)[0])
 }

@@ -11,7 +11,7 @@ from steadyrl.engine.base import Engine
 from steadyrl.metrics import Row
 from steadyrl.model.text import decode_response
 from steadyrl.rollout import Group, sample_groups, score_groups
-from steadyrl.session import Session, build_engine
+from steadyrl.session import Session, unquantised_engine
 from steadyrl.types import Sampling
 
 
@@ -91,12 +91,13 @@ def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], l
 
 
 def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
-    """The run's engine and, beside it, an unquantised one with the same weights."""
+    """The run's engine and, where it is another, the embedded one unquantised on the same weights."""
     options = session.recipe.engine
     own = options.precision if options.kv_precision == "native" else f"{options.precision}+kv"
+    own = own if options.kind == "local" else f"{options.kind}-{own}"
     engines: dict[str, Engine] = {own: session.engine}
     if every_mode and own != "native":
-        engines["native"] = build_engine(session.recipe, session.policy, precision="native", kv_precision="native")
+        engines["native"] = unquantised_engine(session.recipe, session.policy)
     return engines
 
 

@@ -99,6 +99,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
 
 def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
     recipe = session.recipe
+    run.note_engine(session.engine.facts)
     restored = run.restore(session.policy, session.optimizer)
     progress = Progress(**restored)
     if not restored:

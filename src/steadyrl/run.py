@@ -1,9 +1,10 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
-RUN/recipe.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
+RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
         report.html  checkpoints/
 """
 
+import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -166,6 +167,10 @@ class Run:
         self._metrics.log(step, metrics)
         for sink in self._sinks:
             sink.log(step, metrics)
+
+    def note_engine(self, facts: Mapping[str, str | int | float]) -> None:
+        """Write down what samples: engine, version, device and precision as they are in force."""
+        write_atomically(self.path / "engine.json", json.dumps(dict(facts), indent=2))
 
     def log_failures(self, step: int, reasons: Sequence[str]) -> None:
         """Write down why scoring failed."""

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from steadyrl.algo import Objective
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
 from steadyrl.model.routing import check_replay, is_moe
 from steadyrl.model.text import end_tokens
@@ -122,12 +122,28 @@ def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -
     )
 
 
-def build_engine(recipe: Recipe, policy: Policy, **changes: Any) -> LocalEngine:
-    """The engine of the recipe, or one with other options (`precision`, …)."""
+def build_engine(recipe: Recipe, policy: Policy) -> Engine:
+    """The engine of the recipe.
+
+    Raises:
+        EngineError: it is not installed, or refuses the model or the options.
+    """
+    options = recipe.engine.model_dump(exclude={"kind"})
+    match recipe.engine:
+        case config.LocalEngine():
+            return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+        case config.VLLMEngine():
+            return VLLMEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+
+
+def unquantised_engine(recipe: Recipe, policy: Policy) -> Engine:
+    """What the trained weights say where nothing is rounded: the embedded engine, whatever samples the rollouts."""
+    return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), max_sequences=recipe.engine.max_sequences)
+
+
+def _ends(recipe: Recipe, policy: Policy) -> set[int]:
     generation = policy.model.generation_config
-    ends = end_tokens(policy.tokenizer, generation.eos_token_id if generation else None, recipe.rollout.stop)
-    options = recipe.engine.model_dump(exclude={"kind"}) | changes
-    return LocalEngine(policy.model, end_tokens=ends, **options)
+    return end_tokens(policy.tokenizer, generation.eos_token_id if generation else None, recipe.rollout.stop)
 
 
 def build_objective(options: config.ObjectiveConfig) -> Objective:

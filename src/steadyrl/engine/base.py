@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from steadyrl.errors import UserError
@@ -26,6 +27,11 @@ class Engine(Protocol):
         """Gradient steps behind the weights it holds."""
         ...
 
+    @property
+    def facts(self) -> Mapping[str, str | int | float]:
+        """What is in force: engine, version, device, and the precision of weights, activations and cache."""
+        ...
+
     def generate(
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
@@ -45,3 +51,44 @@ class Engine(Protocol):
             EngineError: a weight is missing, unknown or of another shape; nothing was changed then.
         """
         ...
+
+
+def check_prompts(
+    prompts: Sequence[Sequence[int]], *, vocabulary: int, context: int | None, max_new_tokens: int
+) -> None:
+    """Refuse prompts that a model cannot answer.
+
+    Args:
+        prompts: token ids.
+        vocabulary: how many there are.
+        context: most tokens of prompt and response together; None: any number.
+        max_new_tokens: longest response.
+
+    Raises:
+        EngineError: a prompt is empty, holds an unknown token, or leaves no room for a response; it carries its place.
+    """
+    for i, prompt in enumerate(prompts):
+        if not prompt:
+            raise EngineError(f"prompt {i} is empty", prompt=i)
+        if max(prompt) >= vocabulary or min(prompt) < 0:
+            raise EngineError(f"prompt {i} holds a token id outside the vocabulary of {vocabulary}", prompt=i)
+        if context is not None and len(prompt) + max_new_tokens > context:
+            raise EngineError(
+                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it exceeds "
+                f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
+                prompt=i,
+            )
+
+
+def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+    """Refuse weights that are not those of the model, before any is taken over.
+
+    Raises:
+        EngineError: one is missing, unknown or of another shape.
+    """
+    if shapes.keys() != weights.keys():
+        odd = sorted(shapes.keys() ^ weights.keys())
+        raise EngineError(f"weights do not fit the model: {odd[:4]} missing or unknown ({len(odd)} in all)")
+    for name, shape in shapes.items():
+        if weights[name].shape != shape:
+            raise EngineError(f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(shape)}")

@@ -10,11 +10,12 @@ from functools import partial
 from typing import cast
 
 import torch
+import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import check_prompts, check_weights
 from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_weights
 from steadyrl.model.attention import use_own_attention
 from steadyrl.model.decoding import reserved_cache
@@ -58,6 +59,17 @@ class LocalEngine:
         if form is not None:
             dims = quantised_weights(self._model)
             self._rounded = {name: partial(form.weights, dim=dim) for name, dim in dims.items()}
+        weights, activations = ("native", "native") if form is None else form.says
+        self._facts = {
+            "engine": "local",
+            "version": f"transformers {transformers.__version__}",
+            "device": str(model.device),
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "weights": weights,
+            "activations": activations,
+            "kv_cache": "fp8 (e4m3), emulated" if self._fp8_cache else "native",
+            "logprobs": "of the distribution that was sampled from",
+        }
         if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
         use_own_attention(self._model)
@@ -71,18 +83,16 @@ class LocalEngine:
         """Gradient steps behind the weights it holds."""
         return self._version
 
+    @property
+    def facts(self) -> Mapping[str, str | int | float]:
+        """What is in force."""
+        return self._facts
+
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor], *, policy_version: int) -> None:
         """Copy the trainer's weights, rounding those that this precision rounds."""
         held = dict(self._model.named_parameters())
-        if held.keys() != weights.keys():
-            odd = sorted(held.keys() ^ weights.keys())
-            raise EngineError(f"weights do not fit the model: {odd[:4]} missing or unknown ({len(odd)} in all)")
-        for name, target in held.items():
-            if weights[name].shape != target.shape:
-                raise EngineError(
-                    f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(target.shape)}"
-                )
+        check_weights(weights, {name: target.shape for name, target in held.items()})
         for name, target in held.items():
             target.copy_(self._rounded[name](weights[name]) if name in self._rounded else weights[name])
         self._version = policy_version
@@ -91,7 +101,13 @@ class LocalEngine:
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
         """Sample `responses` completions for each prompt."""
-        self._check(prompts, sampling)
+        config = self._model.config.get_text_config()
+        check_prompts(
+            prompts,
+            vocabulary=config.vocab_size,
+            context=getattr(config, "max_position_embeddings", None),
+            max_new_tokens=sampling.max_new_tokens,
+        )
         uniforms = torch.rand(
             len(prompts), responses, sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
         )
@@ -107,23 +123,6 @@ class LocalEngine:
                 for i, some in zip(wave, found, strict=True):
                     completions[i].extend(some)
         return completions
-
-    def _check(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-        config = self._model.config.get_text_config()
-        context = getattr(config, "max_position_embeddings", None)
-        for i, prompt in enumerate(prompts):
-            if not prompt:
-                raise EngineError(f"prompt {i} is empty", prompt=i)
-            if max(prompt) >= config.vocab_size or min(prompt) < 0:
-                raise EngineError(
-                    f"prompt {i} holds a token id outside the vocabulary of {config.vocab_size}", prompt=i
-                )
-            if context is not None and len(prompt) + sampling.max_new_tokens > context:
-                raise EngineError(
-                    f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {sampling.max_new_tokens} it exceeds "
-                    f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
-                    prompt=i,
-                )
 
     def _decode(
         self, prompts: Sequence[Sequence[int]], uniforms: Float[Tensor, "prompts n steps"], sampling: Sampling

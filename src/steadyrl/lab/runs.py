@@ -103,7 +103,8 @@ def _cold_start(job: Job) -> str:
 
 def _run(lab: Path, job: Job) -> str:
     status = _train(job.recipe, job.folder)
-    if status not in (0, 1):
+    stopped = status == 1 and (job.folder / "incident").is_dir()  # a crash ends with 1 as well
+    if status != 0 and not stopped:
         raise LabError(f"{job.folder} ended with status {status}; see {job.folder}.log")
     result = collect(
         job.folder,
@@ -112,7 +113,7 @@ def _run(lab: Path, job: Job) -> str:
         seed=job.seed,
         fingerprint=job.fingerprint,
         minibatches=job.figure.minibatches,
-        status="stopped" if status else "finished",
+        status="stopped" if stopped else "finished",
     )
     store(lab, result)
     return _line(result)

@@ -1,0 +1,105 @@
+"""What vLLM costs a step beside its sampling: the hand-over of weights, and the collecting of routes.
+
+The hand-over is held against whole steps of recipes/demo-vllm.toml, the routes against the sampling of 256 sequences.
+"""
+
+import contextlib
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+
+from _measure import MODEL, show
+from steadyrl.config import load
+from steadyrl.engine import vllm
+from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.loop import Progress, global_step
+from steadyrl.model.loading import build_tiny
+from steadyrl.run import Run
+from steadyrl.session import open_session
+from steadyrl.types import Sampling
+
+PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = 16, 16, 64, 5
+RECIPE = Path(__file__).parent.parent / "recipes" / "demo-vllm.toml"
+
+
+def steps() -> dict[str, float]:
+    """Median over the steps of the recipe's first, without a cold start: seconds, and the hand-over's share."""
+    recipe = load(RECIPE)
+    with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
+        run, progress = Run.create(Path(folder) / "run", recipe), Progress()
+        rows = [global_step(session, run, progress) for _ in range(ROUNDS + 1)][1:]
+        run.close()
+    return {
+        "seconds of a step": statistics.median(float(row["seconds/step"]) for row in rows),
+        "seconds of the hand-over": statistics.median(float(row["seconds/sync"]) for row in rows),
+        "share": statistics.median(float(row["seconds/sync"]) / float(row["seconds/step"]) for row in rows),
+    }
+
+
+@contextlib.contextmanager
+def timed(module: object, name: str, spent: list[float]) -> Iterator[None]:
+    """Add up the seconds that calls of a function or method take."""
+    original = getattr(module, name)
+
+    def watched(*args, **kwargs):
+        start = time.perf_counter()
+        result = original(*args, **kwargs)
+        spent[-1] += time.perf_counter() - start
+        return result
+
+    with patch.object(module, name, watched):
+        yield
+
+
+def routes() -> dict[str, float]:
+    """Median seconds of sampling 256 sequences, and the share of what vLLM and this project do for their routes."""
+    from vllm.model_executor.layers.fused_moe.routed_experts_capturer import RoutedExpertsCapturer, RoutedExpertsManager
+
+    held = build_tiny(
+        family="qwen3_moe", alphabet="0123456789+-=;>abcdefghijklmnop", config=MODEL, seed=0, dtype=torch.float32
+    )
+    engine = VLLMEngine(held.model, end_tokens=set())
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, 30) for _ in range(rng.randint(24, 48))] for _ in range(PROMPTS)]
+    sampling = Sampling(temperature=1.0, max_new_tokens=NEW_TOKENS)
+    whole: list[float] = []
+    spent: list[float] = []
+    with (
+        timed(RoutedExpertsCapturer, "capture", spent),
+        timed(RoutedExpertsManager, "store_batch", spent),
+        timed(RoutedExpertsManager, "get", spent),
+        timed(vllm, "checked_routes", spent),
+    ):
+        for number in range(ROUNDS + 1):
+            spent.append(0.0)
+            start = time.perf_counter()
+            engine.generate(prompts, responses=RESPONSES, sampling=sampling, seed=number)
+            whole.append(time.perf_counter() - start)
+    return {
+        "seconds of sampling": statistics.median(whole[1:]),
+        "seconds for routes": statistics.median(spent[1:]),
+        "share": statistics.median(a / b for a, b in zip(spent[1:], whole[1:], strict=True)),
+        "tokens per second": PROMPTS * RESPONSES * NEW_TOKENS / statistics.median(whole[1:]),
+    }
+
+
+def main() -> None:
+    """Print both tables."""
+    if find_spec("vllm") is None:
+        print("vLLM is not installed, so nothing was measured; `make vllm` installs it")
+        return
+    handing, collecting = steps(), routes()
+    show(f"weights: {RECIPE.name}, {ROUNDS} steps", [handing], {"sync_share": handing["share"]})
+    figures = {"route_share": collecting["share"], "tokens_per_second": collecting["tokens per second"]}
+    show(f"routes: {PROMPTS} prompts × {RESPONSES} responses of {NEW_TOKENS} tokens, FP32", [collecting], figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""Whole runs on vLLM: what R3 removes, what a run directory holds, resuming, and what a kill leaves behind."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
+from steadyrl.algo import discrepancy
+from steadyrl.cold_start import cold_start
+from steadyrl.config import resolve
+from steadyrl.metrics import COLD_START_FIELDS, MetricsLog, read_jsonl
+from steadyrl.model.packing import pack_responses
+from steadyrl.model.repeatable import repeatable
+from steadyrl.rollout import sample_groups, score_groups, with_advantages
+from steadyrl.session import open_session
+from steadyrl.update import score_old
+
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it"),
+]
+
+MODEL = {**TINY["model"]["config"], "head_dim": 32, "moe_intermediate_size": 32}
+ON_VLLM = {
+    "model": {"config": MODEL},
+    "engine": {"kind": "vllm", "precision": "fp8", "kv_precision": "fp8", "cache_gib": 0.05},
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def finished(home):
+    return train(home, "finished", task=coin_questions(home), **ON_VLLM)
+
+
+def test_a_run_says_what_sampled(finished: Path) -> None:
+    facts = json.loads((finished / "engine.json").read_text())
+    assert (facts["engine"], facts["version"], facts["device"]) == ("vllm", "0.30.0", "cpu")
+    assert (facts["dtype"], facts["kv_cache"]) == ("float32", "fp8 (e4m3), by vLLM")
+    rows = read_jsonl(finished / "eval.jsonl")
+    assert {row["precision"] for row in rows if row["step"] == 4} == {"vllm-fp8+kv", "native"}
+    steps = read_jsonl(finished / "metrics.jsonl")
+    assert [row["policy_version"] for row in steps] == [0, 1, 2, 3]
+    assert all(row["routes/unrouted"] == 0.0 and row["mismatch/k3"] < 0.05 for row in steps)
+
+
+def test_resuming_repeats_every_bit(finished: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    assert command("resume", copy, "--checkpoint", "step-000002") == 0
+    assert comparable(copy) == comparable(finished)
+
+
+def test_a_missing_model_is_an_error(tmp_path: Path, capfd) -> None:
+    model = {"kind": "pretrained", "path": str(tmp_path / "nowhere"), "config": None}
+    recipe = write_recipe(tmp_path, **ON_VLLM)
+    tree = json.loads(recipe.read_text())
+    tree["model"] = {key: value for key, value in model.items() if value is not None}
+    recipe.write_text(json.dumps(tree))
+    assert command("train", recipe, "--run", tmp_path / "run") == 2
+    assert "there is no such folder" in capfd.readouterr().err
+
+
+def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
+    """D_KL[μ‖π_old] by k3, of the same responses with the trainer's experts and with vLLM's, after a cold start."""
+    changes = {
+        "model": {"config": MODEL | {"hidden_size": 64, "num_experts": 8, "num_hidden_layers": 3}},
+        "task": {"min_terms": 2, "max_terms": 4},
+        "rollout": {"max_new_tokens": 24},
+        "engine": ON_VLLM["engine"] | {"precision": "native"},
+        "evaluate": {"prompts": 4},
+        "cold_start": {"batch": 64, "check_every": 1000, "stages": [{"steps": 150}]},
+    }
+    recipe = resolve(merged(TINY, changes), source="test")
+    with open_session(recipe) as session, repeatable(session.policy.device):
+        cold_start(
+            session, recipe.cold_start, MetricsLog(tmp_path / "cold.jsonl", COLD_START_FIELDS), on_step=lambda *_: None
+        )
+        session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=1)
+        groups = sample_groups(
+            session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
+        )
+        responses = [
+            r
+            for group in with_advantages(groups, score_groups(session, "held_out", groups), normalise=False)
+            for r in group
+        ]
+        micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
+        natural, replayed = (per_response(session.policy, micros, mode) for mode in ("none", "R3"))
+    saved = natural - replayed
+    mean, error = saved.mean().item(), saved.std().item() / math.sqrt(len(saved))
+    print(f"k3 {natural.mean():.2e} -> {replayed.mean():.2e}; saved {mean:.2e} +- {1.96 * error:.2e}")
+    assert mean - 1.96 * error > 0.0
+
+
+def per_response(policy, micros, mode: str) -> torch.Tensor:
+    """Mean over a response's tokens of r − 1 − log r with r = π_old/μ_old, for each response."""
+    found = []
+    for micro in micros:
+        old = score_old(policy, micro, mode=mode, temperature=1.0).old_logprobs
+        log_ratio = discrepancy(old, micro.rollout_logprobs).double()
+        terms = log_ratio.exp() - 1.0 - log_ratio
+        totals = torch.zeros(int(micro.response.max()) + 1, dtype=torch.float64).index_add(0, micro.response, terms)
+        found.append(totals / torch.bincount(micro.response))
+    return torch.cat(found)
+
+
+def test_a_kill_leaves_no_process(home: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, task=coin_questions(home), **ON_VLLM | {"steps": 10_000})
+    mark = f"STEADYRL_TEST={tmp_path}"
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "steadyrl.cli", "train", str(recipe), "--run", str(run)],
+        env=dict(os.environ, STEADYRL_TEST=str(tmp_path)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").is_file() or not (run / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert process.pid in marked(mark)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark)
+
+
+def marked(mark: str) -> list[int]:
+    """Processes that were started with this in their environment."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            environment = path.read_bytes()
+        except OSError:  # it has ended meanwhile
+            continue
+        if mark.encode() in environment:
+            found.append(int(path.parent.name))
+    return found
