@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from builders import FAMILIES, dense_policy, family_policy, random_ids, tiny_policy
-from steadyrl.algo.ledger import route_disagreement
+from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import local
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine, sample
@@ -55,7 +55,7 @@ def furthest(policy: Policy, answers: Answers) -> tuple[float, float]:
             differences.append((logprobs - completion.logprobs).abs().max().item())
             if routes is not None and completion.routes is not None:
                 assert completion.routes.shape == routes.shape  # every fed position, the prompt's included
-                disagreements.append(route_disagreement(completion.routes, routes).max().item())
+                disagreements.append(routes_differ(completion.routes, routes).float().mean(dim=-1).max().item())
     return max(differences), max(disagreements)
 
 
