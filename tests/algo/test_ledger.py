@@ -46,6 +46,16 @@ def test_effective_sample_size() -> None:
         assert described(weights + shift, torch.arange(3))["ess"] == pytest.approx(16 / 18, rel=1e-3)
 
 
+def test_the_effective_sample_size_of_equal_weights_is_never_above_one() -> None:
+    """In floats (Σρ)² / (n Σρ²) may end a little above 1: 200 buckets of equal weights, each with its own."""
+    lag = torch.arange(200).repeat_interleave(torch.arange(1, 201))
+    own = ledger.Split("own", tuple(map(str, range(200))), lag)
+    rows = ledger.table({"product": -lag / 100}, torch.arange(len(lag)), [own])
+    found = [float(row["ess"]) for row in rows if row["split"] == "own"]
+    assert found == pytest.approx([1.0] * 200)
+    assert max(found) == 1.0
+
+
 def margin_of(values: torch.Tensor, response: torch.Tensor) -> float:
     return described(-values, response)["k1_margin"]
 
@@ -123,6 +133,16 @@ def test_the_metrics_of_a_step_are_the_rows_of_all_tokens() -> None:
         assert {"k1", "k3", "k3_margin", "mean", "max", "ess", "chi2", "p99", "tail_5"} <= found.keys()
         assert all(value == values[name] for name, value in found.items())
         assert ({"k1_margin", "abs_mean", "abs_max"} <= found.keys()) == (factor == "discrepancy")
+
+
+def test_the_metrics_of_a_step_are_of_all_tokens_however_they_are_split() -> None:
+    # ratios ½, ½, 1, 2: their mean is 1; 3/2 and 1/2 by the sign of Â; 1/2, 3/4 and 2 by age
+    splits = [ledger.by_advantage(torch.tensor([1.0, 1.0, -1.0, -1.0])), ledger.by_version(torch.tensor([0, 1, 1, 8]))]
+    rows = ledger.table({"product": P - Q}, RESPONSE, splits)
+    assert [row["mean"] for row in rows] == pytest.approx([1.0, 1.5, 0.5, 0.5, 0.75, 2.0])
+    said = ledger.summary(rows)
+    by_hand = {"k1": KL, "chi2": 3 / 8, "mean": 1.0, "max": 2.0, "ess": 8 / 11, "p01": 0.5, "p50": 1.0, "p99": 2.0}
+    assert {name: said[f"weight/{name}"] for name in by_hand} == pytest.approx(by_hand)
 
 
 THETA, OLD, MU = (torch.tensor(p).log() for p in ([0.6, 0.2, 0.3, 0.4], [0.3, 0.2, 0.6, 0.4], [0.2, 0.4, 0.3, 0.4]))
@@ -236,6 +256,17 @@ def test_all_buckets_at_once_are_the_buckets_one_by_one() -> None:
         assert row["tokens"] == int(inside.sum())
         for name, value in plain(factors[str(row["factor"])][inside], response[inside]).items():
             assert row[name] == pytest.approx(value, rel=1e-6, abs=1e-9, nan_ok=True), (row["split"], name)
+
+
+def test_a_bucket_of_one_token_holds_the_numbers_of_that_token() -> None:
+    splits = [ledger.by_advantage(torch.tensor([1.0, 1.0, -1.0, 0.0]))]  # ratios ½, ½ | 1 | 2
+    rows = {row["bucket"]: row for row in ledger.table({"product": P - Q}, RESPONSE, splits)}
+    for bucket, ratio in (("negative", 1.0), ("zero", 2.0)):
+        assert rows[bucket]["tokens"] == 1
+        assert rows[bucket]["ess"] == 1.0
+        for name in ("mean", "max", "p01", "p50", "p99"):
+            assert rows[bucket][name] == pytest.approx(ratio), (bucket, name)
+        assert rows[bucket]["abs_max"] == pytest.approx(math.log(ratio))
 
 
 def test_a_broken_token_is_seen_in_its_own_buckets() -> None:

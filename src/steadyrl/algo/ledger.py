@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steadyrl.algo.ratio import begins, discrepancy, first_tokens, product, staleness
+from steadyrl.algo.ratio import discrepancy, first_tokens, product, staleness
 from steadyrl.types import Routes
 
 POSITIONS = (0, 16, 64, 256, 1024, 4096, 16384)
@@ -116,15 +116,14 @@ def table(
     """
     every = (Split("all", ("all",), torch.zeros_like(response)), *splits)
     numbers = describe(torch.stack(list(measured.values())), response, every)
-    columns = torch.stack(list(numbers.values())).permute(2, 1, 0).tolist()  # by bucket, then factor
-    names = [(split.name, bucket) for split in every for bucket in split.buckets]
-    rows: list[Row] = []
-    for (split, bucket), of_bucket in zip(names, columns, strict=True):
-        for factor, values in zip(measured, of_bucket, strict=True):
-            if values[0]:
-                head = {"factor": factor, "split": split, "bucket": bucket}
-                rows.append(head | dict(zip(numbers, values, strict=True)) | {"tokens": int(values[0])})
-    return rows
+    names = ("factor", "split", "bucket", *numbers)
+    heads = [(factor, split.name, bucket) for split in every for bucket in split.buckets for factor in measured]
+    columns = torch.stack(list(numbers.values())).permute(2, 1, 0).flatten(end_dim=1).tolist()  # as the heads
+    return [
+        dict(zip(names, (*head, *values), strict=True)) | {"tokens": int(values[0])}
+        for head, values in zip(heads, columns, strict=True)
+        if values[0]
+    ]
 
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
@@ -173,10 +172,10 @@ def describe(
     found = dict(zip(of_tokens, cells.by_bucket(sums), strict=True))
     count, total, squares = (found.pop(name) for name in ("tokens", "weight", "square"))
     means = {name: value / count for name, value in found.items()}
-    margins = cells.margin(sums[1:3], sums[0], torch.stack([means["k1"], means["k3"]]))
-    ranked = _ranked(log_ratio, splits, count[0].long().tolist())
+    margins = cells.margin(torch.stack([means["k1"], means["k3"]]), sums[:3])
     ess = (total.square() / (count * squares)).clamp(max=1.0)
-    return {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess, **ranked}
+    said = {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess}
+    return said | _ranked(log_ratio, splits)
 
 
 class _Cells(NamedTuple):
@@ -193,29 +192,27 @@ class _Cells(NamedTuple):
 
     def by_bucket(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets"]:
         """Σ over the cells of each bucket."""
-        return _totals(torch.cat([sums] * len(self.buckets), dim=-1), self.buckets.flatten(), self.size)
+        return _totals(sums.tile(len(self.buckets)), self.buckets.flatten(), self.size)
 
     def margin(
-        self,
-        sums: Float[Tensor, "names factors cells"],
-        tokens: Float[Tensor, "factors cells"],
-        means: Float[Tensor, "names factors buckets"],
+        self, means: Float[Tensor, "names factors buckets"], sums: Float[Tensor, "names+1 factors cells"]
     ) -> Float[Tensor, "names factors buckets"]:
-        """Half the 95% interval of a mean over tokens; tokens of one response are not independent, responses are.
+        """Half the 95% interval of means over tokens; tokens of one response are not independent, responses are.
 
         1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
+        The sums are the number of tokens and, for each mean, Σ_t x_t.
         """
-        responses = int(self.response.max()) + 1
+        responses = len(self.response.unique())
         key = (self.buckets * responses + self.response).flatten()
-        every = torch.cat([torch.cat([sums, tokens[None]])] * len(self.buckets), dim=-1)
-        *totals, held = _totals(every, key, self.size * responses).unflatten(-1, (self.size, responses))
-        spread = (torch.stack(totals) - means[..., None] * held).where(held > 0, 0.0).square().sum(dim=-1)
+        every = _totals(sums.tile(len(self.buckets)), key, self.size * responses)
+        held, *totals = every.unflatten(-1, (self.size, responses))
+        spread = (torch.stack(totals) - means[..., None] * held).square().sum(dim=-1)
         m = (held > 0).sum(dim=-1)
         return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)
 
 
 def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
-    joint = begins(response).cumsum(dim=0) - 1
+    _, joint = response.unique_consecutive(return_inverse=True)
     for split in splits:
         joint = joint * len(split.buckets) + split.bucket
     rest, cell = joint.unique(return_inverse=True)
@@ -223,7 +220,7 @@ def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
     size = start = sum(len(split.buckets) for split in splits)
     for split in reversed(splits):
         start -= len(split.buckets)
-        buckets.insert(0, rest % len(split.buckets) + start)
+        buckets.append(rest % len(split.buckets) + start)
         rest = rest // len(split.buckets)
     return _Cells(cell, rest, torch.stack(buckets), size)
 
@@ -234,18 +231,18 @@ def _totals(values: Float[Tensor, "*rows n"], key: Int[Tensor, "n"], size: int) 
 
 
 def _ranked(
-    log_ratio: Float[Tensor, "factors tokens"], splits: Sequence[Split], counts: Sequence[int]
+    log_ratio: Float[Tensor, "factors tokens"], splits: Sequence[Split]
 ) -> dict[str, Float[Tensor, "factors buckets"]]:
     """Quantiles of the ratio, to the nearest rank, and the largest."""
-    left, whole = list(counts), _ranks(log_ratio)
+    whole = _ranks(log_ratio)
     found: list[Tensor] = []
     for split in splits:
-        sizes, left = left[: len(split.buckets)], left[len(split.buckets) :]
-        parts = log_ratio.index_select(1, split.bucket.argsort(stable=True)).split(sizes, dim=1)
+        sizes = split.bucket.bincount(minlength=len(split.buckets)).tolist()
+        parts = log_ratio.index_select(1, split.bucket.argsort()).split(sizes, dim=1)
         found += [_ranks(part) if 0 < part.shape[1] < log_ratio.shape[1] else whole for part in parts]
-    *quantiles, lowest, highest = torch.stack(found, dim=2).double()
-    named = zip(("p01", "p50", "p99", "max"), (*quantiles, highest), strict=True)
-    return {name: value.exp() for name, value in named} | {"abs_max": torch.maximum(-lowest, highest)}
+    p01, p50, p99, lowest, highest = torch.stack(found, dim=2).double()
+    ratios = {"p01": p01.exp(), "p50": p50.exp(), "p99": p99.exp(), "max": highest.exp()}
+    return ratios | {"abs_max": torch.maximum(-lowest, highest)}
 
 
 def _ranks(values: Float[Tensor, "factors n"]) -> Float[Tensor, "5 factors"]:
