@@ -121,7 +121,7 @@ def test_the_help_of_train_shows_the_resolved_values(tmp_path, capfd):
     ("flags", "message"),
     [
         (["--optimizer.learning_rte", "1e-3"], "Perhaps you meant: --optimizer.learning-rate"),
-        (["--steps", "0"], "greater than or equal to 1"),
+        (["--steps", "-1"], "greater than or equal to 0"),
         (["--steps", "many"], "invalid literal for int() with base 10: 'many'"),
         (["--optimizer.learning_rate", "nan"], "finite number"),
         (["--update.replay", "R4"], "Expected one of ('none', 'R2', 'R3')"),
@@ -415,7 +415,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path):
 def test_a_disk_that_is_full_where_metrics_are_written(tmp_path, monkeypatch, capfd):
     from steadyrl.metrics import MetricsLog
 
-    def full(self, step, metrics):
+    def full(self, step, *rows, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "metrics.jsonl"))
 
     monkeypatch.setattr(MetricsLog, "log", full)

@@ -86,7 +86,7 @@ def test_n_that_divides_b_is_taken(minibatches):
 
 
 def test_all_mistakes_are_told_at_once():
-    told = refused(steps=0, rollout={"promts": 8, "responses": 1}, optimizer={"learning_rate": "fast"})
+    told = refused(steps=-1, rollout={"promts": 8, "responses": 1}, optimizer={"learning_rate": "fast"})
     assert "4 mistake(s)" in told
     for field in ("steps", "rollout.promts", "rollout.responses", "optimizer.learning_rate"):
         assert f"\n  {field}: " in told
@@ -130,6 +130,7 @@ def test_a_damaged_json_recipe(tmp_path):
         ("task", {"kind": "reasoning_gym", "dataset": "chain_sum", "parameters": {"min_terms": 2}}, ReasoningGymTask),
         ("task", {"kind": "questions", "path": "pairs.jsonl"}, QuestionsTask),
         ("engine", {"kind": "local", "precision": "fp8"}, LocalEngine),
+        ("engine", {"precision": "fp8"}, LocalEngine),  # the embedded one unless another is named
         ("engine", {"kind": "vllm", "cache_gib": 2.0}, VLLMEngine),
         ("objective", {"name": "minirl", "clip": False, "weight_cap": None}, MiniRL),
         ("objective", {"name": "grpo", "clip_low": 0.1}, GRPO),

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from steadyrl.errors import UserError
 
@@ -489,6 +489,11 @@ class Recipe(Section):
     """What is kept on disk."""
     sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _embedded_by_default(cls, value: Any) -> Any:
+        return {"kind": "local", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":

@@ -93,11 +93,9 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         groups = sample_groups(
             session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
         )
-        responses = [
-            r
-            for group in with_advantages(groups, score_groups(session, "held_out", groups), normalise=False)
-            for r in group
-        ]
+        rewards = score_groups(session, "held_out", groups)
+        answered = with_advantages(groups, rewards, normalise=False, options=session.recipe.advantage)
+        responses = [response for group in answered for response in group]
         micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
         natural, replayed = (per_response(session.policy, micros, mode) for mode in ("none", "R3"))
     saved = natural - replayed
