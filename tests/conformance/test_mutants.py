@@ -43,8 +43,8 @@ class FirstTopKInsteadOfTheLast(_Choice):
         return type(out)((out[0], self.choice[:, : out[1].shape[-1]].long() % args[0].shape[-1]))
 
 
-def with_layers_swapped(model, blocks, routes, **options):
-    return ORIGINAL(model, blocks, None if routes is None else routes.flip(1), **options)
+def with_layers_swapped(model, blocks, routes, sentinel, **options):
+    return ORIGINAL(model, blocks, None if routes is None else routes.flip(1), sentinel, **options)
 
 
 ORIGINAL = routing._intercepted

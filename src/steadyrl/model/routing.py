@@ -146,7 +146,7 @@ def record(model: PreTrainedModel, *, margins: bool = False) -> Iterator[Recorde
         model: any model of transformers.
         margins: also keep how near each choice was to a tie.
     """
-    with _intercepted(model, moe_blocks(model), None, margins=margins) as recorder:
+    with _intercepted(model, moe_blocks(model), None, None, margins=margins) as recorder:
         yield recorder
 
 
@@ -166,8 +166,9 @@ def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> 
     """
     blocks = _blocks_of(model)
     _check_shape(routes, blocks)
-    _check_ids(routes, blocks)
-    with _intercepted(model, blocks, routes.reshape(-1, *routes.shape[-2:]), margins=margins) as recorder:
+    sentinel = torch.iinfo(routes.dtype).max if _check_ids(routes, blocks) else None
+    chosen = routes.reshape(-1, *routes.shape[-2:]).long()
+    with _intercepted(model, blocks, chosen, sentinel, margins=margins) as recorder:
         yield recorder
 
 
@@ -197,8 +198,8 @@ def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
             raise RoutingError(f"routes have {routes.shape[-1]} slots, layer {layer} chooses {slots} experts")
 
 
-def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
-    """Every row holds distinct experts of its layer, or nothing but the sentinel.
+def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> bool:
+    """Every row holds distinct experts of its layer, or nothing but the sentinel. Whether any row is the sentinel's.
 
     Slot by slot: reductions over a handful of slots would take longer than the replay itself.
     """
@@ -206,7 +207,7 @@ def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
     narrow = flat.dtype == torch.uint8
     ids = flat if narrow else flat.view(torch.int16)  # torch does not compare 16 unsigned bits
     counts = torch.tensor([experts for _, experts in blocks], dtype=ids.dtype, device=ids.device)
-    slots = ids.unbind(dim=-1)
+    slots = ids.movedim(-1, 0).contiguous()
     absent = [slot == (255 if narrow else -1) for slot in slots]
     outside, twice, partly = (torch.zeros_like(absent[0]) for _ in range(3))
     for n, slot in enumerate(slots):
@@ -219,15 +220,15 @@ def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
         "an expert twice": twice,
         "the sentinel in some slots and not in others": partly,
     }
-    if not torch.stack([fault.any() for fault in faults.values()]).any():  # one wait for the device, not three
-        return
-    for what, fault in faults.items():
-        if bool(fault.any()):
+    seen = torch.stack([absent[0].any(), *(fault.any() for fault in faults.values())]).tolist()  # one wait
+    for (what, fault), found in zip(faults.items(), seen[1:], strict=True):
+        if found:
             position, layer = fault.nonzero()[0].tolist()
             raise RoutingError(
                 f"routes at position {position}, layer {layer} are {flat[position, layer].tolist()}: {what}; the layer "
                 f"has {blocks[layer][1]} experts, the sentinel is {torch.iinfo(routes.dtype).max}"
             )
+    return seen[0]
 
 
 @torch.no_grad()
@@ -286,13 +287,18 @@ def _gate_weights(model: PreTrainedModel, routes: Routes) -> Iterator[list[Tenso
 
 @contextmanager
 def _intercepted(
-    model: PreTrainedModel, blocks: list[tuple[nn.Module, int]], routes: Routes | None, *, margins: bool
+    model: PreTrainedModel,
+    blocks: list[tuple[nn.Module, int]],
+    routes: Tensor | None,
+    sentinel: int | None,
+    *,
+    margins: bool,
 ) -> Iterator[Recorder]:
     recorder = Recorder(type(model).__name__, blocks, margins=margins)
     with ExitStack() as wrapped:
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
-            wrapped.enter_context(_forward_within(block, partial(_Choice, layer, experts, recorder, choice)))
+            wrapped.enter_context(_forward_within(block, partial(_Choice, layer, experts, recorder, choice, sentinel)))
             for child in filter(is_experts, block.children()):  # nothing is chosen there: spare it the interception
                 wrapped.enter_context(_forward_within(child, torch._C.DisableTorchFunction))
         yield recorder
@@ -320,9 +326,10 @@ def _forward_within(module: nn.Module, make: Callable[[], AbstractContextManager
 class _Choice(TorchFunctionMode):
     """Around one forward of one block: record the choice among all experts, and replace it where one is to replay."""
 
-    def __init__(self, layer: int, experts: int, recorder: Recorder, choice: Tensor | None):
+    def __init__(self, layer: int, experts: int, recorder: Recorder, choice: Tensor | None, sentinel: int | None):
         super().__init__()
         self.layer, self.experts, self.recorder, self.choice = layer, experts, recorder, choice
+        self.sentinel = sentinel  # None: no position is to be routed natively
         self.native: list[Tensor] = []  # one choice of all slots, or one for each
         self.masked: Tensor | None = None
         self.unmasked: Tensor | None = None
@@ -356,8 +363,8 @@ class _Choice(TorchFunctionMode):
                 f"layer {self.layer}: routes are {tuple(choice.shape)} (positions, slots), "
                 f"the forward needs {(len(native), seen)}"
             )
-        indices = choice[:, seen - native.shape[1] : seen].to(native.dtype)
-        return torch.where(indices == torch.iinfo(choice.dtype).max, native, indices)
+        indices = choice[:, seen - native.shape[1] : seen]
+        return indices if self.sentinel is None else torch.where(indices == self.sentinel, native, indices)
 
     def __exit__(self, kind, error, trace):
         super().__exit__(kind, error, trace)
