@@ -26,7 +26,7 @@ ROLES = ("c0", "c1", "c2", "c3", "c4", "c5")
 
 
 class Curve(NamedTuple):
-    """One arm: the mean over its seeds, and the band between its lowest and its highest."""
+    """One arm: the mean over its seeds, and the band of the middle half of them."""
 
     x: list[float]
     mean: list[float]
@@ -35,7 +35,7 @@ class Curve(NamedTuple):
 
 
 def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Write the picture of a figure as SVG; the band spans the seeds of an arm."""
+    """Write the picture of a figure as SVG; the band spans the middle half of an arm's seeds."""
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
         canvas = Canvas(figsize=(13.0, 3.9))
         white_card(canvas)
@@ -81,5 +81,6 @@ def _curve(runs: Sequence[Result], field: str) -> Curve:
     else:
         series = [[value for _, value in run.accuracy()] for run in runs]
         x = [float(at) for at, _ in min((run.accuracy() for run in runs), key=len)]
-    columns = [[values[i] for values in series] for i in range(len(x))]
-    return Curve(x, [fmean(c) for c in columns], [min(c) for c in columns], [max(c) for c in columns])
+    columns = [sorted(values[i] for values in series) for i in range(len(x))]
+    outer = len(series) // 4
+    return Curve(x, [fmean(c) for c in columns], [c[outer] for c in columns], [c[-1 - outer] for c in columns])

@@ -1,5 +1,6 @@
 """The page of the lab, from the stored results alone: `docs/replication.md` and its pictures."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ it anew.
   far, and stays there to the end, for at least {STAYS:.0%} of the run.
 - Differences are paired by seed, with Student's 95% interval; shares of runs have Wilson's. *Replicated*: the whole
   interval lies on the claimed side. *Contradicted*: all of it lies on the other. Else *not visible here*.
+- Pictures: the mean over the seeds, with a band of the middle half of them.
 - D_KL under replay is lowered by definition; the column "k3, natural" is measured without replay on a subsample.
 """
 
@@ -84,8 +86,9 @@ def _section(figure: Figure, results: Results) -> str:
         return "\n".join([*parts, f"Not run yet: `steadyrl lab run {figure.name}`.\n"])
     hours, machines = sum(run.seconds for run in runs) / 3600, sorted({run.machine for run in runs})
     asked = len(figure.arms) * len(figure.seeds)
+    with_change = f" with `{json.dumps(figure.change, ensure_ascii=False)}`" if figure.change else ""
     parts += [
-        f"Regime *{figure.regime}* (`lab/regimes/{figure.regime}.toml`), N = {figure.minibatches}, "
+        f"Regime *{figure.regime}* (`lab/regimes/{figure.regime}.toml`){with_change}, N = {figure.minibatches}, "
         f"{figure.updates} updates, {len(runs)} of {asked} runs, {hours:.1f} core-hours ({'; '.join(machines)}). "
         f"{_regime(runs)}\n",
         f"![{figure.title}](replication/{figure.name}.svg)\n",
