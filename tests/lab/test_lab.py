@@ -65,8 +65,9 @@ def result(arm: str, seed: int, *, accuracy: float = 0.5, rewards: tuple[float, 
         "reward/mean": list(rewards),
         "policy/entropy": [0.4] * len(rewards),
         "mismatch/k3": [1e-3] * len(rewards),
+        "seconds/step": [2.0] * (len(rewards) - 1) + [600.0],
     }
-    known = {"figure": "f", "fingerprint": "x", "minibatches": 8, "status": "finished", "seconds": 1.0, "machine": "m"}
+    known = {"figure": "f", "fingerprint": "x", "minibatches": 8, "status": "finished", "machine": "m"}
     return Result(**{**known, "arm": arm, "seed": seed, "steps": steps, "evals": evals, **fields})
 
 
@@ -137,6 +138,7 @@ def test_measures() -> None:
     one = result("a", 0, accuracy=0.6)
     assert (measure(one, "final"), measure(one, "peak")) == (0.6, 0.7)
     assert measure(one, "entropy") == pytest.approx(0.4)
+    assert one.seconds == 24.0  # the last step was paused
     assert math.isnan(measure(one, "disagreement"))  # a dense model has none
     assert one.accuracy() == [(0, 0.3), (48, 0.7), (96, 0.6)]  # in updates
 

@@ -6,7 +6,7 @@ import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import torch
@@ -64,14 +64,18 @@ class Result:
     """N."""
     status: str
     """`finished`, or `stopped`: three updates in a row were not finite."""
-    seconds: float
-    """Seconds of all its steps."""
     machine: str
     """Where it ran."""
     steps: dict[str, list[float | None]]
     """Each quantity at every global step; None where it was not finite or not measured."""
     evals: list[Row]
     """Its evaluations."""
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of its steps, as if each had taken the median: a run may have been paused."""
+        taken = [value for value in self.steps["seconds/step"] if value is not None]
+        return median(taken) * len(taken)
 
     @property
     def collapsed_at(self) -> int | None:
@@ -119,10 +123,9 @@ def collect(run: Path, **facts: Any) -> Result:
     steps = {name: [_short(row.get(name)) for row in rows] for name in QUANTITIES}
     kept = ("step", "mode", "precision", "accuracy", "low", "high")
     evals: list[Row] = [{name: row[name] for name in kept} for row in read_jsonl(run / "eval.jsonl")]
-    seconds = sum(value or 0.0 for value in steps["seconds/step"])
     machine = f"{platform.machine()}, torch {torch.__version__}"
     measured = {name: values for name, values in steps.items() if any(v is not None for v in values)}
-    return Result(seconds=round(seconds, 1), machine=machine, steps=measured, evals=evals, **facts)
+    return Result(machine=machine, steps=measured, evals=evals, **facts)
 
 
 def _short(value: Any) -> float | None:
