@@ -233,6 +233,19 @@ def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) 
         run_figure(lab, figure, arms=[], seeds=[], jobs=1)
 
 
+def test_a_run_that_was_stopped_early_is_no_result(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    def early(recipe, folder: Path) -> int:  # what SIGTERM makes of a run: one step, a checkpoint, status 0
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "seconds/step": 1.0}\n')
+        (folder / "eval.jsonl").write_text("")
+        return 0
+
+    monkeypatch.setattr("steadyrl.lab.runs._train", early)
+    assert main(["lab", "--lab", str(lab), "run", "pair", "--arms", "with"]) == 1
+    assert "with-3 was asked to stop before its last step" in capfd.readouterr().err
+    assert not (lab / "results").exists()
+
+
 def test_mistakes_are_named(lab: Path, capfd) -> None:
     for arguments, words in (
         (["run", "par"], "no figure 'par'; it has ['pair']"),

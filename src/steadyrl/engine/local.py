@@ -55,7 +55,7 @@ class LocalEngine:
         self._fp8_cache = kv_precision == "fp8"
         reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
         self._max_sequences = max_sequences
-        form, self._rounded = FORMATS.get(precision), {}
+        form, self._rounded = None if precision == "native" else FORMATS[precision], {}
         if form is not None:
             dims = quantised_weights(self._model)
             self._rounded = {name: partial(form.weights, dim=dim) for name, dim in dims.items()}

@@ -115,6 +115,8 @@ def _run(lab: Path, job: Job) -> str:
         minibatches=job.figure.minibatches,
         status="stopped" if stopped else "finished",
     )
+    if not stopped and len(result.steps["reward/mean"]) < job.recipe.steps:  # a signal ends a run well, but early
+        raise LabError(f"{job.folder} was asked to stop before its last step; run the figure again, and it goes on")
     store(lab, result)
     return _line(result)
 
