@@ -91,6 +91,26 @@ class ChainsTask(Section):
         return self
 
 
+class RowsTask(Section):
+    """Rows of digits, each summed along itself from the one above; responses of hundreds of tokens, for the lab."""
+
+    kind: Literal["rows"] = "rows"
+    width: Annotated[int, Field(ge=2, le=40)] = 12
+    """Digits of a row."""
+    min_rows: Annotated[int, Field(ge=1, le=25)] = 12
+    """Fewest rows of a response; one is `width` + 2 tokens."""
+    max_rows: Annotated[int, Field(ge=1, le=25)] = 16
+    """Most rows of a response."""
+    teacher_noise: Fraction = 0.0
+    """Chance that a worked solution replaces a digit by a random one, and carries it on."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RowsTask":
+        if self.min_rows > self.max_rows:
+            raise ValueError(f"min_rows = {self.min_rows} is above max_rows = {self.max_rows}")
+        return self
+
+
 class ReasoningGymTask(Section):
     """Any dataset of reasoning-gym, scored by its own verifier."""
 
@@ -125,7 +145,7 @@ class QuestionsTask(Section):
     """How many pairs are set aside for evaluation; never trained on."""
 
 
-TaskConfig = Annotated[ChainsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
+TaskConfig = Annotated[ChainsTask | RowsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
 
 
 class Scoring(Section):
@@ -562,6 +582,6 @@ def _explain(detail: Mapping[str, Any]) -> str:
 
 
 # pydantic names the variant in an error's location; the recipe's writer did not
-_TAGS = {"pretrained", "tiny", "chains", "reasoning_gym", "questions", "local", "vllm"} | {
+_TAGS = {"pretrained", "tiny", "chains", "rows", "reasoning_gym", "questions", "local", "vllm"} | {
     section.model_fields["name"].default for section in get_args(get_args(ObjectiveConfig)[0])
 }

@@ -27,7 +27,7 @@ def test_the_recipes_section_is_enough() -> None:
             "field of the chains task `max_trms` is unknown; did you mean `max_terms`",
         ),
         ("chains", {"min_terms": 3, "max_terms": 4}, "the chains task needs teacher_noise"),
-        ("xyz", {}, "known: chains, questions, reasoning_gym"),
+        ("xyz", {}, "known: chains, questions, reasoning_gym, rows"),
     ],
 )
 def test_mistakes_are_named(kind: str, parameters: dict, message: str) -> None:

@@ -7,14 +7,14 @@ from typing import Any
 from steadyrl.tasks.base import Task, TaskError
 from steadyrl.tasks.checks import require_known
 
-_KINDS = ("chains", "reasoning_gym", "questions")
+_KINDS = ("chains", "rows", "reasoning_gym", "questions")
 
 
 def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
     """Build a task.
 
     Args:
-        kind: `chains`, `reasoning_gym` or `questions`.
+        kind: `chains`, `rows`, `reasoning_gym` or `questions`.
         seed: Seed of the problems; `questions` has nothing to draw.
         parameters: Fields of the recipe's task section; its `kind` may be among them.
 
@@ -35,6 +35,8 @@ def _task_class(kind: str) -> Any:
     """The class of a kind, imported only here: every worker would pay for reasoning-gym's slow import."""
     if kind == "chains":
         from steadyrl.tasks.chains import Chains as chosen
+    elif kind == "rows":
+        from steadyrl.tasks.rows import Rows as chosen
     elif kind == "reasoning_gym":
         from steadyrl.tasks.reasoning import ReasoningGym as chosen
     else:

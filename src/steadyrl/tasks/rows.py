@@ -1,0 +1,80 @@
+"""Rows of digits, each worked out from the one above: responses of hundreds of tokens that a small model can learn."""
+
+import functools
+import random
+
+from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.checks import split_of
+
+LABELS = "abcdefghijklmnopqrstuvwxyz"
+"""The label of a row is the letter of how many are still to come: the last is `a`."""
+_HELD_OUT_SHARE = 1 / 8
+
+
+class Rows:
+    """A row of digits to be summed along itself again and again, modulo ten.
+
+    A row is a label, a sign and `width` digits. Under x₁…x_w stands y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}, and
+    its label is one less: `c+123` is answered by `b+136a+140`. Every character depends on the one before it, the one
+    a row above, and the sign of its row; so a model of any depth can learn it from short problems and go on to long
+    ones, and one slip is carried to the end. With `teacher_noise`, each digit of a solution is replaced by a random
+    one with that chance and carried on. Questions and answers are free of noise.
+    """
+
+    def __init__(self, *, seed: int, width: int, min_rows: int, max_rows: int, teacher_noise: float) -> None:
+        """Check the sizes and the noise; nothing is drawn yet."""
+        if width < 2:
+            raise TaskError(f"width = {width}: a row has at least 2 digits")
+        if not 1 <= min_rows <= max_rows < len(LABELS):
+            raise TaskError(
+                f"min_rows = {min_rows}, max_rows = {max_rows}: needed is 1 ≤ min ≤ max ≤ {len(LABELS) - 1}"
+            )
+        if not 0.0 <= teacher_noise <= 1.0:
+            raise TaskError(f"teacher_noise = {teacher_noise} is a chance; use a number from 0 to 1")
+        self._seed, self._width, self._rows, self._noise = seed, width, (min_rows, max_rows), teacher_noise
+
+    def size(self, split: Split) -> int | None:
+        """Every index is a problem."""
+        return None
+
+    def example(self, split: Split, index: int) -> Example:
+        """The rows at `index`."""
+        return _draw(self._seed, split, index, self._width, self._rows, self._noise)
+
+    def score(self, split: Split, index: int, completion: str) -> float:
+        """1 if there are as many characters as the rows have and the last row is right, else 0."""
+        example = self.example(split, index)
+        whole = len(completion) == len(example.solution)
+        return float(whole and completion.endswith(example.answer))
+
+
+@functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
+def _draw(seed: int, split: Split, index: int, width: int, rows: tuple[int, int], noise: float) -> Example:
+    """Draw first rows from the stream of this index until one belongs to the split."""
+    stream = random.Random(f"{seed}/{split}/{index}")
+    while True:
+        count, sign = stream.randint(*rows), stream.choice("+-")
+        digits = [stream.randrange(10) for _ in range(width)]
+        question = _written(count, sign, digits)
+        if split_of(question, held_out_share=_HELD_OUT_SHARE) == split:
+            clean = _worked_out(count, sign, digits, 0.0, stream)
+            noisy = _worked_out(count, sign, digits, noise, stream)
+            return Example(question=question, answer=clean[-1], solution="".join(noisy))
+
+
+def _worked_out(count: int, sign: str, digits: list[int], noise: float, stream: random.Random) -> list[str]:
+    """The rows below, with some digits wrong if the teacher is noisy."""
+    lines = []
+    for label in reversed(range(count)):
+        below: list[int] = []
+        for above in digits:
+            before = below[-1] if below else 0
+            slip = noise > 0.0 and stream.random() < noise
+            below.append(stream.randrange(10) if slip else (above + before if sign == "+" else above - before) % 10)
+        digits = below
+        lines.append(_written(label, sign, digits))
+    return lines
+
+
+def _written(label: int, sign: str, digits: list[int]) -> str:
+    return f"{LABELS[label]}{sign}{''.join(map(str, digits))}"
