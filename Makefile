@@ -32,7 +32,7 @@ lab-smoke: .venv/ready  ## the starkest contrast, with the whole machinery of th
 	$(BIN)/steadyrl lab run smoke
 	$(BIN)/steadyrl lab report
 
-lab: .venv/ready  ## every figure of docs/replication.md; hours, resumable
+lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
 	for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || exit 1; done
 	$(BIN)/steadyrl lab report
 
