@@ -33,8 +33,8 @@ lab-smoke: .venv/ready  ## the starkest contrast, with the whole machinery of th
 	$(BIN)/steadyrl lab report
 
 lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
-	for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || exit 1; done
-	$(BIN)/steadyrl lab report
+	failed=; for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || failed=1; done; \
+	  $(BIN)/steadyrl lab report && test -z "$$failed"
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.metrics > docs/metrics.md

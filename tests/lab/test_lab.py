@@ -11,8 +11,9 @@ import pytest
 from recipes_for_tests import TINY
 from steadyrl.cli import main
 from steadyrl.config import RecipeError
-from steadyrl.lab.collapse import alarm_step, collapse_step, limits, smoothed
-from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, load_figure
+from steadyrl.lab.alarm import alarm_step, around, limit, record
+from steadyrl.lab.collapse import collapse_step, smoothed
+from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_recipe, fingerprint, load_figure
 from steadyrl.lab.report import page
 from steadyrl.lab.result import Result, ResultError, load_result, measure, results_of, store
 from steadyrl.lab.runs import run_figure
@@ -44,16 +45,6 @@ def test_the_window_of_a_collapse_counts_updates() -> None:
     )  # over 4 steps: (3 · .9)/4 = .675 stays above .6, 2 · .9/4 does not
 
 
-def test_an_alarm_is_two_steps_beyond_what_stable_runs_showed() -> None:
-    stable = [{"mismatch/k3": [float(i) for i in range(101)], "policy/entropy": [1.0, 2.0]}]
-    limit = limits(stable)
-    assert limit == {"mismatch/k3": 99.0, "policy/entropy": 1.0}
-    assert alarm_step([0.0, 100.0, 0.0, 100.0, 101.0], 99.0, rises=True) == 3
-    assert alarm_step([2.0, 0.5, 0.5], 1.0, rises=False) == 1
-    assert alarm_step([0.0, None, math.nan], 99.0, rises=True) == 1  # what is not finite is beyond
-    assert alarm_step([99.0, 99.0], 99.0, rises=True) is None
-
-
 def result(arm: str, seed: int, *, accuracy: float = 0.5, rewards: tuple[float, ...] = (0.5,) * 12, **fields) -> Result:
     evals = [
         {"step": step, "mode": mode, "precision": precision, "accuracy": value}
@@ -67,8 +58,20 @@ def result(arm: str, seed: int, *, accuracy: float = 0.5, rewards: tuple[float, 
         "mismatch/k3": [1e-3] * len(rewards),
         "seconds/step": [2.0] * (len(rewards) - 1) + [600.0],
     }
-    known = {"figure": "f", "fingerprint": "x", "minibatches": 8, "status": "finished", "machine": "m"}
+    known = {
+        "figure": "f",
+        "fingerprint": "x",
+        "minibatches": 8,
+        "replay": "none",
+        "status": "finished",
+        "machine": "m",
+    }
     return Result(**{**known, "arm": arm, "seed": seed, "steps": steps, "evals": evals, **fields})
+
+
+def with_steps(one: Result, **steps) -> Result:
+    """The same run with some of its quantities replaced; `__` is the slash of their names."""
+    return replace(one, steps=one.steps | {name.replace("__", "/"): values for name, values in steps.items()})
 
 
 FALLEN = (0.9,) * 6 + (0.1,) * 6
@@ -77,6 +80,36 @@ FALLEN = (0.9,) * 6 + (0.1,) * 6
 def verdict(rule: dict, results) -> str:
     claim = Claim.model_validate({"id": "C", "text": "t", "rules": [rule]})
     return judge(claim, results)[0]
+
+
+def test_an_alarm_is_two_steps_beyond_what_stable_runs_showed() -> None:
+    stable = [with_steps(result("a", 0), mismatch__k3=[float(i) for i in range(101)], policy__entropy=[1.0, 2.0])]
+    assert limit(stable, "mismatch/k3", "rises") == 99.0
+    assert limit(stable, "policy/entropy", "falls") == 1.0
+    assert limit(stable, "weight/ess", "falls") is None
+    assert alarm_step([0.0, 100.0, 0.0, 100.0, 101.0], 99.0, "rises") == 4  # known at the second
+    assert alarm_step([2.0, 0.5, 0.5], 1.0, "falls") == 2
+    assert alarm_step([100.0, None, 100.0], 99.0, "rises") == 2  # not measured: neither sounds nor clears
+    assert alarm_step([0.0, None, None], 99.0, "rises") is None
+    assert alarm_step([99.0, 99.0], 99.0, "rises") is None
+
+
+def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -> None:
+    def run(seed: int, k3: list[float], rewards=(0.5,) * 12) -> Result:
+        return with_steps(result("a", seed, rewards=rewards), mismatch__k3=k3)
+
+    quiet, loud = [1.0] * 12, [1.0] * 8 + [3.0] * 4
+    # FALLEN collapses at step 6 of N = 8
+    early = run(2, [1.0] * 2 + [2.0] * 10, FALLEN)
+    late = run(3, [1.0] * 5 + [2.0] * 7, FALLEN)
+    leads, false = record([[run(0, quiet), run(1, quiet), early, late]], "mismatch/k3", "rises")
+    assert (leads, false) == ([(6 - 3) * 8, None], [False, False])
+    # by all stable runs the loud one would not be beyond what it has itself shown
+    assert record([[run(0, quiet), run(1, loud)]], "mismatch/k3", "rises").false == [False, True]
+    assert record([[run(0, quiet, FALLEN)]], "mismatch/k3", "rises") == ([], [])
+    assert around([early, run(0, loud)], "mismatch/k3") == [2.0, 2.0, 2.0, 2.0]
+    assert around([late], "mismatch/k3") == [1.0, 2.0, 2.0, 2.0]
+    assert around([run(0, quiet)], "mismatch/k3") == [None] * 4
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -122,16 +155,39 @@ def test_a_claim_is_as_good_as_its_worst_rule() -> None:
     assert judge(claim, {"a": stable, "b": []})[0] == "not run"
 
 
-def test_collapses_that_show() -> None:
-    def fallen(entropy: float, kl: float) -> Result:
-        one = result("a", 0, rewards=FALLEN)
-        return replace(
-            one,
-            steps=one.steps | {"policy/entropy": [0.4] * 6 + [entropy] * 6, "mismatch/k3": [1e-3] * 6 + [kl] * 6},
-        )
+def test_of_a_claim_with_a_contradicted_rule_nothing_else_is_needed() -> None:
+    rules = [{"kind": "stable", "arm": "a"}, {"kind": "collapses", "arm": "b"}]
+    claim = Claim.model_validate({"id": "C", "text": "t", "rules": rules})
+    assert judge(claim, {"a": [result("a", s, rewards=FALLEN) for s in range(5)], "b": []})[0] == "contradicted"
 
-    for entropy, kl, word in ((0.4, 1e-3, "contradicted"), (0.1, 1e-3, "replicated"), (0.4, 3e-3, "replicated")):
-        assert verdict({"kind": "shows"}, {"a": [fallen(entropy, kl)] * 5}) == word
+
+def test_what_saves_a_run_shows_only_where_runs_collapse() -> None:
+    rule = {"kind": "collapses", "arm": "b"}
+    claim = Claim.model_validate({"id": "C", "text": "t", "rules": [rule], "where_collapses": "a"})
+    stable, fallen = ([result("x", s, rewards=r) for s in range(5)] for r in ((0.5,) * 12, FALLEN))
+    assert judge(claim, {"a": fallen[:3] + stable[:2], "b": stable})[0] == "contradicted"
+    word, (finding,) = judge(claim, {"a": fallen[:2] + stable[:2], "b": stable})
+    assert word == "not visible here"
+    assert finding.effect.endswith("but a collapses in 2 of 4")
+    assert judge(claim, {"a": fallen, "b": []})[0] == "not run"
+
+
+def test_a_collapse_shows_by_contrast_with_stable_runs() -> None:
+    falling = [0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.1, 0.1]
+    learning = [with_steps(result("a", s), policy__entropy=falling) for s in range(2)]
+
+    def shown(entropy: list, kl: list) -> str:
+        fallen = with_steps(result("a", 0, rewards=FALLEN), policy__entropy=entropy, mismatch__k3=kl)
+        return verdict({"kind": "shows"}, {"a": learning + [fallen] * 5})
+
+    flat = [1e-3] * 12
+    assert shown(falling, flat) == "contradicted"  # its entropy halves, as that of every run that learns
+    assert shown([v / 2 for v in falling], flat) == "replicated"
+    assert shown(falling, [1e-3] * 6 + [2e-3] * 6) == "replicated"
+    assert shown(falling, [1e-3] * 10 + [2e-3] * 2) == "contradicted"  # long after
+    assert shown(falling, [1e-3] * 6 + [None] * 6) == "replicated"  # what is not finite has risen
+    assert verdict({"kind": "shows"}, {"a": learning}) == "not visible here"
+    assert verdict({"kind": "shows"}, {"a": []}) == "not run"
 
 
 def test_measures() -> None:
@@ -141,6 +197,28 @@ def test_measures() -> None:
     assert one.seconds == 24.0  # the last step was paused
     assert math.isnan(measure(one, "disagreement"))  # a dense model has none
     assert one.accuracy() == [(0, 0.3), (48, 0.7), (96, 0.6)]  # in updates
+
+
+def test_a_run_that_was_stopped_has_no_last_policy() -> None:
+    one = result("a", 0, accuracy=0.6, status="stopped")
+    assert [measure(one, what) for what in ("final", "final_greedy", "final_native", "peak")] == [0.0, 0.0, 0.0, 0.7]
+    at_once = replace(one, steps={"reward/mean": [], "seconds/step": []})
+    assert (at_once.collapsed_at, at_once.seconds) == (0, 0.0)
+
+
+def test_natural_divergence_undoes_what_replay_lowers() -> None:
+    scored = {"replay__k3_natural": [3e-3] * 12, "replay__k3_replayed": [1e-3] * 12}
+    assert measure(with_steps(result("a", 0, replay="R3"), **scored), "kl_natural") == pytest.approx(3e-3)
+    assert measure(with_steps(result("a", 0, replay="R2"), **scored), "kl_natural") == pytest.approx(1e-3)
+
+
+def test_a_seed_without_a_measure_is_left_out() -> None:
+    ours = [result("a", s) for s in range(3)]
+    ours[1] = with_steps(ours[1], policy__entropy=[None] * 12)
+    results = {"a": ours, "b": [with_steps(r, policy__entropy=[0.3] * 12) for r in ours]}
+    rule = {"kind": "higher", "measure": "entropy", "arm": "a", "than": ["b"]}
+    claim = Claim.model_validate({"id": "C", "text": "t", "rules": [rule]})
+    assert judge(claim, results)[1][0].effect.endswith("2 pairs")
 
 
 def test_another_kind_begins_its_section_anew() -> None:
@@ -227,22 +305,70 @@ def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) 
 
     regime = lab / "regimes" / "quick.toml"
     regime.write_text(regime.read_text().replace("learning_rate = 0.001", "learning_rate = 0.002"))
-    assert main(call) == 2
-    assert "with-3.json was made with another recipe" in capfd.readouterr().err
+    for command in (call, ["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]):
+        assert main(command) == 2
+        assert "with-3.json was made with another recipe" in capfd.readouterr().err
     with pytest.raises(ResultError):
         run_figure(lab, figure, arms=[], seeds=[], jobs=1)
 
 
-def test_a_run_that_was_stopped_early_is_no_result(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+def test_a_changed_cold_start_is_not_taken_for_the_new_one(lab: Path, capfd) -> None:
+    made = lab / "runs" / "cold" / "quick-3"
+    (made / "checkpoints" / "step-000000" / "model").mkdir(parents=True)
+    recipe = cold_recipe(lab, load_figure(lab, "pair"), "with", 3)
+    (made / "recipe.json").write_text(recipe.model_dump_json())
+    regime = lab / "regimes" / "quick.toml"
+    regime.write_text(regime.read_text().replace("batch = 8", "batch = 16"))
+    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 2
+    assert "quick-3 holds a run of another recipe; delete it" in capfd.readouterr().err
+
+
+def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
+    def train(recipe, folder: Path) -> int:
+        if folder.name == "quick-3":  # the cold start of one seed
+            return 1
+        if recipe.steps == 0:
+            (folder / "checkpoints" / "step-000000" / "model").mkdir(parents=True)
+            return 0
+        (folder / "incident").mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "seconds/step": 1.0}\n')
+        rows = [{"step": 0, "mode": "sampled", "precision": "fp8", "accuracy": 0.3, "low": 0.2, "high": 0.4}]
+        (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if folder.name == "with-4":  # stopped over updates that were not finite
+            (folder / "incident" / "batch.safetensors").write_bytes(b"new")
+        return 1
+
+    figure = lab / "pair.toml"
+    figure.write_text(figure.read_text().replace("seeds = [3]", "seeds = [3, 4]"))
+    # a stop of long ago, which was resumed: what now ends with status 1 is a crash
+    (lab / "runs" / "pair" / "without-4" / "incident").mkdir(parents=True)
+    (lab / "runs" / "pair" / "without-4" / "incident" / "batch.safetensors").write_bytes(b"old")
+    monkeypatch.setattr("steadyrl.lab.runs._train", train)
+    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 1
+    said = capfd.readouterr().err
+    assert "quick-3 ended with status 1" in said
+    assert "without-4 ended with status 1" in said
+    stored = load_result(lab, "pair", "with", 4)
+    assert stored is not None
+    assert (stored.status, stored.collapsed_at, measure(stored, "final")) == ("stopped", 0, 0.0)
+    assert [path.name for path in (lab / "results").rglob("*.json")] == ["with-4.json"]
+
+
+@pytest.mark.parametrize("stopped", ["quick-3", "with-3"])
+def test_a_run_that_was_stopped_early_is_no_result(
+    stopped: str, lab: Path, monkeypatch: pytest.MonkeyPatch, capfd
+) -> None:
     def early(recipe, folder: Path) -> int:  # what SIGTERM makes of a run: one step, a checkpoint, status 0
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.name != stopped:
+            (folder / "checkpoints" / "step-000000" / "model").mkdir(parents=True)
         (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "seconds/step": 1.0}\n')
         (folder / "eval.jsonl").write_text("")
         return 0
 
     monkeypatch.setattr("steadyrl.lab.runs._train", early)
     assert main(["lab", "--lab", str(lab), "run", "pair", "--arms", "with"]) == 1
-    assert "with-3 was asked to stop before its last step" in capfd.readouterr().err
+    assert f"{stopped} was asked to stop before its last step" in capfd.readouterr().err
     assert not (lab / "results").exists()
 
 
@@ -258,10 +384,26 @@ def test_mistakes_are_named(lab: Path, capfd) -> None:
     path.write_text(path.read_text().replace('arm = "with"', 'arm = "who"').replace("updates = 4", "updates = 3"))
     with pytest.raises(RecipeError, match="updates = 3 is no multiple of minibatches = 2"):
         load_figure(lab, "pair")
+    path.write_text(path.read_text().replace("updates = 3", "updates = 4").replace("[3]", "[3, 3]"))
+    with pytest.raises(RecipeError, match="names one twice"):
+        load_figure(lab, "pair")
+
+
+def test_a_report_of_no_lab_leaves_the_page_alone(tmp_path: Path, capfd) -> None:
+    page_there = tmp_path / "docs" / "replication.md"
+    page_there.parent.mkdir()
+    page_there.write_text("mine")
+    assert main(["lab", "--lab", str(tmp_path / "none"), "report", "--docs", str(tmp_path / "docs")]) == 2
+    assert "has no figures" in capfd.readouterr().err
+    assert page_there.read_text() == "mine"
+
+
+def stored_pair(lab: Path) -> None:
+    store(lab, result("with", 3, figure="pair", fingerprint=fingerprint(lab, load_figure(lab, "pair"), "with", 3)))
 
 
 def test_a_damaged_result_is_named(lab: Path) -> None:
-    store(lab, result("with", 3, figure="pair"))
+    stored_pair(lab)
     path = lab / "results" / "pair" / "with-3.json"
     path.write_text(path.read_text()[:40])
     with pytest.raises(ResultError, match=r"with-3\.json is damaged"):
@@ -271,7 +413,7 @@ def test_a_damaged_result_is_named(lab: Path) -> None:
 def test_claims_may_name_arms_of_other_figures(lab: Path) -> None:
     other = (lab / "pair.toml").read_text().replace('arm = "with"', 'arm = "pair/with"')
     (lab / "other.toml").write_text(other)
-    store(lab, result("with", 3, figure="pair"))
+    stored_pair(lab)
     assert [r.figure for r in results_of(lab, load_figure(lab, "other"))["pair/with"]] == ["pair"]
     (lab / "other.toml").write_text(other.replace("pair/with", "pair/nobody"))
     with pytest.raises(RecipeError, match="other names 'pair/nobody'"):

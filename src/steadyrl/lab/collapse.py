@@ -1,7 +1,6 @@
-"""What a collapse is, decided once, and which logged quantity announced it."""
+"""What a collapse is, decided once."""
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 FALLS_BELOW = 2 / 3
 """A run has collapsed once its reward is below this share of its best so far, and stays there to the end."""
@@ -9,22 +8,6 @@ WINDOW = 8
 """The reward is averaged over this many gradient updates first."""
 STAYS = 1 / 12
 """Share of a run for which it must have stayed there to be told from noise."""
-ALARM = 0.99
-"""A quantity sounds the alarm beyond this quantile of what it was in the runs that did not collapse."""
-
-RISES = (
-    "mismatch/k3",
-    "replay/k3_natural",
-    "mismatch/chi2",
-    "mismatch/abs_max",
-    "routes/disagreement",
-    "staleness/k3",
-    "surrogate/value_gap",
-    "update/grad_norm",
-)
-"""Quantities whose rise may announce a collapse."""
-FALLS = ("policy/entropy", "weight/ess")
-"""Quantities whose fall may."""
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -50,23 +33,3 @@ def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
             last_good = step
     fallen = len(smooth) - 1 - last_good
     return last_good + 1 if fallen >= max(1, round(STAYS * len(smooth))) else None
-
-
-def limits(stable: Sequence[Mapping[str, Sequence[float | None]]]) -> dict[str, float]:
-    """The alarm's limit for each quantity that runs without a collapse have logged."""
-    found = {}
-    for name in (*RISES, *FALLS):
-        values = sorted(v for run in stable for v in run.get(name, ()) if v is not None and math.isfinite(v))
-        if values:
-            share = ALARM if name in RISES else 1.0 - ALARM
-            found[name] = values[round(share * (len(values) - 1))]
-    return found
-
-
-def alarm_step(values: Sequence[float | None], limit: float, *, rises: bool) -> int | None:
-    """The first of two steps in a row that are beyond the limit; a value that is not finite is beyond."""
-
-    def beyond(value: float | None) -> bool:
-        return value is None or not math.isfinite(value) or (value > limit if rises else value < limit)
-
-    return next((i for i in range(len(values) - 1) if beyond(values[i]) and beyond(values[i + 1])), None)

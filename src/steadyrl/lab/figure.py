@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from steadyrl.config import JsonDict, PositiveInt, Recipe, RecipeError, Section, resolve
+from steadyrl.config import JsonDict, PositiveInt, Recipe, RecipeError, Rollout, Section, resolve
 
 Measure = Literal["final", "final_greedy", "final_native", "peak", "entropy", "kl", "kl_natural", "disagreement"]
 """What a run is measured by; see `lab.result.measure`."""
@@ -64,7 +64,7 @@ class Stable(Section):
 
 
 class Shows(Section):
-    """Most collapses of the figure come with a sharp drop of the entropy or a rise of the divergence."""
+    """Around most collapses the entropy is below, or the divergence above, that of every stable run of the figure."""
 
     kind: Literal["shows"] = "shows"
 
@@ -81,11 +81,13 @@ class Claim(Section):
     """What is claimed."""
     rules: tuple[Rule, ...] = Field(min_length=1)
     """What must hold; see `lab.verdict`."""
+    where_collapses: str | None = None
+    """It can be seen only where most runs of this arm collapse: a claim about what saves a run, or fails to."""
 
     @property
     def arms(self) -> list[str]:
-        """The arms that its rules name; `FIGURE/ARM` is an arm of another figure."""
-        names: list[str] = []
+        """The arms that it names; `FIGURE/ARM` is an arm of another figure."""
+        names = [self.where_collapses] if self.where_collapses is not None else []
         for rule in self.rules:
             match rule:
                 case Higher():
@@ -137,6 +139,8 @@ class Figure(Section):
         for name in ("updates", "evaluate_every"):
             if getattr(self, name) % self.minibatches:
                 raise ValueError(f"{name} = {getattr(self, name)} is no multiple of minibatches = {self.minibatches}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds = {list(self.seeds)} names one twice; a seed counts once")
         for claim in self.claims:
             if unknown := [arm for arm in claim.arms if "/" not in arm and arm not in self.arms]:
                 raise ValueError(f"claim {claim.id} names {unknown[0]!r}; the arms are {sorted(self.arms)}")
@@ -144,8 +148,14 @@ class Figure(Section):
 
 
 def figures(lab: Path) -> list[Figure]:
-    """Every figure of a lab, by name."""
-    return [load_figure(lab, path.stem) for path in sorted(lab.glob("*.toml"))]
+    """Every figure of a lab, by name.
+
+    Raises:
+        RecipeError: the folder has none, or one is malformed.
+    """
+    if found := [load_figure(lab, path.stem) for path in sorted(lab.glob("*.toml"))]:
+        return found
+    raise RecipeError(f"{lab} has no figures (*.toml); name the folder by --lab")
 
 
 def load_figure(lab: Path, name: str) -> Figure:
@@ -195,7 +205,7 @@ def arm_recipe(lab: Path, figure: Figure, arm: str, seed: int, *, model: Path) -
     """
     tree = _read(lab / "regimes" / f"{figure.regime}.toml")
     tree = changed(changed(tree, figure.change), figure.arms[arm].change)
-    n, prompts = figure.minibatches, tree["rollout"]["prompts"]
+    n, prompts = figure.minibatches, tree.get("rollout", {}).get("prompts", Rollout().prompts)
     batch = {
         "seed": seed,
         "steps": figure.updates // n,
@@ -222,10 +232,11 @@ def changed(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
-def fingerprint(cold: Recipe, arm: Recipe) -> str:
-    """What a run was, in 16 hexadecimal digits: the recipes of its cold start and of itself."""
-    parts = [cold.model_dump(mode="json"), arm.model_dump(mode="json", exclude={"model"})]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+def fingerprint(lab: Path, figure: Figure, arm: str, seed: int) -> str:
+    """What a run is, in 16 hexadecimal digits: the recipes of its cold start and of itself."""
+    cold = cold_recipe(lab, figure, arm, seed).model_dump(mode="json")
+    own = arm_recipe(lab, figure, arm, seed, model=Path()).model_dump(mode="json", exclude={"model"})
+    return hashlib.sha256(json.dumps([cold, own], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -6,17 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-from steadyrl.lab.collapse import (
-    ALARM,
-    FALLS,
-    FALLS_BELOW,
-    RISES,
-    STAYS,
-    WINDOW,
-    alarm_step,
-    limits,
-)
-from steadyrl.lab.figure import Figure, Measure, figures
+from steadyrl.lab.alarm import AROUND, QUANTILE, SIGNS, around, record
+from steadyrl.lab.collapse import FALLS_BELOW, STAYS, WINDOW
+from steadyrl.lab.figure import Claim, Figure, Measure, cold_recipe, figures
 from steadyrl.lab.result import Result, measure, results_of
 from steadyrl.lab.verdict import Finding, interval, judge
 from steadyrl.metrics import write_atomically
@@ -38,9 +30,19 @@ it anew.
 - A run has **collapsed** once its reward, averaged over {WINDOW} updates, is below {FALLS_BELOW:.2f} of its best so
   far, and stays there to the end, for at least {STAYS:.0%} of the run.
 - Differences are paired by seed, with Student's 95% interval; shares of runs have Wilson's. *Replicated*: the whole
-  interval lies on the claimed side. *Contradicted*: all of it lies on the other. Else *not visible here*.
+  interval lies on the claimed side. *Contradicted*: all of it lies on the other. Else *not visible here*. A claim is
+  replicated if all its rules are, and contradicted if one is; by chance alone, one of k true rules about differences
+  is in up to k · 2.5% of all cases.
+- A claim about what saves a run, or fails to, is *not visible* where the arm without clip and replay does not collapse
+  in most runs: there was nothing to be saved from.
+- A collapse *shows* if around it the entropy is below, or the divergence above, that of every stable run of the
+  figure at the same updates. This rule and the one before it replaced looser ones after both pictures of figure 4 in
+  *calm* had been drawn: the first version of "shows" fired on stable runs as often as on collapses.
+- The learning rate of a regime was chosen by MiniRL alone, on two of the seeds that are judged here.
+- A run that stopped over updates that were not finite has collapsed, and its final accuracy counts as 0.
 - Pictures: the mean over the seeds, with a band of the middle half of them.
-- D_KL under replay is lowered by definition; the column "k3, natural" is measured without replay on a subsample.
+- D_KL under replay is lowered by definition. "k3, natural" is without it: for R3, k3 times the ratio of both over the
+  responses that were scored both ways, one prompt's at every step.
 """
 
 
@@ -56,6 +58,7 @@ def write(lab: Path, docs: Path) -> list[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(figure, results, path)
             written.append(path)
+    docs.mkdir(parents=True, exist_ok=True)
     write_atomically(docs / "replication.md", page(lab))
     return [*written, docs / "replication.md"]
 
@@ -64,7 +67,7 @@ def page(lab: Path) -> str:
     """The page as Markdown."""
     every = [(figure, results_of(lab, figure)) for figure in figures(lab)]
     parts = [HEAD, "## Verdicts\n", _verdicts(every)]
-    parts += [_section(figure, results) for figure, results in every]
+    parts += [_section(lab, figure, results) for figure, results in every]
     parts += ["## What announces a collapse\n", _announcements(every)]
     return "\n".join(parts)
 
@@ -74,12 +77,20 @@ def _verdicts(every: Iterable[tuple[Figure, Results]]) -> str:
     for figure, results in every:
         for claim in figure.claims:
             verdict, _ = judge(claim, results)
-            rows.append((claim.id, claim.text, f"[{figure.name}](#{_anchor(figure.title)})", f"**{verdict}**"))
+            link = f"[{figure.name}](#{_anchor(figure.title)})"
+            rows.append((claim.id, claim.text, link, f"**{verdict}**{_unfinished(figure, claim, results)}"))
     rows.sort(key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row[0])])
     return _table(("claim", "of the paper", "figure", "verdict"), rows)
 
 
-def _section(figure: Figure, results: Results) -> str:
+def _unfinished(figure: Figure, claim: Claim, results: Results) -> str:
+    """How many of its runs a verdict rests on, where they are not all there yet."""
+    arms = {arm for arm in claim.arms if "/" not in arm} or set(figure.arms)
+    have, asked = sum(len(results[arm]) for arm in arms), len(arms) * len(figure.seeds)
+    return f", on {have} of {asked} runs" if 0 < have < asked else ""
+
+
+def _section(lab: Path, figure: Figure, results: Results) -> str:
     runs = [run for arm in figure.arms for run in results[arm]]
     parts = [f"## {figure.title}\n"]
     if not runs:
@@ -89,8 +100,8 @@ def _section(figure: Figure, results: Results) -> str:
     with_change = f" with `{json.dumps(figure.change, ensure_ascii=False)}`" if figure.change else ""
     parts += [
         f"Regime *{figure.regime}* (`lab/regimes/{figure.regime}.toml`){with_change}, N = {figure.minibatches}, "
-        f"{figure.updates} updates, {len(runs)} of {asked} runs, {hours:.1f} core-hours ({'; '.join(machines)}). "
-        f"{_regime(runs)}\n",
+        f"{figure.updates} updates, {len(runs)} of {asked} runs, {hours:.1f} core-hours of steps "
+        f"({'; '.join(machines)}). {_regime(runs)}{_missed(lab, figure, results)}\n",
         f"![{figure.title}](replication/{figure.name}.svg)\n",
         _arms(figure, results),
     ]
@@ -104,15 +115,32 @@ def _section(figure: Figure, results: Results) -> str:
 
 def _regime(runs: Sequence[Result]) -> str:
     """How far the engines are apart before anything has been trained."""
-    first = {name: [v for run in runs if (v := run.steps.get(name, [None])[0]) is not None] for name in _FIRST}
-    words = [f"{label} {fmean(first[name]):.2g}" for name, label in _FIRST.items() if first[name]]
-    return f"At the first step {', '.join(words)}."
+    natural = [run for run in runs if run.replay != "R3"] or runs
+    k3 = fmean(run.steps["mismatch/k3"][0] or 0.0 for run in natural)
+    words = f"At the first step k3 of μ against π_old is {k3:.2g}"
+    apart = [value for run in natural if (value := run.steps.get("routes/disagreement", [None])[0]) is not None]
+    return f"{words}, the share of expert sets that differ {fmean(apart):.2g}." if apart else f"{words}."
 
 
-_FIRST = {
-    "replay/k3_natural": "k3 of μ against π_old is",
-    "routes/disagreement": "the share of expert sets that differ",
-}
+MISSED = 0.05
+"""A cold start that ends this far below the accuracy it was to stop at has missed it."""
+
+
+def _missed(lab: Path, figure: Figure, results: Results) -> str:
+    """Which cold starts ran out of steps before they reached their mark."""
+    found: dict[tuple[int, float], float] = {}
+    for arm in figure.arms:
+        for run in results[arm]:
+            options = cold_recipe(lab, figure, arm, run.seed).cold_start
+            first = run.accuracy()[0][1]
+            if options is not None and first < options.stop_at - MISSED:
+                found.setdefault((run.seed, options.stop_at), first)
+    if not found:
+        return ""
+    words = ", ".join(f"that of seed {seed} ended at {first:.3f}" for (seed, _), first in found.items())
+    return f" Cold starts that did not reach their mark of {next(iter(found))[1]}: {words}."
+
+
 _COLUMNS: tuple[tuple[str, Measure, str], ...] = (
     ("T = 1", "final", ".3f"),
     ("peak", "peak", ".3f"),
@@ -150,36 +178,32 @@ def _needed(finding: Finding) -> str:
 
 
 def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
-    """How many updates before the collapse each quantity left the range of the stable runs of its figure."""
-    leads: dict[str, list[int | None]] = {name: [] for name in (*RISES, *FALLS)}
-    false: dict[str, list[bool]] = {name: [] for name in leads}
-    for figure, results in every:
-        runs = [run for arm in figure.arms for run in results[arm]]
-        stable = [run for run in runs if run.collapsed_at is None]
-        for name, limit in limits([run.steps for run in stable]).items():
-            for run in (run for run in runs if name in run.steps):
-                at = alarm_step(run.steps[name], limit, rises=name in RISES)
-                fallen = run.collapsed_at
-                if fallen is None:
-                    false[name].append(at is not None)
-                else:
-                    leads[name].append(None if at is None or at > fallen else (fallen - at) * run.minibatches)
-    rows = []
-    for name, found in leads.items():
-        early = [lead for lead in found if lead is not None]
-        if found:
-            lead = f"{median(early):.0f}" if early else "–"
-            rows.append(
-                (f"`{name}`", f"{len(early)} of {len(found)}", lead, f"{sum(false[name])} of {len(false[name])}")
-            )
-    if not rows:
-        return "No run has collapsed yet beside stable ones.\n"
+    """How each quantity did as an alarm, and where it stood around the collapses."""
+    runs = [[run for arm in figure.arms for run in results[arm]] for figure, results in every]
+    runs = [figure for figure in runs if any(run.collapsed_at is not None for run in figure)]
+    alarms, courses = [], []
+    stable = [run for figure in runs for run in figure if run.collapsed_at is None]
+    for name, way in SIGNS:
+        leads, false = record(runs, name, way)
+        early = [lead for lead in leads if lead is not None]
+        cells = (f"{len(early)} of {len(leads)}", f"{median(early):.0f}" if early else "–")
+        alarms.append((f"`{name}` {way}", *cells, f"{sum(false)} of {len(false)}"))
+    for name in dict.fromkeys(name for name, _ in SIGNS):
+        usual = [v for run in stable for v in run.steps.get(name, ()) if v is not None]
+        course = [median(usual) if usual else None, *around((run for figure in runs for run in figure), name)]
+        courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
+    if not runs:
+        return "No run has collapsed yet.\n"
     words = (
-        f"An alarm is two steps in a row beyond the {ALARM:.0%} quantile of the figure's stable runs. Lead: updates "
-        "from the alarm to the collapse.\n"
+        f"Of the figures in which a run collapsed. An alarm is two steps in a row beyond the {QUANTILE:.0%} quantile "
+        "of the figure's stable runs with other seeds. Lead: updates from the second of the two to the collapse; an "
+        "alarm at the collapse or after it announces nothing.\n"
     )
     head = ("quantity", "collapses announced", "median lead, updates", "stable runs with an alarm")
-    return "\n".join([words, _table(head, rows)])
+    about = f"The same quantities around the collapses, in windows of {WINDOW} updates: medians over the runs.\n"
+    places = {-1: "the window before", 0: "from the collapse on"}
+    titles = [places.get(place, f"{place * WINDOW:+d} updates") for place in AROUND]
+    return "\n".join([words, _table(head, alarms), about, _table(("quantity", "stable runs", *titles), courses)])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

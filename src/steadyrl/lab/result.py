@@ -14,7 +14,7 @@ import torch
 from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
 from steadyrl.lab.collapse import collapse_step
-from steadyrl.lab.figure import Figure, Measure, load_figure
+from steadyrl.lab.figure import Figure, Measure, fingerprint, load_figure
 from steadyrl.metrics import Row, read_jsonl, write_atomically
 
 QUANTITIES = (
@@ -62,6 +62,8 @@ class Result:
     """Of the recipes; see `figure.fingerprint`."""
     minibatches: int
     """N."""
+    replay: str
+    """`none`, `R2` or `R3`."""
     status: str
     """`finished`, or `stopped`: three updates in a row were not finite."""
     machine: str
@@ -75,14 +77,14 @@ class Result:
     def seconds(self) -> float:
         """Seconds of its steps, as if each had taken the median: a run may have been paused."""
         taken = [value for value in self.steps["seconds/step"] if value is not None]
-        return median(taken) * len(taken)
+        return median(taken) * len(taken) if taken else 0.0
 
     @property
     def collapsed_at(self) -> int | None:
         """Index of the global step at which it collapsed; a run that stopped has, at its last."""
         rewards = [value or 0.0 for value in self.steps["reward/mean"]]
         found = collapse_step(rewards, minibatches=self.minibatches)
-        return len(rewards) - 1 if found is None and self.status == "stopped" else found
+        return max(0, len(rewards) - 1) if found is None and self.status == "stopped" else found
 
     def accuracy(self, mode: str = "sampled", *, native: bool = False) -> list[tuple[int, float]]:
         """(updates, held-out accuracy) of every evaluation in this mode, in the sampler's precision or unquantised."""
@@ -92,23 +94,35 @@ class Result:
 
 
 def measure(result: Result, what: Measure) -> float:
-    """One number for a run.
+    """One number for a run; NaN where it logged none.
 
     `final`, `final_greedy`, `final_native`: held-out accuracy at the end, sampled in the sampler's precision, greedy,
-    or sampled unquantised; `peak`: the best sampled one; the others are means over the last quarter of the steps:
-    entropy, k3 of the mismatch as the run saw it and without replay, and router disagreement.
+    or sampled unquantised, and 0 for a run that was stopped: it has no last policy. `peak`: the best sampled one. The
+    others are means over the last quarter of the steps: entropy, k3 of the mismatch as the run saw it and without
+    replay, and router disagreement.
     """
     ways: dict[str, Callable[[], float]] = {
-        "final": lambda: result.accuracy()[-1][1],
-        "final_greedy": lambda: result.accuracy("greedy")[-1][1],
-        "final_native": lambda: result.accuracy(native=True)[-1][1],
+        "final": lambda: _last(result, result.accuracy()),
+        "final_greedy": lambda: _last(result, result.accuracy("greedy")),
+        "final_native": lambda: _last(result, result.accuracy(native=True)),
         "peak": lambda: max(value for _, value in result.accuracy()),
         "entropy": lambda: _late(result, "policy/entropy"),
         "kl": lambda: _late(result, "mismatch/k3"),
-        "kl_natural": lambda: _late(result, "replay/k3_natural"),
+        "kl_natural": lambda: _natural(result),
         "disagreement": lambda: _late(result, "routes/disagreement"),
     }
     return ways[what]()
+
+
+def _last(result: Result, accuracy: list[tuple[int, float]]) -> float:
+    return 0.0 if result.status == "stopped" else accuracy[-1][1]
+
+
+def _natural(result: Result) -> float:
+    """Without R3 no replay touches π_old. With it, k3 times the ratio of both over the responses scored both ways."""
+    if result.replay != "R3":
+        return _late(result, "mismatch/k3")
+    return _late(result, "mismatch/k3") * _late(result, "replay/k3_natural") / _late(result, "replay/k3_replayed")
 
 
 def _late(result: Result, name: str) -> float:
@@ -124,7 +138,8 @@ def collect(run: Path, **facts: Any) -> Result:
     kept = ("step", "mode", "precision", "accuracy", "low", "high")
     evals: list[Row] = [{name: row[name] for name in kept} for row in read_jsonl(run / "eval.jsonl")]
     machine = f"{platform.machine()}, torch {torch.__version__}"
-    measured = {name: values for name, values in steps.items() if any(v is not None for v in values)}
+    always = ("reward/mean", "seconds/step")  # also of a run that was stopped in its first step
+    measured = {name: values for name, values in steps.items() if name in always or any(v is not None for v in values)}
     return Result(machine=machine, steps=measured, evals=evals, **facts)
 
 
@@ -164,6 +179,7 @@ def results_of(lab: Path, figure: Figure) -> dict[str, list[Result]]:
 
     Raises:
         RecipeError: a claim names a figure or an arm that does not exist.
+        ResultError: a run is damaged, or was made with another recipe than the figure now has.
     """
     found = {arm: _runs(lab, figure, arm) for arm in figure.arms}
     for name in {arm for claim in figure.claims for arm in claim.arms if "/" in arm}:
@@ -176,5 +192,21 @@ def results_of(lab: Path, figure: Figure) -> dict[str, list[Result]]:
 
 
 def _runs(lab: Path, figure: Figure, arm: str) -> list[Result]:
-    loaded = (load_result(lab, figure.name, arm, seed) for seed in figure.seeds)
-    return [result for result in loaded if result is not None]
+    loaded = [(seed, load_result(lab, figure.name, arm, seed)) for seed in figure.seeds]
+    for seed, run in loaded:
+        if run is not None:
+            require_same(lab, figure, run, fingerprint(lab, figure, arm, seed))
+    return [run for _, run in loaded if run is not None]
+
+
+def require_same(lab: Path, figure: Figure, run: Result, mark: str) -> None:
+    """Refuse a stored run that is not what its figure asks for now.
+
+    Raises:
+        ResultError: it was made with another recipe.
+    """
+    if run.fingerprint != mark:
+        raise ResultError(
+            f"{result_path(lab, figure.name, run.arm, run.seed)} was made with another recipe. A change of the regime "
+            f"reruns all arms: delete {lab / 'results' / figure.name} and {lab / 'runs' / figure.name}"
+        )

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from steadyrl.config import Recipe, RecipeError, load
 from steadyrl.lab.figure import Figure, arm_recipe, cold_name, cold_recipe, fingerprint
-from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, result_path, store
+from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, require_same, store
 from steadyrl.metrics import write_atomically
 
 T = TypeVar("T")
@@ -57,36 +57,48 @@ def run_figure(lab: Path, figure: Figure, *, arms: Sequence[str], seeds: Sequenc
         if unknown := [one for one in given if one not in known]:
             raise RecipeError(f"{figure.name} has no {unknown[0]!r}; it has {list(known)}")
     todo = [
-        job for seed in seeds or figure.seeds for arm in arms or figure.arms if (job := _job(lab, figure, arm, seed))
+        job
+        for seed in dict.fromkeys(seeds or figure.seeds)
+        for arm in dict.fromkeys(arms or figure.arms)
+        if (job := _job(lab, figure, arm, seed))
     ]
     colds = {job.cold_folder: job for job in todo if not _model(job.cold_folder).is_dir()}
-    _side_by_side(jobs, colds.values(), _cold_start)
-    _side_by_side(jobs, todo, lambda job: _run(lab, job))
+    failures = _side_by_side(jobs, colds.values(), _cold_start)
+    ready = [job for job in todo if _model(job.cold_folder).is_dir()]
+    failures += _side_by_side(jobs, ready, lambda job: _run(lab, job))
+    if failures:
+        raise LabError("\n".join(map(str, failures)))
 
 
 def _job(lab: Path, figure: Figure, arm: str, seed: int) -> Job | None:
     """A run to make, or None where its result is there."""
-    cold_folder = lab / "runs" / "cold" / f"{cold_name(figure, arm)}-{seed}"
-    cold, recipe = cold_recipe(lab, figure, arm, seed), arm_recipe(lab, figure, arm, seed, model=_model(cold_folder))
-    mark = fingerprint(cold, recipe)
+    mark = fingerprint(lab, figure, arm, seed)
     if (stored := load_result(lab, figure.name, arm, seed)) is not None:
-        if stored.fingerprint != mark:
-            raise ResultError(
-                f"{result_path(lab, figure.name, arm, seed)} was made with another recipe. A change of the regime "
-                f"reruns all arms: delete {lab / 'results' / figure.name} and {lab / 'runs' / figure.name}"
-            )
+        require_same(lab, figure, stored, mark)
         return None
-    folder = lab / "runs" / figure.name / f"{arm}-{seed}"
+    cold_folder = lab / "runs" / "cold" / f"{cold_name(figure, arm)}-{seed}"
+    cold = cold_recipe(lab, figure, arm, seed)
+    _require_recipe(cold_folder, cold)
     return Job(
         figure=figure,
         arm=arm,
         seed=seed,
-        recipe=recipe,
-        folder=folder,
+        recipe=arm_recipe(lab, figure, arm, seed, model=_model(cold_folder)),
+        folder=lab / "runs" / figure.name / f"{arm}-{seed}",
         cold=cold,
         cold_folder=cold_folder,
         fingerprint=mark,
     )
+
+
+def _require_recipe(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with, or to start from, a run of another recipe.
+
+    Raises:
+        ResultError: the folder holds one.
+    """
+    if (folder / "recipe.json").is_file() and load(folder / "recipe.json") != recipe:
+        raise ResultError(f"{folder} holds a run of another recipe; delete it, and the run is made anew")
 
 
 def _model(cold_folder: Path) -> Path:
@@ -98,12 +110,15 @@ def _cold_start(job: Job) -> str:
     folder = job.cold_folder
     if (status := _train(job.cold, folder)) != 0:
         raise LabError(f"the cold start {folder} ended with status {status}; see {folder}.log")
+    if not _model(folder).is_dir():
+        raise LabError(f"{folder} was asked to stop before its last step; run the figure again, and it goes on")
     return f"cold start {folder.name}"
 
 
 def _run(lab: Path, job: Job) -> str:
+    before = _incident(job.folder)
     status = _train(job.recipe, job.folder)
-    stopped = status == 1 and (job.folder / "incident").is_dir()  # a crash ends with 1 as well
+    stopped = status == 1 and _incident(job.folder) not in (None, before)  # a crash ends with 1 as well
     if status != 0 and not stopped:
         raise LabError(f"{job.folder} ended with status {status}; see {job.folder}.log")
     result = collect(
@@ -113,12 +128,19 @@ def _run(lab: Path, job: Job) -> str:
         seed=job.seed,
         fingerprint=job.fingerprint,
         minibatches=job.figure.minibatches,
+        replay=job.recipe.update.replay,
         status="stopped" if stopped else "finished",
     )
     if not stopped and len(result.steps["reward/mean"]) < job.recipe.steps:  # a signal ends a run well, but early
         raise LabError(f"{job.folder} was asked to stop before its last step; run the figure again, and it goes on")
     store(lab, result)
     return _line(result)
+
+
+def _incident(folder: Path) -> int | None:
+    """When the run was last stopped over updates that were not finite, in nanoseconds; None: never."""
+    path = folder / "incident" / "batch.safetensors"
+    return path.stat().st_mtime_ns if path.is_file() else None
 
 
 def _line(result: Result) -> str:
@@ -138,9 +160,8 @@ def _train(recipe: Recipe, folder: Path) -> int:
         ResultError: the folder holds a run of another recipe.
     """
     program = [sys.executable, "-m", "steadyrl.cli"]
+    _require_recipe(folder, recipe)
     if (folder / "recipe.json").is_file():
-        if load(folder / "recipe.json") != recipe:
-            raise ResultError(f"{folder} holds a run of another recipe; delete it, and the run is made anew")
         command = [*program, "resume", str(folder)]
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -151,8 +172,8 @@ def _train(recipe: Recipe, folder: Path) -> int:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
 
 
-def _side_by_side(jobs: int, items: Iterable[T], work: Callable[[T], str]) -> None:
-    """Do all, `jobs` at a time, and say a line for each; what fails is told when the others have finished."""
+def _side_by_side(jobs: int, items: Iterable[T], work: Callable[[T], str]) -> list[LabError]:
+    """Do all, `jobs` at a time, and say a line for each; what failed, when all are through."""
     failures: list[LabError] = []
 
     def one(item: T) -> None:
@@ -163,5 +184,4 @@ def _side_by_side(jobs: int, items: Iterable[T], work: Callable[[T], str]) -> No
 
     with ThreadPoolExecutor(jobs) as pool:
         list(pool.map(one, items))
-    if failures:
-        raise LabError("\n".join(map(str, failures)))
+    return failures

@@ -19,10 +19,6 @@ Results = Mapping[str, Sequence[Result]]
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """The 97.5% quantile of Student's t with n − 1 degrees of freedom, by n; above 10 that of 10."""
-ENTROPY_DROP = 0.5
-"""A sharp drop: to less than this share of its median so far, within the window around a collapse."""
-KL_RISE = 2.0
-"""A rise: to more than this many times its median so far."""
 
 
 class Finding(NamedTuple):
@@ -41,14 +37,26 @@ class Finding(NamedTuple):
 def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
     """All rules of a claim, and what they come to together.
 
-    Replicated if every rule is; contradicted if one is; not run if one lacks its runs; else not visible here.
+    Contradicted if one rule is; else not run if one lacks its runs; else not visible if one is not; else replicated.
+    Where the claim is about a collapse that its regime has to bring about, and does not, nothing of it is visible.
     """
     findings = [finding for rule in claim.rules for finding in decide(rule, results)]
+    if claim.where_collapses is not None:
+        findings = [_only_where(finding, claim.where_collapses, results) for finding in findings]
     verdicts = [finding.verdict for finding in findings]
-    for decisive in ("not run", "contradicted", "not visible here"):
+    for decisive in ("contradicted", "not run", "not visible here"):
         if decisive in verdicts:
             return decisive, findings
     return "replicated", findings
+
+
+def _only_where(finding: Finding, arm: str, results: Results) -> Finding:
+    """The same finding, or none where at most half of the runs of `arm` have collapsed."""
+    fallen = sum(run.collapsed_at is not None for run in results[arm])
+    if finding.verdict == "not run" or 2 * fallen > len(results[arm]):
+        return finding
+    why = f"; but {arm} collapses in {fallen} of {len(results[arm])}"
+    return Finding("not visible here", finding.text, finding.effect + why)
 
 
 def decide(rule: Rule, results: Results) -> list[Finding]:
@@ -64,8 +72,7 @@ def decide(rule: Rule, results: Results) -> list[Finding]:
             return [_share(hits, f"{rule.arm} {'collapses' if isinstance(rule, Collapses) else 'stays stable'}")]
         case _:
             own = [run for name, runs in results.items() if "/" not in name for run in runs]
-            fallen = [run for run in own if run.collapsed_at is not None]
-            return [_share([_shows(run) for run in fallen], "collapses come with an entropy drop or a rise of the KL")]
+            return [_shown(own)]
 
 
 def _compare(results: Results, rule: Higher, other: str) -> Finding:
@@ -99,9 +106,10 @@ def _difference(verdict: Verdict, text: str, differences: Sequence[float], *, ro
 
 
 def _paired(ours: Sequence[Result], theirs: Sequence[Result], what: Measure) -> list[float]:
-    """Differences of a measure between the runs of the same seed."""
+    """Differences of a measure between the runs of the same seed; a seed where one of them has none is left out."""
     other = {run.seed: measure(run, what) for run in theirs}
-    return [measure(run, what) - other[run.seed] for run in ours if run.seed in other]
+    differences = [measure(run, what) - other[run.seed] for run in ours if run.seed in other]
+    return [difference for difference in differences if math.isfinite(difference)]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -128,13 +136,30 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
 
 
-def _shows(run: Result) -> bool:
-    """Whether entropy or divergence had moved by the time of the collapse."""
+def _shown(runs: Sequence[Result]) -> Finding:
+    """Whether most collapses show in the entropy or in the divergence."""
+    text = "a collapse shows in the entropy or in the KL"
+    stable = [run for run in runs if run.collapsed_at is None]
+    fallen = [run for run in runs if run.collapsed_at is not None]
+    if not runs:
+        return Finding("not run", text, "0 runs")
+    if not fallen or not stable:
+        return Finding("not visible here", text, f"{len(fallen)} of {len(runs)} runs collapsed")
+    return _share([_shows(run, stable) for run in fallen], text)
+
+
+def _shows(run: Result, stable: Sequence[Result]) -> bool:
+    """Whether, around its collapse, entropy is below or divergence above all that any stable run has at those steps.
+
+    A healthy run's entropy falls too, as it learns; so what counts is the contrast with those.
+    """
     at, window = run.collapsed_at, max(1, WINDOW // run.minibatches)
     assert at is not None
-    entropy = smoothed([v or 0.0 for v in run.steps["policy/entropy"]], window)
-    kl = smoothed([v or 0.0 for v in run.steps["mismatch/k3"]], window)
     near = slice(max(0, at - window), at + window + 1)
-    before = slice(0, max(1, at - window))
-    dropped = min(entropy[near]) < ENTROPY_DROP * sorted(entropy[before])[len(entropy[before]) // 2]
-    return dropped or max(kl[near]) > KL_RISE * sorted(kl[before])[len(kl[before]) // 2]
+
+    def seen(one: Result, name: str, absent: float) -> list[float]:
+        return smoothed([absent if v is None else v for v in one.steps[name]], window)[near]
+
+    entropy = min(value for one in stable for value in seen(one, "policy/entropy", math.inf))
+    kl = max(value for one in stable for value in seen(one, "mismatch/k3", -math.inf))
+    return min(seen(run, "policy/entropy", -math.inf)) < entropy or max(seen(run, "mismatch/k3", math.inf)) > kl
