@@ -17,6 +17,7 @@ from recipes_for_tests import TINY, coin_questions, command, comparable, merged,
 from steadyrl import cold_start, loop
 from steadyrl.metrics import read_jsonl
 from steadyrl.model import checkpoint
+from steadyrl.run import Run
 
 STEADYRL = Path(sys.executable).with_name("steadyrl")
 
@@ -295,6 +296,14 @@ def test_resuming_a_finished_run_is_harmless_and_says_so(copy, expected, capfd):
     assert "all 8 steps had been taken; nothing was left to train" in capfd.readouterr().out
     assert comparable(copy) == expected
     assert names(copy) == ["step-000004", "step-000006", "step-000008"]
+
+
+def test_a_run_that_is_being_trained_is_left_to_it(copy, capfd):
+    here = Run.reopen(copy)
+    assert command("resume", copy) == 2
+    assert "is being trained by another process" in capfd.readouterr().err
+    here.close()
+    assert command("resume", copy) == 0
 
 
 def test_a_half_written_last_line_is_dropped(copy, expected):

@@ -4,6 +4,7 @@ RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_star
         report.html  checkpoints/
 """
 
+import fcntl
 import json
 import shutil
 from collections import Counter
@@ -43,10 +44,19 @@ class RunDirectoryError(UserError):
 
 
 class Run:
-    """An open run directory."""
+    """An open run directory. One process at a time has it open.
+
+    Raises:
+        RunDirectoryError: another process has.
+    """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
         self.path, self.recipe = path, recipe
+        self._lock = (path / "recipe.json").open("rb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of with the process, however that ends
+        except BlockingIOError:
+            raise RunDirectoryError(f"{path} is being trained by another process; wait for it, or stop it") from None
         self._start_from = start_from
         self._checkpoints = path / "checkpoints"
         self._sinks = open_sinks(recipe.sinks, path, recipe.model_dump(mode="json"))
@@ -190,6 +200,7 @@ class Run:
         return Bar(title, total, done=done)
 
     def close(self) -> None:
-        """Flush the sinks."""
+        """Flush the sinks, and let others open it."""
         for sink in self._sinks:
             sink.close()
+        self._lock.close()

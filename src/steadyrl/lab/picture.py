@@ -1,5 +1,6 @@
 """The picture of a figure, as the paper draws it: reward, held-out accuracy, entropy and divergence over updates."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -22,6 +23,8 @@ PANELS: tuple[tuple[str, str, Scale], ...] = (
     ("Entropy, nats", "policy/entropy", "linear"),
     ("D_KL[μ‖π_old], nats", "mismatch/k3", "log"),
 )
+IN_A_ROW = 6
+"""Names that fit side by side below the panels."""
 ROLES = ("c0", "c1", "c2", "c3", "c4", "c5")
 
 
@@ -43,11 +46,14 @@ def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) ->
             axes = canvas.add_axes((0.043 + index * 0.2445, 0.265, 0.202, 0.6))
             seen = _panel(axes, figure, results, field)
             axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=10)
+            axes.set_xlabel("gradient updates", fontsize=9)
             if seen:
                 scale(axes, kind, seen)
         lines = [Line2D([], [], **_look(n)) for n in range(len(figure.arms))]
         labels = [arm.label for arm in figure.arms.values()]
-        canvas.legend(lines, labels, loc="lower center", ncols=len(labels), frameon=False, fontsize=9)
+        rows = math.ceil(len(labels) / IN_A_ROW)
+        columns = math.ceil(len(labels) / rows)
+        canvas.legend(lines, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
         write_atomically(path, svg(canvas, LIGHT))
 
 

@@ -38,6 +38,7 @@ it anew.
 - A collapse *shows* if around it the entropy is below, or the divergence above, that of every stable run of the
   figure at the same updates. This rule and the one before it replaced looser ones after both pictures of figure 4 in
   *calm* had been drawn: the first version of "shows" fired on stable runs as often as on collapses.
+- A verdict is about this scale: *contradicted* says that the effect does not appear here, not that the paper is wrong.
 - The learning rate of a regime was chosen by MiniRL alone, on two of the seeds that are judged here.
 - A run that stopped over updates that were not finite has collapsed, and its final accuracy counts as 0.
 - Pictures: the mean over the seeds, with a band of the middle half of them.
