@@ -347,6 +347,7 @@ def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.Mon
     assert main(["lab", "--lab", str(lab), "run", "pair"]) == 1
     said = capfd.readouterr().err
     assert "quick-3 ended with status 1" in said
+    assert "with-3" not in said  # there was nothing to start it from
     assert "without-4 ended with status 1" in said
     stored = load_result(lab, "pair", "with", 4)
     assert stored is not None
