@@ -34,7 +34,7 @@ def steps() -> dict[str, float]:
     recipe = load(RECIPE)
     with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
         run, progress = Run.create(Path(folder) / "run", recipe), Progress()
-        rows = [global_step(session, run, progress) for _ in range(ROUNDS + 1)][1:]
+        rows = [global_step(session, run, progress)[0] for _ in range(ROUNDS + 1)][1:]
         run.close()
     return {
         "seconds of a step": statistics.median(float(row["seconds/step"]) for row in rows),
