@@ -26,6 +26,7 @@ from steadyrl.session import open_session
 from steadyrl.types import Sampling
 
 PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = 16, 16, 64, 5
+STEPS = 20
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo-vllm.toml"
 
 
@@ -34,7 +35,7 @@ def steps() -> dict[str, float]:
     recipe = load(RECIPE)
     with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
         run, progress = Run.create(Path(folder) / "run", recipe), Progress()
-        rows = [global_step(session, run, progress) for _ in range(ROUNDS + 1)][1:]
+        rows = [global_step(session, run, progress)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {
         "seconds of a step": statistics.median(float(row["seconds/step"]) for row in rows),
@@ -96,7 +97,7 @@ def main() -> None:
         print("vLLM is not installed, so nothing was measured; `make vllm` installs it")
         return
     handing, collecting = steps(), routes()
-    show(f"weights: {RECIPE.name}, {ROUNDS} steps", [handing], {"sync_share": handing["share"]})
+    show(f"weights: {RECIPE.name}, {STEPS} steps", [handing], {"sync_share": handing["share"]})
     figures = {"route_share": collecting["share"], "tokens_per_second": collecting["tokens per second"]}
     show(f"routes: {PROMPTS} prompts × {RESPONSES} responses of {NEW_TOKENS} tokens, FP32", [collecting], figures)
 

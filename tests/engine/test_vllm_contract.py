@@ -1,6 +1,6 @@
 """What vLLM owes the trainer, on real vLLM: log-probabilities, routes, weights, repetition."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
@@ -191,11 +191,28 @@ def test_a_dense_model_has_no_routes(fp32) -> None:  # vLLM makes its groups for
     assert apart(policy, answers)[0] < 1e-4
 
 
-def test_tied_weights_arrive() -> None:
-    policy = tiny_policy(**SIZES, tie_word_embeddings=True)
-    engine, other = engine_of(policy), tiny_policy(seed=1, **SIZES, tie_word_embeddings=True)
+@pytest.mark.parametrize(
+    ("build", "more"),
+    [
+        (tiny_policy, {"tie_word_embeddings": True}),
+        (dense_policy, {}),
+        (dense_policy, {"tie_word_embeddings": True}),
+    ],
+)
+def test_an_update_arrives(build: Callable[..., Policy], more: dict[str, bool]) -> None:
+    engine, other = engine_of(build(**SIZES, **more)), build(seed=1, **SIZES, **more)
     engine.load_weights(weights(other), policy_version=1)
     assert max(apart(other, ask(engine))) < 1e-4
+
+
+def test_after_an_update_an_fp8_engine_is_one_that_began_with_the_new_weights() -> None:
+    policy, other = tiny_policy(**SIZES), tiny_policy(seed=1, **SIZES)
+    engine, fresh = (engine_of(each, precision="fp8", kv_precision="fp8") for each in (policy, other))
+    with repeatable(policy.device):
+        expected = ask(fresh)
+        assert not same(ask(engine), expected)
+        engine.load_weights(weights(other), policy_version=1)
+        assert same(ask(engine), expected)
 
 
 def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
@@ -272,6 +289,24 @@ def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, mon
     engine.load_weights(weights(policy), policy_version=5)
     assert max(apart(policy, ask(engine))) < 1e-4
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lost", ["embed_tokens", "layers.0.input_layernorm", "k_proj", "experts.7.up_proj"])
+def test_a_file_that_lacks_a_tensor_is_no_update(fp32, lost: str) -> None:
+    policy, engine = fp32
+    engine.load_weights(weights(policy), policy_version=4)
+    names = engine._checkpoint
+
+    def lacking(new) -> dict[str, torch.Tensor]:
+        return {name: tensor for name, tensor in names(new).items() if lost not in name}
+
+    with patch.object(engine, "_checkpoint", lacking), pytest.raises(EngineError, match="not filled by the checkpoint"):
+        engine.load_weights(weights(policy), policy_version=5)
+    assert engine.policy_version == 4
+    with pytest.raises(EngineError, match="may hold half of them"):
+        ask(engine)
+    engine.load_weights(weights(policy), policy_version=5)
+    assert max(apart(policy, ask(engine))) < 1e-4
 
 
 def test_greedy_is_the_embedded_engines(fp32) -> None:

@@ -11,6 +11,7 @@ memory; **this path has not been run**.
 
 import copy
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
@@ -41,15 +42,15 @@ class Release:
     keeps_expert_kernels: bool
     """On a CPU, an update leaves new experts in the checkpoint's layout, while their kernel reads the packed one. The
     kernels have to be dropped before, so that they are built, and the experts packed, anew."""
-    keeps_tied_head: bool
-    """On a CPU, an update of tied embeddings leaves the output projection with the packed copy of the old ones."""
 
 
-SUPPORTED = {"0.30.0": Release(keeps_expert_kernels=True, keeps_tied_head=True)}
+SUPPORTED = {"0.30.0": Release(keeps_expert_kernels=True)}
 """Versions that the contract tests have passed on. Any other is refused."""
 
 MEMORY = Path("/dev/shm")
 """Where files are memory, on Linux."""
+FILE = "model.safetensors"
+"""The name by which vLLM finds weights in a folder."""
 CPU_BLOCK = 32
 """Tokens of a cache block on a CPU: the smallest that its kernels like, so that short prompts are shared too."""
 LEAST_TEMPERATURE = 0.01
@@ -280,7 +281,7 @@ class VLLMEngine:
     def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """The weights as a file that vLLM reads."""
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._checkpoint(weights).items()}
-        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / FILE, metadata={"format": "pt"})
 
     @torch.no_grad()
     def _checkpoint(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -297,12 +298,7 @@ class VLLMEngine:
     def _send_file(self, weights: Mapping[str, Tensor]) -> None:
         with _folder() as folder:
             self._write(folder, weights)
-            release = SUPPORTED[self._version_of_vllm]
-            if release.keeps_expert_kernels:
-                self._llm.collective_rpc(_drop_expert_kernels)
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_path": str(folder)})
-            if release.keeps_tied_head:
-                self._llm.collective_rpc(_pack_head)
+            self._llm.collective_rpc(_load, args=(folder / FILE, SUPPORTED[self._version_of_vllm]))
 
     def _send_handles(self, weights: Mapping[str, Tensor]) -> None:
         """Hand over GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
@@ -384,19 +380,47 @@ def _start(folder: Path, options: Mapping[str, Any], *, on_cpu: bool) -> Any:
     return llm
 
 
-def _drop_expert_kernels(worker: Any) -> None:
-    for module in worker.get_model().modules():
+@torch.no_grad()
+def _load(worker: Any, file: Path, release: Release) -> None:
+    """Load a checkpoint on a CPU by the steps of vLLM's own start: weights by their names, then the kernels' layout.
+
+    vLLM's `reload_weights` takes these steps layer by layer, and loads every tensor twice, so that captured graphs
+    stay valid. There are none here.
+
+    Raises:
+        ValueError: the checkpoint leaves weights of vLLM's model unfilled, or not numbers.
+    """
+    from vllm.model_executor.model_loader.utils import process_weights_after_loading  # pyright: ignore[reportMissingImports]
+
+    model = worker.get_model()
+    _unpack(model, release)
+    for weight in model.parameters():
+        weight.fill_(math.nan)
+    model.load_weights(load_file(file).items())
+    if bad := [name for name, weight in model.named_parameters() if weight.isnan().any()]:
+        raise ValueError(f"vLLM's {', '.join(bad)} are not filled by the checkpoint, or not numbers")
+    process_weights_after_loading(model, worker.model_runner.model_config, torch.device("cpu"))
+
+
+def _unpack(model: Any, release: Release) -> None:
+    """Give linear layers and experts, whose kernels packed or removed the parameters, empty ones as at vLLM's start.
+
+    Embeddings keep theirs: kernels read a packed copy, and the output projection may share them.
+    """
+    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.model_loader.reload.meta import materialize_meta_tensor  # pyright: ignore[reportMissingImports]
+    from vllm.model_executor.model_loader.reload.sanitize import restore_layer_refs  # pyright: ignore[reportMissingImports]
+
+    for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
-        if hasattr(method, "moe_kernel"):
+        if not isinstance(method, QuantizeMethodBase) or isinstance(module, VocabParallelEmbedding):
+            continue
+        for name, shape in get_layerwise_info(module).restore_metadata[0].items():
+            setattr(module, name, restore_layer_refs(materialize_meta_tensor(shape), module))
+        if release.keeps_expert_kernels and hasattr(method, "moe_kernel"):
             method.moe_kernel = None
-
-
-def _pack_head(worker: Any) -> None:
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # pyright: ignore[reportMissingImports]
-
-    for module in worker.get_model().modules():
-        if isinstance(module, ParallelLMHead):
-            module.quant_method.process_weights_after_loading(module)
 
 
 def _layers_of(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[int]:
