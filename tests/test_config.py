@@ -16,6 +16,7 @@ from steadyrl.config import (
     ReasoningGymTask,
     Recipe,
     RecipeError,
+    RowsTask,
     TinyModel,
     VLLMEngine,
     load,
@@ -121,12 +122,18 @@ def test_a_damaged_json_recipe(tmp_path):
         load(path)
 
 
+def test_rows_are_counted_from_few_to_many():
+    task = {"kind": "rows", "min_rows": 5, "max_rows": 3}
+    assert "task: min_rows = 5 is above max_rows = 3" in refused(task=task)
+
+
 @pytest.mark.parametrize(
     ("section", "values", "kind"),
     [
         ("model", {"kind": "pretrained", "path": "somewhere"}, PretrainedModel),
         ("model", {"kind": "tiny"}, TinyModel),
         ("task", {"kind": "chains"}, ChainsTask),
+        ("task", {"kind": "rows", "width": 6}, RowsTask),
         ("task", {"kind": "reasoning_gym", "dataset": "chain_sum", "parameters": {"min_terms": 2}}, ReasoningGymTask),
         ("task", {"kind": "questions", "path": "pairs.jsonl"}, QuestionsTask),
         ("engine", {"kind": "local", "precision": "fp8"}, LocalEngine),

@@ -230,6 +230,19 @@ def test_names_the_objective(tmp_path: Path, objective: dict, words: str) -> Non
     assert f"<dd>{words}</dd>" in report.write_report(run).read_text()
 
 
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        ({"kind": "chains", "min_terms": 2, "max_terms": 9}, "chains of 2–9 terms"),
+        ({"kind": "rows", "width": 7, "min_rows": 3, "max_rows": 4}, "3–4 rows of 7 digits"),
+        ({"kind": "reasoning_gym", "dataset": "chain_sum"}, "chain_sum"),
+        ({"kind": "questions", "path": "pairs.jsonl"}, "pairs.jsonl"),
+    ],
+)
+def test_names_the_task(tmp_path: Path, task: dict, words: str) -> None:
+    assert words in report.write_report(new_run(tmp_path / "run", task=task)).read_text()
+
+
 def test_dense_runs_have_no_router(tmp_path: Path) -> None:
     run = new_run(tmp_path / "demo")
     metrics = step_metrics(1, random.Random(0))
