@@ -415,7 +415,8 @@ def _unpack(model: Any, release: Release) -> None:
 
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
-        if not isinstance(method, QuantizeMethodBase) or isinstance(module, VocabParallelEmbedding):
+        repacked = isinstance(method, QuantizeMethodBase) and not isinstance(module, VocabParallelEmbedding)
+        if not repacked:
             continue
         for name, shape in get_layerwise_info(module).restore_metadata[0].items():
             setattr(module, name, restore_layer_refs(materialize_meta_tensor(shape), module))
