@@ -415,13 +415,12 @@ def _unpack(model: Any, release: Release) -> None:
 
     for module in model.modules():
         method: Any = getattr(module, "quant_method", None)
-        repacked = isinstance(method, QuantizeMethodBase) and not isinstance(module, VocabParallelEmbedding)
-        if not repacked:
+        if not isinstance(method, QuantizeMethodBase) or isinstance(module, VocabParallelEmbedding):
             continue
         for name, shape in get_layerwise_info(module).restore_metadata[0].items():
             setattr(module, name, restore_layer_refs(materialize_meta_tensor(shape), module))
         if release.keeps_expert_kernels and hasattr(method, "moe_kernel"):
-            method.moe_kernel = None
+            method.moe_kernel = None  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _layers_of(model: PreTrainedModel, blocks: Sequence[nn.Module]) -> list[int]:
