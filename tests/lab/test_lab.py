@@ -170,6 +170,7 @@ def test_what_saves_a_run_shows_only_where_runs_collapse() -> None:
     assert word == "not visible here"
     assert finding.effect.endswith("but a collapses in 2 of 4")
     assert judge(claim, {"a": fallen, "b": []})[0] == "not run"
+    assert judge(claim, {"a": [], "b": stable})[0] == "not run"
 
 
 def test_a_collapse_shows_by_contrast_with_stable_runs() -> None:

@@ -49,8 +49,8 @@ def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) ->
             axes.set_xlabel("gradient updates", fontsize=9)
             if seen:
                 scale(axes, kind, seen)
-        lines = [Line2D([], [], **_look(n)) for n in range(len(figure.arms))]
-        labels = [arm.label for arm in figure.arms.values()]
+        shown = [(_look(n), arm.label) for n, (name, arm) in enumerate(figure.arms.items()) if results[name]]
+        lines, labels = [Line2D([], [], **look) for look, _ in shown], [label for _, label in shown]
         rows = math.ceil(len(labels) / IN_A_ROW)
         columns = math.ceil(len(labels) / rows)
         canvas.legend(lines, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)

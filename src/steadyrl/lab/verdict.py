@@ -51,7 +51,9 @@ def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
 
 
 def _only_where(finding: Finding, arm: str, results: Results) -> Finding:
-    """The same finding, or none where at most half of the runs of `arm` have collapsed."""
+    """The same finding, or none where at most half of the runs of `arm` have collapsed, or it has no runs."""
+    if not results[arm]:
+        return Finding("not run", finding.text, f"{finding.effect}; {arm} has no runs")
     fallen = sum(run.collapsed_at is not None for run in results[arm])
     if finding.verdict == "not run" or 2 * fallen > len(results[arm]):
         return finding
