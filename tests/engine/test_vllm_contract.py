@@ -1,7 +1,7 @@
 """What vLLM owes the trainer, on real vLLM: log-probabilities, routes, weights, repetition."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
 from unittest.mock import patch
@@ -270,6 +270,17 @@ def test_weights_that_do_not_fit_change_nothing(fp32, fault: str) -> None:
     assert max(apart(policy, ask(engine))) < 1e-4
 
 
+def stops_until_a_good_one(policy: Policy, engine: VLLMEngine, fault: AbstractContextManager, words: str) -> None:
+    """After version 4 an update under the fault raises, the version stays, and nothing is sampled until one is good."""
+    with fault, pytest.raises(EngineError, match=words):
+        engine.load_weights(weights(policy), policy_version=5)
+    assert engine.policy_version == 4
+    with pytest.raises(EngineError, match="may hold half of them"):
+        ask(engine)
+    engine.load_weights(weights(policy), policy_version=5)
+    assert max(apart(policy, ask(engine))) < 1e-4
+
+
 def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, monkeypatch) -> None:
     policy, engine = fp32
     engine.load_weights(weights(policy), policy_version=4)
@@ -281,13 +292,7 @@ def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, mon
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:-1000])
 
-    with patch.object(engine, "_write", truncated), pytest.raises(EngineError, match="policy version 5 did not reach"):
-        engine.load_weights(weights(policy), policy_version=5)
-    assert engine.policy_version == 4
-    with pytest.raises(EngineError, match="may hold half of them"):
-        ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
-    assert max(apart(policy, ask(engine))) < 1e-4
+    stops_until_a_good_one(policy, engine, patch.object(engine, "_write", truncated), "policy version 5 did not reach")
     assert not list(tmp_path.iterdir())
 
 
@@ -300,13 +305,7 @@ def test_a_file_that_lacks_a_tensor_is_no_update(fp32, lost: str) -> None:
     def lacking(new) -> dict[str, torch.Tensor]:
         return {name: tensor for name, tensor in names(new).items() if lost not in name}
 
-    with patch.object(engine, "_checkpoint", lacking), pytest.raises(EngineError, match="not filled by the checkpoint"):
-        engine.load_weights(weights(policy), policy_version=5)
-    assert engine.policy_version == 4
-    with pytest.raises(EngineError, match="may hold half of them"):
-        ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
-    assert max(apart(policy, ask(engine))) < 1e-4
+    stops_until_a_good_one(policy, engine, patch.object(engine, "_checkpoint", lacking), "not filled by the checkpoint")
 
 
 def test_greedy_is_the_embedded_engines(fp32) -> None:

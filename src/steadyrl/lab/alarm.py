@@ -1,7 +1,6 @@
 """Which logged quantity announces a collapse, and how long before."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Literal, NamedTuple
 
@@ -71,27 +70,28 @@ def record(figures: Iterable[Sequence[Result]], name: str, way: Way) -> Record:
     """
     found = Record([], [])
     for runs in figures:
-        for run in (run for run in runs if name in run.steps):
-            others = [other for other in runs if other.collapsed_at is None and other.seed != run.seed]
-            beyond = limit(others, name, way)
-            if beyond is None:
+        logged = [run for run in runs if name in run.steps]
+        for seed in {run.seed for run in logged}:
+            others = [run for run in logged if run.seed != seed and run.collapsed_at is None]
+            if (beyond := limit(others, name, way)) is None:
                 continue
-            at, fallen = alarm_step(run.steps[name], beyond, way), run.collapsed_at
-            if fallen is None:
-                found.false.append(at is not None)
-            else:
-                found.leads.append((fallen - at) * run.minibatches if at is not None and at < fallen else None)
+            for run in (run for run in logged if run.seed == seed):
+                at, fallen = alarm_step(run.steps[name], beyond, way), run.collapsed_at
+                if fallen is None:
+                    found.false.append(at is not None)
+                else:
+                    found.leads.append((fallen - at) * run.minibatches if at is not None and at < fallen else None)
     return found
 
 
 def around(runs: Iterable[Result], name: str) -> list[float | None]:
     """A quantity in windows of `WINDOW` updates around each collapse: the median over the runs, by `AROUND`."""
-    columns: Mapping[int, list[float]] = {place: [] for place in AROUND}
+    columns: dict[int, list[float]] = {place: [] for place in AROUND}
     for run in runs:
         at, width = run.collapsed_at, max(1, WINDOW // run.minibatches)
         if at is None:
             continue
         for place in AROUND:
             steps = run.steps.get(name, [])[max(0, at + place * width) : max(0, at + (place + 1) * width)]
-            columns[place] += [v for v in steps if v is not None and math.isfinite(v)]
+            columns[place] += [v for v in steps if v is not None]
     return [median(values) if values else None for values in columns.values()]

@@ -182,6 +182,8 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
     """How each quantity did as an alarm, and where it stood around the collapses."""
     runs = [[run for arm in figure.arms for run in results[arm]] for figure, results in every]
     runs = [figure for figure in runs if any(run.collapsed_at is not None for run in figure)]
+    if not runs:
+        return "No run has collapsed yet.\n"
     alarms, courses = [], []
     stable = [run for figure in runs for run in figure if run.collapsed_at is None]
     for name, way in SIGNS:
@@ -193,8 +195,6 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
         usual = [v for run in stable for v in run.steps.get(name, ()) if v is not None]
         course = [median(usual) if usual else None, *around((run for figure in runs for run in figure), name)]
         courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
-    if not runs:
-        return "No run has collapsed yet.\n"
     words = (
         f"Of the figures in which a run collapsed. An alarm is two steps in a row beyond the {QUANTILE:.0%} quantile "
         "of the figure's stable runs with other seeds. Lead: updates from the second of the two to the collapse; an "
