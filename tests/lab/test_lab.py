@@ -31,8 +31,10 @@ def test_a_collapse_begins_where_the_reward_leaves_for_good() -> None:
     # N = 8: the window of 8 updates is one step; 2/3 of the best, .9, is .6
     assert collapse_step(up + dip + [0.9] + down, minibatches=8) == 5  # the dip was not the collapse
     assert collapse_step(up + dip + [0.9], minibatches=8) is None
-    assert collapse_step([0.9] * 11 + [0.1] * 1, minibatches=8) == 11  # 1/12 of the run is enough
-    assert collapse_step([0.9] * 23 + [0.1] * 1, minibatches=8) is None  # 1/24 is not
+    assert collapse_step([0.9] * 22 + [0.1] * 2, minibatches=8) == 22  # 1/12 of the run is enough
+    assert collapse_step([0.9] * 46 + [0.1] * 2, minibatches=8) is None  # 1/24 is not
+    assert collapse_step([0.9] * 10 + [0.1] * 2, minibatches=8) == 10
+    assert collapse_step([0.9] * 11 + [0.1] * 1, minibatches=8) is None  # a fall in the last step stays nowhere
     assert collapse_step([0.9, 0.61, 0.61], minibatches=8) is None  # above 2/3
     assert collapse_step([0.0, 0.0], minibatches=8) is None  # nothing to lose
 

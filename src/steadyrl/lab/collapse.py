@@ -7,7 +7,7 @@ FALLS_BELOW = 2 / 3
 WINDOW = 8
 """The reward is averaged over this many gradient updates first."""
 STAYS = 1 / 12
-"""Share of a run for which it must have stayed there to be told from noise."""
+"""Share of a run for which it must have stayed there to be told from noise, and two steps at least."""
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
@@ -19,7 +19,8 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
     """Index of the global step at which a run collapsed, or None.
 
-    The smoothed reward is below FALLS_BELOW of its running best from that step to the last, for STAYS of the run.
+    The smoothed reward is below FALLS_BELOW of its running best from that step to the last, for STAYS of the run and two
+    steps at least.
 
     Args:
         rewards: mean reward of every global step.
@@ -32,4 +33,4 @@ def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
         if value >= FALLS_BELOW * best:
             last_good = step
     fallen = len(smooth) - 1 - last_good
-    return last_good + 1 if fallen >= max(1, round(STAYS * len(smooth))) else None
+    return last_good + 1 if fallen >= max(2, round(STAYS * len(smooth))) else None
