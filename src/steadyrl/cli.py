@@ -189,11 +189,11 @@ def lab_command(argv: list[str]) -> int:
     parser.add_argument("--lab", type=Path, default=Path("lab"), help="folder of the figures (default: lab)")
     commands = parser.add_subparsers(dest="command", required=True)
     runs = commands.add_parser("run", help="make the runs of a figure that have no result yet")
-    runs.add_argument("figure", help="stem of a file in lab/, such as fig1")
+    runs.add_argument("figure", help="stem of a file in lab/, such as fig4-calm")
     runs.add_argument("--arms", nargs="+", default=[], help="some arms only")
     runs.add_argument("--seeds", nargs="+", type=int, default=[], help="some seeds only")
     runs.add_argument("--jobs", type=int, default=2, help="runs side by side (default: 2)")
-    report = commands.add_parser("report", help="print docs/replication.md and its pictures from lab/results")
+    report = commands.add_parser("report", help="write docs/replication.md and its pictures from lab/results")
     report.add_argument("--docs", type=Path, default=Path("docs"), help="where to (default: docs)")
     options = parser.parse_args(argv)
     if options.command == "report":

@@ -11,13 +11,14 @@ import pytest
 from recipes_for_tests import TINY
 from steadyrl.cli import main
 from steadyrl.config import RecipeError
-from steadyrl.lab.alarm import alarm_step, around, limit, record
+from steadyrl.lab.alarm import alarm_step, around, course, limit, record
 from steadyrl.lab.collapse import collapse_step, smoothed
 from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_recipe, fingerprint, load_figure
+from steadyrl.lab.picture import _looks
 from steadyrl.lab.report import page
 from steadyrl.lab.result import Result, ResultError, load_result, measure, results_of, store
 from steadyrl.lab.runs import run_figure
-from steadyrl.lab.verdict import interval, judge, wilson
+from steadyrl.lab.verdict import interval, judge, student, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,16 +85,23 @@ def verdict(rule: dict, results) -> str:
     return judge(claim, results)[0]
 
 
-def test_an_alarm_is_two_steps_beyond_what_stable_runs_showed() -> None:
+def test_an_alarm_is_beyond_what_stable_runs_showed() -> None:
     stable = [with_steps(result("a", 0), mismatch__k3=[float(i) for i in range(101)], policy__entropy=[1.0, 2.0])]
     assert limit(stable, "mismatch/k3", "rises") == 99.0
     assert limit(stable, "policy/entropy", "falls") == 1.0
     assert limit(stable, "weight/ess", "falls") is None
-    assert alarm_step([0.0, 100.0, 0.0, 100.0, 101.0], 99.0, "rises") == 4  # known at the second
-    assert alarm_step([2.0, 0.5, 0.5], 1.0, "falls") == 2
-    assert alarm_step([100.0, None, 100.0], 99.0, "rises") == 2  # not measured: neither sounds nor clears
-    assert alarm_step([0.0, None, None], 99.0, "rises") is None
-    assert alarm_step([99.0, 99.0], 99.0, "rises") is None
+    assert alarm_step([0.0, 100.0, 0.0], 99.0, "rises") == 1
+    assert alarm_step([2.0, 1.0, 0.5], 1.0, "falls") == 2
+    assert alarm_step([None, 99.0, None], 99.0, "rises") is None
+
+
+def test_an_alarm_hears_the_mean_over_eight_updates_whatever_n_is() -> None:
+    k3 = [1.0, 3.0, None, 5.0, 8.0]
+    assert course(with_steps(result("a", 0), mismatch__k3=k3), "mismatch/k3") == k3
+    # N = 2: four steps, without what was not measured
+    slow = with_steps(result("a", 0, minibatches=2), mismatch__k3=k3)
+    assert course(slow, "mismatch/k3") == [1.0, 2.0, 2.0, 3.0, 16 / 3]
+    assert course(result("a", 0), "weight/ess") == []
 
 
 def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -> None:
@@ -105,7 +113,9 @@ def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -
     early = run(2, [1.0] * 2 + [2.0] * 10, FALLEN)
     late = run(3, [1.0] * 5 + [2.0] * 7, FALLEN)
     leads, false = record([[run(0, quiet), run(1, quiet), early, late]], "mismatch/k3", "rises")
-    assert (leads, false) == ([(6 - 3) * 8, None], [False, False])
+    assert (leads, false) == ([(6 - 2) * 8, (6 - 5) * 8], [False, False])
+    at_once = run(3, [1.0] * 6 + [2.0] * 6, FALLEN)
+    assert record([[run(0, quiet), run(1, quiet), at_once]], "mismatch/k3", "rises").leads == [None]
     # by all stable runs the loud one would not be beyond what it has itself shown
     assert record([[run(0, quiet), run(1, loud)]], "mismatch/k3", "rises").false == [False, True]
     assert record([[run(0, quiet, FALLEN)]], "mismatch/k3", "rises") == ([], [])
@@ -132,6 +142,29 @@ def test_intervals_by_hand() -> None:
     assert interval([1.0, 2.0, 3.0]) == pytest.approx((-0.4843, 4.4843), abs=1e-4)
     # 5 of 5: 1 / (1 + 1.96²/5) = .5655
     assert wilson(5, 5) == pytest.approx((0.5655, 1.0), abs=1e-4)
+
+
+def test_how_many_seeds_would_decide() -> None:
+    ours = [result("a", s, accuracy=0.5 + difference) for s, difference in enumerate((0.0, 0.0, 0.2, 0.2))]
+    results = {"a": ours, "b": [result("b", s) for s in range(4)]}
+    rule = {"kind": "higher", "arm": "a", "than": ["b"]}
+    claim = Claim.model_validate({"id": "C", "text": "t", "rules": [rule]})
+    (finding,) = judge(claim, results)[1]
+    # mean .1, sd .11547; t/√n: 7 seeds 2.447/2.646 = .925 → .1068, 8 seeds 2.365/2.828 = .836 → .0966 < .1
+    assert (finding.verdict, finding.reason, finding.seeds_needed) == ("not visible here", "undecided", 8)
+    assert judge(claim, results | {"a": ours[1:]})[1][0].seeds_needed is None  # three tell nothing of the spread
+    assert judge(claim, results | {"a": results["b"]})[1][0].seeds_needed is None  # no effect at all
+    for n, known in ((11, 2.228), (16, 2.131), (31, 2.042)):
+        assert student(n) == pytest.approx(known, rel=2e-3)
+
+
+def test_a_share_of_collapses_is_compared_by_seed() -> None:
+    rule = {"kind": "higher", "measure": "collapsed", "arm": "a", "than": ["b"]}
+    fallen, stable = ([result("a", s, rewards=r) for s in range(5)] for r in (FALLEN, (0.5,) * 12))
+    # four of five against none: .8, sd .4472, ± 2.776 · .2 = .555
+    assert verdict(rule, {"a": [*fallen[:4], stable[4]], "b": stable}) == "replicated"
+    # two of five: .4 ± .68
+    assert verdict(rule, {"a": [*fallen[:2], *stable[2:]], "b": stable}) == "not visible here"
 
 
 def test_shares_need_most_runs() -> None:
@@ -237,13 +270,14 @@ def test_another_kind_begins_its_section_anew() -> None:
 def lab(tmp_path: Path) -> Path:
     """A lab of one figure whose runs take a second."""
     (tmp_path / "regimes").mkdir()
-    regime = TINY | {"cold_start": {"stages": [{"steps": 2}], "batch": 8, "check_every": 2}}
+    cold = {"stages": [{"steps": 2}], "batch": 8, "check_every": 2}
+    regime = TINY | {"cold_start": cold, "objective": {"name": "minirl"}}
     regime = {name: value for name, value in regime.items() if name not in ("steps", "update")}
     (tmp_path / "regimes" / "quick.toml").write_text(toml(regime))
     (tmp_path / "pair.toml").write_text(
         'title = "A pair"\nregime = "quick"\nseeds = [3]\nupdates = 4\nminibatches = 2\nevaluate_every = 2\n'
         '[arms.with]\nlabel = "clip"\nchange = { update.replay = "R3" }\n'
-        '[arms.without]\nlabel = "no clip"\nchange = { objective = { name = "minirl", clip = false } }\n'
+        '[arms.without]\nlabel = "no clip"\nchange = { objective.clip = false }\n'
         '[[claims]]\nid = "C7"\ntext = "clipping saves"\nrules = [{ kind = "stable", arm = "with" }]\n'
     )
     return tmp_path
@@ -283,12 +317,16 @@ def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) 
     assert one.accuracy()[-1][0] == 4
     assert len(one.steps["reward/mean"]) == 2
     assert main(call) == 0
-    assert capfd.readouterr().out == ""
+    assert f"every run asked for has its result in {lab / 'results' / 'pair'};" in capfd.readouterr().out
 
     text = page(lab)
     assert "2 of 2 runs" in text
+    assert "| [A pair](#a-pair) | 0 of 1 | 0 of 1 |" in text
     assert "| C7 | clipping saves |" in text
+    (lab / "docs" / "replication").mkdir(parents=True)
+    (lab / "docs" / "replication" / "gone.svg").write_text("of a figure that is no more")
     assert main(["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
+    assert [path.name for path in (lab / "docs" / "replication").iterdir()] == ["pair.svg"]
     assert (lab / "docs" / "replication.md").read_text() == text
     assert "clip" in (lab / "docs" / "replication" / "pair.svg").read_text()
 
@@ -434,3 +472,10 @@ def test_every_figure_makes_recipes() -> None:
         for arm in figure.arms:
             recipe = arm_recipe(ROOT / "lab", figure, arm, figure.seeds[0], model=Path("cold"))
             assert recipe.steps * recipe.update.minibatches == figure.updates
+
+
+def test_replay_has_a_colour_and_what_is_not_clipped_a_dash() -> None:
+    looks = _looks(["no replay, no clip", "no replay, clip", "R2, no clip", "R2, clip"])
+    assert [look["ls"] for look in looks] == ["--", "-", "--", "-"]
+    assert looks[0]["color"] == looks[1]["color"] != looks[2]["color"] == looks[3]["color"]
+    assert [look["ls"] for look in _looks(["MiniRL", "MiniRL, R3", "GRPO", "MiniRL, free"])] == ["-", "--", "-", ":"]

@@ -1,7 +1,7 @@
 """Which logged quantity announces a collapse, and how long before."""
 
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Literal, NamedTuple
 
 from steadyrl.lab.collapse import WINDOW
@@ -28,9 +28,16 @@ AROUND = (-2, -1, 0, 1)
 """Windows around a collapse, of `collapse.WINDOW` updates each, in which quantities are shown."""
 
 
+def course(run: Result, name: str) -> list[float | None]:
+    """A quantity averaged over the last `WINDOW` updates, as the reward is; None where it was not measured."""
+    values, width = run.steps.get(name, []), max(1, WINDOW // run.minibatches)
+    windows = ([v for v in values[max(0, i + 1 - width) : i + 1] if v is not None] for i in range(len(values)))
+    return [fmean(window) if window else None for window in windows]
+
+
 def limit(stable: Iterable[Result], name: str, way: Way) -> float | None:
     """The quantile of a quantity over all steps of runs that did not collapse; None where none logged it."""
-    values = sorted(v for run in stable for v in run.steps.get(name, ()) if v is not None)
+    values = sorted(v for run in stable for v in course(run, name) if v is not None)
     if not values:
         return None
     share = QUANTILE if way == "rises" else 1.0 - QUANTILE
@@ -38,19 +45,9 @@ def limit(stable: Iterable[Result], name: str, way: Way) -> float | None:
 
 
 def alarm_step(values: Sequence[float | None], beyond: float, way: Way) -> int | None:
-    """The step at which an alarm is known: the second of two in a row beyond the limit.
-
-    A step at which the quantity was not measured, or not finite, neither sounds nor clears an alarm.
-    """
-    before = False
-    for step, value in enumerate(values):
-        if value is None:
-            continue
-        now = value > beyond if way == "rises" else value < beyond
-        if now and before:
-            return step
-        before = now
-    return None
+    """The first step that is beyond the limit."""
+    sounds = (v is not None and (v > beyond if way == "rises" else v < beyond) for v in values)
+    return next((step for step, now in enumerate(sounds) if now), None)
 
 
 class Record(NamedTuple):
@@ -76,7 +73,7 @@ def record(figures: Iterable[Sequence[Result]], name: str, way: Way) -> Record:
             if (beyond := limit(others, name, way)) is None:
                 continue
             for run in (run for run in logged if run.seed == seed):
-                at, fallen = alarm_step(run.steps[name], beyond, way), run.collapsed_at
+                at, fallen = alarm_step(course(run, name), beyond, way), run.collapsed_at
                 if fallen is None:
                     found.false.append(at is not None)
                 else:

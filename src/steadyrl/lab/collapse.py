@@ -19,8 +19,8 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
 def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
     """Index of the global step at which a run collapsed, or None.
 
-    The smoothed reward is below FALLS_BELOW of its running best from that step to the last, for STAYS of the run and two
-    steps at least.
+    The smoothed reward is below FALLS_BELOW of its running best from that step to the last, for STAYS of the run
+    and two steps at least.
 
     Args:
         rewards: mean reward of every global step.

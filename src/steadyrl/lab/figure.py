@@ -15,7 +15,9 @@ from pydantic import Field, ValidationError, model_validator
 
 from steadyrl.config import JsonDict, PositiveInt, Recipe, RecipeError, Rollout, Section, resolve
 
-Measure = Literal["final", "final_greedy", "final_native", "peak", "entropy", "kl", "kl_natural", "disagreement"]
+Measure = Literal[
+    "final", "final_greedy", "final_native", "peak", "collapsed", "entropy", "kl", "kl_natural", "disagreement"
+]
 """What a run is measured by; see `lab.result.measure`."""
 
 
@@ -83,6 +85,8 @@ class Claim(Section):
     """What must hold; see `lab.verdict`."""
     where_collapses: str | None = None
     """It can be seen only where most runs of this arm collapse: a claim about what saves a run, or fails to."""
+    after_runs: bool = False
+    """It was written when some of its runs had been seen; the page says so."""
 
     @property
     def arms(self) -> list[str]:

@@ -1,4 +1,7 @@
-"""The picture of a figure, as the paper draws it: reward, held-out accuracy, entropy and divergence over updates."""
+"""The picture of a figure, as the paper draws it: reward, held-out accuracy, entropy and divergence over updates.
+
+An arm's label gives its look: what stands before the comma has one colour, what stands after it one dash.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -25,11 +28,16 @@ PANELS: tuple[tuple[str, str, Scale], ...] = (
 )
 IN_A_ROW = 6
 """Names that fit side by side below the panels."""
-ROLES = ("c0", "c1", "c2", "c3", "c4", "c5")
+ROLES = ("c0", "c1", "c2", "c3", "c4", "c5", "ink")
+DASHES = ("-", "--", ":", "-.")
+PLAIN = ("", "clip")
+"""What leaves a line undashed."""
+
+Look = dict[str, Any]
 
 
 class Curve(NamedTuple):
-    """One arm: the mean over its seeds, and the band of the middle half of them."""
+    """One arm: the mean over its seeds, and the band of the middle ones: three of five, all of fewer than four."""
 
     x: list[float]
     mean: list[float]
@@ -38,52 +46,65 @@ class Curve(NamedTuple):
 
 
 def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) -> None:
-    """Write the picture of a figure as SVG; the band spans the middle half of an arm's seeds."""
+    """Write the picture of a figure as SVG; a cross in the first panel is the collapse of one run."""
+    looks = _looks([arm.label for arm in figure.arms.values()])
+    shown = [(runs, look) for name, look in zip(figure.arms, looks, strict=True) if (runs := results[name])]
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": figure.name}):
         canvas = Canvas(figsize=(13.0, 3.9))
         white_card(canvas)
         for index, (title, field, kind) in enumerate(PANELS):
             axes = canvas.add_axes((0.043 + index * 0.2445, 0.265, 0.202, 0.6))
-            seen = _panel(axes, figure, results, field)
+            seen = [value for runs, look in shown for value in _arm(axes, runs, field, look)]
             axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=10)
             axes.set_xlabel("gradient updates", fontsize=9)
             if seen:
                 scale(axes, kind, seen)
-        shown = [(_look(n), arm.label) for n, (name, arm) in enumerate(figure.arms.items()) if results[name]]
-        lines, labels = [Line2D([], [], **look) for look, _ in shown], [label for _, label in shown]
+        lines, labels = [Line2D([], [], **look) for _, look in shown], [str(look["label"]) for _, look in shown]
         rows = math.ceil(len(labels) / IN_A_ROW)
         columns = math.ceil(len(labels) / rows)
         canvas.legend(lines, labels, loc="lower center", ncols=columns, frameon=False, fontsize=9)
         write_atomically(path, svg(canvas, LIGHT))
 
 
-def _panel(axes: Axes, figure: Figure, results: Mapping[str, Sequence[Result]], field: str) -> list[float]:
-    seen: list[float] = []
-    for number, arm in enumerate(figure.arms):
-        if results[arm]:
-            curve = _curve(results[arm], field)
-            look = _look(number)
-            axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.13, lw=0)
-            axes.plot(curve.x, curve.mean, **look)
-            seen += curve.mean
-    return seen
+def _arm(axes: Axes, runs: Sequence[Result], field: str, look: Look) -> list[float]:
+    """Draw an arm into a panel; the values of its mean."""
+    curve = _curve(runs, field)
+    axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.13, lw=0)
+    axes.plot(curve.x, curve.mean, **look)
+    if field == "reward/mean":
+        fallen = [(run, step) for run in runs if (step := run.collapsed_at) is not None]
+        at = [float((step + 1) * run.minibatches) for run, step in fallen]
+        rewards = [_series(run, field)[step] for run, step in fallen]
+        axes.plot(at, rewards, ls="", marker="x", ms=6, mew=1.6, color=look["color"])
+    return curve.mean
 
 
-def _look(number: int) -> dict[str, Any]:
-    """Colour and dash of the n-th arm."""
-    return {
-        "color": COLOUR[ROLES[number % len(ROLES)]],
-        "ls": ("-", "--", ":")[number // len(ROLES) % 3],
-        "lw": 1.7,
-    }
+def _looks(labels: Sequence[str]) -> list[Look]:
+    """Colour and dash of every arm."""
+    parts = [label.partition(", ")[::2] for label in labels]
+    colours = list(dict.fromkeys(name for name, _ in parts))
+    others = list(dict.fromkeys(rest for _, rest in parts if rest not in PLAIN))
+    return [
+        {
+            "color": COLOUR[ROLES[colours.index(name) % len(ROLES)]],
+            "ls": DASHES[(1 + others.index(rest)) % len(DASHES)] if rest in others else "-",
+            "lw": 1.7,
+            "label": label,
+        }
+        for label, (name, rest) in zip(labels, parts, strict=True)
+    ]
+
+
+def _series(run: Result, field: str) -> list[float]:
+    """A quantity of one run, averaged over `WINDOW` updates."""
+    return smoothed([v or 0.0 for v in run.steps[field]], max(1, WINDOW // run.minibatches))
 
 
 def _curve(runs: Sequence[Result], field: str) -> Curve:
     """An arm's values at the places that all its runs have reached."""
     if field:
-        n = runs[0].minibatches
-        series = [smoothed([v or 0.0 for v in run.steps[field]], max(1, WINDOW // n)) for run in runs]
-        x = [float((step + 1) * n) for step in range(min(map(len, series)))]
+        series = [_series(run, field) for run in runs]
+        x = [float((step + 1) * runs[0].minibatches) for step in range(min(map(len, series)))]
     else:
         series = [[value for _, value in run.accuracy()] for run in runs]
         x = [float(at) for at, _ in min((run.accuracy() for run in runs), key=len)]

@@ -1,5 +1,6 @@
 """The page of the lab, from the stored results alone: `docs/replication.md` and its pictures."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,89 +8,122 @@ from pathlib import Path
 from statistics import fmean, median
 
 from steadyrl.lab.alarm import AROUND, QUANTILE, SIGNS, around, record
-from steadyrl.lab.collapse import FALLS_BELOW, STAYS, WINDOW
-from steadyrl.lab.figure import Claim, Figure, Measure, cold_recipe, figures
+from steadyrl.lab.collapse import WINDOW
+from steadyrl.lab.figure import Arm, Claim, Figure, Measure, cold_recipe, figures
+from steadyrl.lab.preface import HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
-from steadyrl.lab.verdict import Finding, interval, judge
+from steadyrl.lab.verdict import FEWEST, MANY, Finding, interval, judge
 from steadyrl.metrics import write_atomically
 
 Results = Mapping[str, Sequence[Result]]
 
-HEAD = f"""\
-# Replication
-
-<!-- Printed by `steadyrl lab report` from lab/results; edit lab/*.toml and run the arms instead. -->
-
-The experiments of "Stabilizing Reinforcement Learning with LLMs: Formulation and Practices" (arXiv 2512.01374) at a
-scale that runs on two CPU cores, with arms that the paper did not run. Every figure is a file in `lab/`: its regime,
-its arms, its seeds and the rule of each verdict, committed before the arms were run. `steadyrl lab run FIGURE` makes
-it anew.
-
-- Arms of a figure share prompts, random numbers, cold start and the number of gradient updates. The mini-batch is
-  fixed; the global batch grows with N, the updates made from it.
-- A run has **collapsed** once its reward, averaged over {WINDOW} updates, is below {FALLS_BELOW:.2f} of its best so
-  far, and stays there to the end, for at least {STAYS:.0%} of the run and two steps. (The two steps were asked for
-  after figures 1 and 4 had been run: one run of figure 4 in *long* fell in its very last step, which tells nothing.)
-- Differences are paired by seed, with Student's 95% interval; shares of runs have Wilson's. *Replicated*: the whole
-  interval lies on the claimed side. *Contradicted*: all of it lies on the other. Else *not visible here*. A claim is
-  replicated if all its rules are, and contradicted if one is; by chance alone, one of k true rules about differences
-  is in up to k · 2.5% of all cases.
-- A claim about what saves a run, or fails to, is *not visible* where the arm without clip and replay does not collapse
-  in most runs: there was nothing to be saved from.
-- A collapse *shows* if around it the entropy is below, or the divergence above, that of every stable run of the
-  figure at the same updates. This rule and the one before it replaced looser ones after both pictures of figure 4 in
-  *calm* had been drawn: the first version of "shows" fired on stable runs as often as on collapses.
-- A verdict is about this scale: *contradicted* says that the effect does not appear here, not that the paper is wrong.
-- The learning rate of a regime was chosen by MiniRL alone, on two of the seeds that are judged here.
-- A run that stopped over updates that were not finite has collapsed, and its final accuracy counts as 0.
-- Pictures: the mean over the seeds, with a band of the middle half of them.
-- D_KL under replay is lowered by definition. "k3, natural" is without it: for R3, k3 times the ratio of both over the
-  responses that were scored both ways, one prompt's at every step.
-"""
-
 
 def write(lab: Path, docs: Path) -> list[Path]:
-    """Write the page and its pictures; the paths written."""
+    """Write the page and its pictures, and delete pictures of what has no results; the paths written."""
     from steadyrl.lab.picture import draw
 
-    written = []
+    written = [docs / "replication.md"]
+    pictures = docs / "replication"
+    pictures.mkdir(parents=True, exist_ok=True)
     for figure in figures(lab):
         results = results_of(lab, figure)
         if any(results[arm] for arm in figure.arms):
-            path = docs / "replication" / f"{figure.name}.svg"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            draw(figure, results, path)
-            written.append(path)
-    docs.mkdir(parents=True, exist_ok=True)
+            written.append(pictures / f"{figure.name}.svg")
+            draw(figure, results, written[-1])
     write_atomically(docs / "replication.md", page(lab))
-    return [*written, docs / "replication.md"]
+    for stale in set(pictures.glob("*.svg")) - set(written):
+        stale.unlink()
+    return written
 
 
 def page(lab: Path) -> str:
     """The page as Markdown."""
     every = [(figure, results_of(lab, figure)) for figure in figures(lab)]
-    parts = [HEAD, "## Verdicts\n", _verdicts(every)]
+    parts = [HEAD, "## What was found\n", _glance(every), "## Verdicts\n", _verdicts(every)]
+    parts += ["## How it is judged\n", JUDGED, "## Regimes\n", _regimes(lab, every)]
     parts += [_section(lab, figure, results) for figure, results in every]
     parts += ["## What announces a collapse\n", _announcements(every)]
     return "\n".join(parts)
 
 
-def _verdicts(every: Iterable[tuple[Figure, Results]]) -> str:
+def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
+    """Of every figure that has runs: how many collapsed, and how its arms with clipping ended."""
     rows = []
     for figure, results in every:
+        grid = {found: results[name] for name, arm in figure.arms.items() if (found := _clip_and_replay(arm))}
+        if not any(grid.values()):
+            continue
+        fallen = [
+            _fallen([run for (clip, _), runs in grid.items() if clip is way for run in runs]) for way in (False, True)
+        ]
+        ends = [
+            format(fmean(measure(run, "final") for run in runs), ".3f") if (runs := grid.get((clip, replay))) else "–"
+            for clip in (False, True)
+            for replay in ("none", "R2", "R3")
+        ]
+        rows.append((f"[{figure.title}](#{_anchor(figure.title)})", *fallen, *ends))
+    words = (
+        "Runs that collapsed without clipping and with it, and held-out accuracy at the end (T = 1, the sampler's "
+        "precision, mean over the seeds) by what is replayed.\n"
+    )
+    head = ("figure", "collapsed, no clip", "collapsed, clip")
+    arms = [f"{replay}, {clip}" for clip in ("no clip", "clip") for replay in ("no replay", "R2", "R3")]
+    return "\n".join([words, _table((*head, *arms), rows)])
+
+
+def _clip_and_replay(arm: Arm) -> tuple[bool, str] | None:
+    """Whether an arm clips, and what it replays; None for one that changes anything else."""
+    change = {(section, name): value for section, names in arm.change.items() for name, value in dict(names).items()}
+    clip, replay = change.pop(("objective", "clip"), True), change.pop(("update", "replay"), "none")
+    return None if change or arm.cold else (clip, replay)
+
+
+def _fallen(runs: Sequence[Result]) -> str:
+    return f"{sum(run.collapsed_at is not None for run in runs)} of {len(runs)}" if runs else "–"
+
+
+def _verdicts(every: Iterable[tuple[Figure, Results]]) -> str:
+    rows, waiting = [], []
+    for figure, results in every:
+        link = f"[{figure.name}](#{_anchor(figure.title)})"
         for claim in figure.claims:
-            verdict, _ = judge(claim, results)
-            link = f"[{figure.name}](#{_anchor(figure.title)})"
-            rows.append((claim.id, claim.text, link, f"**{verdict}**{_unfinished(figure, claim, results)}"))
-    rows.sort(key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row[0])])
-    return _table(("claim", "of the paper", "figure", "verdict"), rows)
+            if any(results[arm] for arm in _judged(figure, claim)):
+                text = claim.text + (" (written after runs had been seen)" if claim.after_runs else "")
+                rows.append((claim.id, text, link, _verdict(figure, claim, results)))
+            else:
+                waiting.append((claim.id, claim.text, link))
+    for table in (rows, waiting):
+        table.sort(key=lambda row: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", row[0])])
+    words = "C1 to C10 number the paper's claims; the others are ours.\n"
+    parts = [words, _table(("claim", "in words", "figure", "verdict"), rows)]
+    if waiting:
+        parts += ["Not run yet:\n", _table(("claim", "in words", "figure"), waiting)]
+    return "\n".join(parts)
 
 
-def _unfinished(figure: Figure, claim: Claim, results: Results) -> str:
-    """How many of its runs a verdict rests on, where they are not all there yet."""
-    arms = {arm for arm in claim.arms if "/" not in arm} or set(figure.arms)
+def _judged(figure: Figure, claim: Claim) -> set[str]:
+    """The arms of its own figure that a claim is about; one about collapses is about all."""
+    return {arm for arm in claim.arms if "/" not in arm} or set(figure.arms)
+
+
+def _verdict(figure: Figure, claim: Claim, results: Results) -> str:
+    """The verdict, why it is not visible, and how many of its runs it rests on, where they are not all there yet."""
+    verdict, findings = judge(claim, results)
+    reasons = dict.fromkeys(finding.reason for finding in findings if finding.verdict == verdict and finding.reason)
+    arms = _judged(figure, claim)
     have, asked = sum(len(results[arm]) for arm in arms), len(arms) * len(figure.seeds)
-    return f", on {have} of {asked} runs" if 0 < have < asked else ""
+    words = f"**{verdict}**" + (f": {', '.join(reasons)}" if reasons else "")
+    return words if have == asked else f"{words} ({have} of {asked} runs)"
+
+
+def _regimes(lab: Path, every: Iterable[tuple[Figure, Results]]) -> str:
+    """What each regime says of itself: the comment at the head of its file."""
+    words = []
+    for name in sorted({figure.regime for figure, _ in every}):
+        lines = (lab / "regimes" / f"{name}.toml").read_text(encoding="utf-8").splitlines()
+        comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+        words.append(f"- [{name}](../lab/regimes/{name}.toml). {' '.join(line.strip('# ') for line in comment)}\n")
+    return "".join(words)
 
 
 def _section(lab: Path, figure: Figure, results: Results) -> str:
@@ -108,7 +142,7 @@ def _section(lab: Path, figure: Figure, results: Results) -> str:
         _arms(figure, results),
     ]
     rows = [
-        (claim.id, finding.text, finding.effect, finding.verdict + _needed(finding))
+        (claim.id, finding.text, finding.effect, _words(finding))
         for claim in figure.claims
         for finding in judge(claim, results)[1]
     ]
@@ -159,24 +193,27 @@ def _arms(figure: Figure, results: Results) -> str:
     """One row an arm: means over seeds, that of the first column with its interval."""
     rows = []
     for name, arm in figure.arms.items():
-        runs = results[name]
+        runs, title = results[name], f"{arm.label} (`{name}`)"
         if not runs:
-            rows.append((arm.label, "not run", *[""] * (len(_COLUMNS) + 1)))
+            rows.append((title, "not run", *[""] * (len(_COLUMNS) + 1)))
             continue
         cells = [format(fmean(measure(run, what) for run in runs), form) for _, what, form in _COLUMNS]
-        if len(runs) > 1:
+        if len(runs) >= FEWEST:
             low, high = interval([measure(run, "final") for run in runs])
             cells[0] += f" [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"
         at = [(step + 1) * run.minibatches for run in runs if (step := run.collapsed_at) is not None]
         fallen = f"{len(at)} of {len(runs)}" + (f", at update {median(at):.0f}" if at else "")
-        rows.append((arm.label, str(len(runs)), fallen, *cells))
+        rows.append((title, str(len(runs)), fallen, *cells))
     return _table(("arm", "runs", "collapsed", *(title for title, _, _ in _COLUMNS)), rows)
 
 
-def _needed(finding: Finding) -> str:
+def _words(finding: Finding) -> str:
+    """The verdict on a rule; if undecided, how many seeds would decide it with this mean and this spread."""
+    words = ": ".join(filter(None, (finding.verdict, finding.reason)))
     if finding.seeds_needed is None:
-        return ""
-    return f" (an effect of this size would take about {finding.seeds_needed} seeds)"
+        return words
+    seeds = f"more than {MANY}" if finding.seeds_needed == MANY else f"about {finding.seeds_needed}"
+    return f"{words} ({seeds} seeds would decide it, with this mean and spread)"
 
 
 def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
@@ -197,9 +234,10 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
         course = [median(usual) if usual else None, *around((run for figure in runs for run in figure), name)]
         courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
     words = (
-        f"Of the figures in which a run collapsed. An alarm is two steps in a row beyond the {QUANTILE:.0%} quantile "
-        "of the figure's stable runs with other seeds. Lead: updates from the second of the two to the collapse; an "
-        "alarm at the collapse or after it announces nothing.\n"
+        f"Of the figures in which a run collapsed. A quantity is averaged over {WINDOW} updates, as the reward is; it "
+        f"sounds the alarm beyond the {QUANTILE:.0%} quantile of all steps of the figure's stable runs with other "
+        "seeds. Lead: updates from the first alarm to the collapse; an alarm at the collapse or after it announces "
+        "nothing. (At first an alarm was two steps in a row without the average: 16 updates at N = 8, two at N = 1.)\n"
     )
     head = ("quantity", "collapses announced", "median lead, updates", "stable runs with an alarm")
     about = f"The same quantities around the collapses, in windows of {WINDOW} updates: medians over the runs.\n"

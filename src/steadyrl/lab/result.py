@@ -97,15 +97,16 @@ def measure(result: Result, what: Measure) -> float:
     """One number for a run; NaN where it logged none.
 
     `final`, `final_greedy`, `final_native`: held-out accuracy at the end, sampled in the sampler's precision, greedy,
-    or sampled unquantised, and 0 for a run that was stopped: it has no last policy. `peak`: the best sampled one. The
-    others are means over the last quarter of the steps: entropy, k3 of the mismatch as the run saw it and without
-    replay, and router disagreement.
+    or sampled unquantised, and 0 for a run that was stopped: it has no last policy. `peak`: the best sampled one.
+    `collapsed`: 1 or 0. The others are means over the last quarter of the steps: entropy, k3 of the mismatch as the run
+    saw it and without replay, and router disagreement.
     """
     ways: dict[str, Callable[[], float]] = {
         "final": lambda: _last(result, result.accuracy()),
         "final_greedy": lambda: _last(result, result.accuracy("greedy")),
         "final_native": lambda: _last(result, result.accuracy(native=True)),
         "peak": lambda: max(value for _, value in result.accuracy()),
+        "collapsed": lambda: float(result.collapsed_at is not None),
         "entropy": lambda: _late(result, "policy/entropy"),
         "kl": lambda: _late(result, "mismatch/k3"),
         "kl_natural": lambda: _natural(result),

@@ -62,6 +62,9 @@ def run_figure(lab: Path, figure: Figure, *, arms: Sequence[str], seeds: Sequenc
         for arm in dict.fromkeys(arms or figure.arms)
         if (job := _job(lab, figure, arm, seed))
     ]
+    if not todo:
+        stored = lab / "results" / figure.name
+        print(f"every run asked for has its result in {stored}; to make one anew, delete it and its folder in runs")
     colds = {job.cold_folder: job for job in todo if not _model(job.cold_folder).is_dir()}
     failures = _side_by_side(jobs, colds.values(), _cold_start)
     ready = [job for job in todo if _model(job.cold_folder).is_dir()]

@@ -7,7 +7,7 @@ claimed side, contradicted if all of it lies on the other, and not visible other
 
 import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import NormalDist, fmean, stdev
 from typing import Literal, NamedTuple
 
 from steadyrl.lab.collapse import WINDOW, smoothed
@@ -18,7 +18,14 @@ Verdict = Literal["replicated", "contradicted", "not visible here", "not run"]
 Results = Mapping[str, Sequence[Result]]
 
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""The 97.5% quantile of Student's t with n − 1 degrees of freedom, by n; above 10 that of 10."""
+"""The 97.5% quantile of Student's t with n − 1 degrees of freedom, by n."""
+Z = NormalDist().inv_cdf(0.975)
+FEWEST = 4
+"""Seeds without which the spread is not known well enough to say how many would decide."""
+MANY = 1000
+"""More seeds than this are not counted."""
+FORMS: dict[Measure, str] = {"entropy": "+.1e", "kl": "+.1e", "kl_natural": "+.1e", "disagreement": "+.2%"}
+"""How differences of a measure are printed; the others, which are shares, to three decimals."""
 
 
 class Finding(NamedTuple):
@@ -30,8 +37,10 @@ class Finding(NamedTuple):
     """The comparison, in words."""
     effect: str
     """The effect with its 95% interval and the number of runs."""
+    reason: str = ""
+    """Why it is not visible."""
     seeds_needed: int | None = None
-    """About how many seeds would decide it, if the effect is as large as it looks; None: it is decided, or not run."""
+    """How many seeds would decide it, if mean and spread stay as they are, `MANY` for more; None: that is not known."""
 
 
 def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
@@ -57,8 +66,8 @@ def _only_where(finding: Finding, arm: str, results: Results) -> Finding:
     fallen = sum(run.collapsed_at is not None for run in results[arm])
     if finding.verdict == "not run" or 2 * fallen > len(results[arm]):
         return finding
-    why = f"; but {arm} collapses in {fallen} of {len(results[arm])}"
-    return Finding("not visible here", finding.text, finding.effect + why)
+    effect = f"{finding.effect}; but {arm} collapses in {fallen} of {len(results[arm])}"
+    return Finding("not visible here", finding.text, effect, "nothing to be saved from")
 
 
 def decide(rule: Rule, results: Results) -> list[Finding]:
@@ -84,7 +93,7 @@ def _compare(results: Results, rule: Higher, other: str) -> Finding:
         return Finding("not run", text, f"{len(differences)} pairs")
     low, high = interval(differences)
     verdict = "replicated" if low > rule.by else "contradicted" if high < rule.by else "not visible here"
-    return _difference(verdict, text, differences, room=abs(fmean(differences) - rule.by))
+    return _difference(verdict, text, rule.measure, differences, room=abs(fmean(differences) - rule.by))
 
 
 def _alike(results: Results, rule: Alike) -> Finding:
@@ -95,16 +104,25 @@ def _alike(results: Results, rule: Alike) -> Finding:
     low, high = interval(differences)
     inside, outside = -rule.within < low and high < rule.within, high < -rule.within or low > rule.within
     verdict = "replicated" if inside else "contradicted" if outside else "not visible here"
-    return _difference(verdict, text, differences, room=abs(rule.within - abs(fmean(differences))))
+    return _difference(verdict, text, rule.measure, differences, room=abs(rule.within - abs(fmean(differences))))
 
 
-def _difference(verdict: Verdict, text: str, differences: Sequence[float], *, room: float) -> Finding:
+def _difference(verdict: Verdict, text: str, what: Measure, differences: Sequence[float], *, room: float) -> Finding:
     """A finding about a mean difference that lies `room` from where the verdict would change."""
-    low, high = interval(differences)
-    effect = f"{fmean(differences):+.3f} [{low:+.3f}, {high:+.3f}], {len(differences)} pairs"
-    if verdict != "not visible here" or not room:
+    mean, low, high = (format(v, FORMS.get(what, "+.3f")) for v in (fmean(differences), *interval(differences)))
+    effect = f"{mean} [{low}, {high}], {len(differences)} pairs"
+    if verdict != "not visible here":
         return Finding(verdict, text, effect)
-    return Finding(verdict, text, effect, math.ceil(len(differences) * ((high - low) / 2 / room) ** 2))
+    return Finding(verdict, text, effect, "undecided", _seeds_needed(differences, room))
+
+
+def _seeds_needed(differences: Sequence[float], room: float) -> int | None:
+    """The least number of seeds at which half the interval would be smaller than `room`, with this spread."""
+    if len(differences) < FEWEST or not room:
+        return None
+    spread = stdev(differences)
+    enough = (n for n in range(len(differences) + 1, MANY) if student(n) * spread / math.sqrt(n) < room)
+    return next(enough, MANY)
 
 
 def _paired(ours: Sequence[Result], theirs: Sequence[Result], what: Measure) -> list[float]:
@@ -116,26 +134,35 @@ def _paired(ours: Sequence[Result], theirs: Sequence[Result], what: Measure) -> 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
     """Student's 95% interval of the mean of at least two values."""
-    n = len(values)
-    half = STUDENT[min(n, 10)] * stdev(values) / math.sqrt(n)
+    half = student(len(values)) * stdev(values) / math.sqrt(len(values))
     return fmean(values) - half, fmean(values) + half
 
 
-def _share(hits: Sequence[bool], text: str) -> Finding:
+def student(n: int) -> float:
+    """The 97.5% quantile of Student's t with n − 1 degrees of freedom; above 10 to 0.2%, by its expansion in 1/(n − 1).
+
+    Equation: z + (z³ + z) / 4ν + (5z⁵ + 16z³ + 3z) / 96ν², ν = n − 1 (Abramowitz and Stegun, 26.7.5).
+    """
+    nu = n - 1
+    return STUDENT.get(n) or Z + (Z**3 + Z) / (4 * nu) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * nu * nu)
+
+
+def _share(hits: Sequence[bool], text: str, *, note: str = "") -> Finding:
     """Whether something holds for most runs."""
     n = len(hits)
     if not n:
         return Finding("not run", text, "0 runs")
     low, high = wilson(sum(hits), n)
     verdict = "replicated" if low > 0.5 else "contradicted" if high < 0.5 else "not visible here"
-    return Finding(verdict, text, f"{sum(hits)} of {n} runs [{low:.2f}, {high:.2f}]")
+    reason = "undecided" if verdict == "not visible here" else ""
+    return Finding(verdict, text, f"{sum(hits)} of {n} runs [{low:.2f}, {high:.2f}]{note}", reason)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
     """Wilson's 95% interval of a share."""
-    z, p = 1.959964, hits / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n)
+    p = hits / n
+    centre, half = p + Z * Z / (2 * n), Z * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n)
 
 
 def _shown(runs: Sequence[Result]) -> Finding:
@@ -146,12 +173,15 @@ def _shown(runs: Sequence[Result]) -> Finding:
     if not runs:
         return Finding("not run", text, "0 runs")
     if not fallen or not stable:
-        return Finding("not visible here", text, f"{len(fallen)} of {len(runs)} runs collapsed")
-    return _share([_shows(run, stable) for run in fallen], text)
+        reason = "nothing collapsed" if stable else "nothing is stable"
+        return Finding("not visible here", text, f"{len(fallen)} of {len(runs)} runs collapsed", reason)
+    signs = [_signs(run, stable) for run in fallen]
+    low, high = sum(low for low, _ in signs), sum(high for _, high in signs)
+    return _share([any(pair) for pair in signs], text, note=f": entropy below in {low}, divergence above in {high}")
 
 
-def _shows(run: Result, stable: Sequence[Result]) -> bool:
-    """Whether, around its collapse, entropy is below or divergence above all that any stable run has at those steps.
+def _signs(run: Result, stable: Sequence[Result]) -> tuple[bool, bool]:
+    """Whether, around its collapse, entropy is below, and divergence above, all that any stable run has at those steps.
 
     A healthy run's entropy falls too, as it learns; so what counts is the contrast with those.
     """
@@ -164,4 +194,4 @@ def _shows(run: Result, stable: Sequence[Result]) -> bool:
 
     entropy = min(value for one in stable for value in seen(one, "policy/entropy", math.inf))
     kl = max(value for one in stable for value in seen(one, "mismatch/k3", -math.inf))
-    return min(seen(run, "policy/entropy", -math.inf)) < entropy or max(seen(run, "mismatch/k3", math.inf)) > kl
+    return min(seen(run, "policy/entropy", -math.inf)) < entropy, max(seen(run, "mismatch/k3", math.inf)) > kl

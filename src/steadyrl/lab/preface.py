@@ -1,0 +1,50 @@
+"""What the page of the lab says before any result: what it is, and how it is judged."""
+
+from steadyrl.lab.collapse import FALLS_BELOW, STAYS, WINDOW
+
+HEAD = """\
+# Replication
+
+<!-- Printed by `steadyrl lab report` from lab/results; edit lab/*.toml and run the arms instead. -->
+
+The experiments of "Stabilizing Reinforcement Learning with LLMs: Formulation and Practices" (arXiv 2512.01374) at a
+scale that runs on two CPU cores, with arms that the paper did not run. Every figure is a file in `lab/`: its regime,
+its arms, its seeds and the rule of each verdict. `steadyrl lab run FIGURE` makes the runs that have no result yet (to
+make all of them anew, delete `lab/results/FIGURE` and `lab/runs/FIGURE` first), and `steadyrl lab report` draws this
+page and its pictures from the results.
+"""
+
+JUDGED = f"""\
+- Arms of a figure share prompts, random numbers, the cold start (but in figure 5, which compares cold starts) and the
+  number of gradient updates. The mini-batch is fixed: a global batch holds N of them, and gives N updates.
+- A run has **collapsed** once its reward, averaged over {WINDOW} updates, is below {FALLS_BELOW:.2f} of its best so
+  far, and stays there to the end, for at least {STAYS:.0%} of the run and two steps. A run that stopped over updates
+  that were not finite has collapsed, and its final accuracy counts as 0.
+- Differences are paired by seed, with Student's 95% interval. *Replicated*: the whole interval lies on the claimed
+  side. *Contradicted*: all of it lies on the other; the opposite was measured here, at this scale. Else *not visible
+  here*: *undecided*, if the interval holds both. A share of runs has Wilson's interval, and is held against one half:
+  with five seeds only 5 of 5 decides for it, and 0 of 5 against it.
+- A claim is replicated if all its rules are, and contradicted if one is; by chance alone a true claim with k rules
+  about differences is contradicted in up to k · 2.5% of cases. Words of a claim that no rule tests (*early*,
+  *slightly*) are the paper's.
+- A claim about what saves a run, or fails to, is not visible where the arm without clip and replay does not collapse in
+  most runs: there was *nothing to be saved from*.
+- A collapse *shows* if around it the entropy is below, or the divergence above, that of every stable run of the figure
+  at the same updates.
+- Rules were committed before the runs that they judge, with these exceptions. After figure 4 in *calm* and in *stress*
+  had been drawn: what is said above of claims about saving a run, which turned two verdicts of figure 4 in *calm* from
+  contradicted to not visible (C6, and that R3 alone does not save a run); that C8 wants its runs stable; how a collapse
+  shows, which at first fired on stable runs as often as on collapses. After figure 1 in *calm* and figure 4 in *long*:
+  the two steps that a collapse has to last, since one run of the latter fell in its very last. A claim that was itself
+  written after its runs says so.
+- The learning rate was chosen by MiniRL alone in *calm* and *long*, on two of the seeds that are judged here; *calm-32*
+  and *deep* take theirs over, *stress* and *smoke* double that of *calm*.
+- D_KL under replay is lowered by definition. *k3, natural* is without it: for R3, k3 times the ratio of both over the
+  responses that were scored both ways, one prompt's at every step.
+- Columns: *T = 1* is held-out accuracy at the end, sampled at temperature 1 in the sampler's precision, with its
+  interval over the seeds; *peak* the best of all its evaluations; *unquantised* and *greedy* are those at the end.
+  Entropy (nats), k3 of μ against π_old (nats) and the share of expert sets that differ are means over the last quarter
+  of the steps.
+- Pictures: the mean over the seeds and a band of the middle three of five, of all where there are fewer than four;
+  reward, entropy and D_KL are averaged over {WINDOW} updates. A cross is the collapse of one run.
+"""
