@@ -5,6 +5,7 @@ import math
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
@@ -205,7 +206,8 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
     ("changes", "message"),
     [
         ({"hold": {"device": "cuda:99"}}, "hold.device = 'cuda:99', but"),
-        ({"hold": {"device": "gpu"}}, "hold.device = 'gpu' is no device of torch"),
+        ({"hold": {"device": "gpu"}}, "hold.device = 'gpu' is none that a run can be held on"),
+        ({"hold": {"device": "mps"}}, "hold.device = 'mps' is none that a run can be held on"),
         ({"model": {"family": "qwen3_mo"}}, "model.family = 'qwen3_mo' is no model_type of transformers; did you mean"),
         ({"model": {"config": {"hiden_size": 3}}}, "model.config has ['hiden_size']"),
         ({"model": {"config": TINY["model"]["config"] | {"hidden_size": "32"}}}, "expected int, got str"),
@@ -303,18 +305,59 @@ def test_a_prompt_longer_than_the_context_is_named(tmp_path, capfd):
 
 
 def test_micro_batches_smaller_than_a_response(refusal):
-    told = refusal(update={"micro_tokens": 9})
-    assert "update.micro_tokens = 9 is less than rollout.max_new_tokens = 10" in told
+    told = refusal(update={"micro_tokens": 10})
+    assert "update.micro_tokens = 10 has no room for a prompt beside a response of rollout.max_new_tokens = 10" in told
     assert "Raise it" in told
 
 
 def test_micro_batches_smaller_than_prompt_and_response(tmp_path, capfd):
-    """Known only once the prompts are drawn."""
-    recipe = write_recipe(tmp_path, update={"micro_tokens": 10}, **FEW)
-    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    """Known only once the prompts are drawn; what is changed in the run's recipe holds when it goes on."""
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, update={"micro_tokens": 11}, **FEW)
+    assert status("train", recipe, "--run", run) == 2
     err = capfd.readouterr().err
-    assert "tokens, more than update.micro_tokens = 10" in err
+    assert "tokens, more than update.micro_tokens = 11; raise it" in err
+    assert f"What is changed in {run / 'recipe.json'} holds from `steadyrl resume {run}` on" in err
     assert "Traceback" not in err
+    (run / "recipe.json").write_text((run / "recipe.json").read_text().replace(": 11", ": 64"))
+    assert status("resume", run) == 0
+
+
+def test_weights_that_broke_in_the_cold_start(tmp_path, capfd):
+    cold = {"stages": [{"steps": 9, "learning_rate": 1e12}], "batch": 4}
+    assert status("train", write_recipe(tmp_path, cold_start=cold, **FEW), "--run", tmp_path / "run") == 2
+    err = capfd.readouterr().err
+    assert re.search(r"cold start, step \d: loss or gradient was not finite; a smaller learning_rate", err)
+
+
+def test_weights_that_were_broken_to_begin_with(finished, tmp_path, capfd):
+    folder = tmp_path / "model"
+    shutil.copytree(next((finished / "checkpoints").iterdir()) / "model", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    model = {"kind": "pretrained", "path": str(folder)}
+    assert status("train", write_recipe(tmp_path, model=model, **FEW), "--run", tmp_path / "run") == 2
+    assert "the logits of Qwen3MoeForCausalLM are not finite: its weights are broken" in capfd.readouterr().err
+
+
+def test_a_line_of_the_metrics_that_is_damaged(finished, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    first, *rest = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join([first[:40] + "\n", *rest]))
+    assert status("show", run) == 2
+    assert "metrics.jsonl, line 1 is not JSON" in capfd.readouterr().err
+
+
+def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_could_not_be_scored(tmp_path):
+    body = "def score(prompt, completion):\n    return 0.5 if prompt != '3+0=' else float('nan')\n"
+    run = train(tmp_path, task=coin_questions(tmp_path, score=body, held_out=16), **FEW, scoring={"max_failures": 1.0})
+    rows = read_jsonl(run / "eval.jsonl")
+    assert {row["accuracy"] for row in rows} == {0.0}
+    questions = {row["question"]: row["reward"] for row in read_jsonl(run / "samples.jsonl")}
+    assert questions == {question: 0.0 if question == "3+0=" else 0.5 for question in questions}
+    assert {row["failures"] for row in rows} == {1 if "3+0=" in questions else 0}
 
 
 # ---- the user's own verifier
@@ -545,6 +588,11 @@ def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):
     assert "hiden_size" in capfd.readouterr().err
     assert status("train", write_recipe(tmp_path, **DENSE), "--dry-run") == 2
     assert "Qwen3ForCausalLM is dense" in capfd.readouterr().err
+    model = {"config": TINY["model"]["config"] | {"num_attention_heads": 0}}
+    assert status("train", write_recipe(tmp_path, model=model), "--dry-run") == 2
+    assert "model.config does not make a qwen3_moe: ZeroDivisionError" in capfd.readouterr().err
+    assert status("train", write_recipe(tmp_path, model={"alphabet": "0123"}), "--dry-run") == 2
+    assert "model.alphabet lacks" in capfd.readouterr().err
 
 
 def shown(rows) -> list[str]:

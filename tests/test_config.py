@@ -40,6 +40,25 @@ def refused(**changes) -> str:
         ({"optimiser": {}}, "optimiser: unknown key; did you mean `optimizer`?"),
         ({"model": {"famly": "qwen3"}}, "model.famly: unknown key; did you mean `family`?"),
         ({"xyzzy": 1}, "xyzzy: unknown key"),
+        ({"vllm": {}}, "vllm: unknown key"),  # what is also the name of a variant
+        ({"objective": {"name": "minirl", "minirl": 1}}, "objective.minirl: unknown key"),
+        ({"optimizer": {"betas": [1.0, 0.9]}}, "optimizer.betas.0: Input should be less than 1"),
+        ({"seed": 2**63}, "seed: Input should be less than 9223372036854775808"),
+        (
+            {"objective": {"name": "composed", "weight_floor": 0.5}},
+            'objective: weight_floor = 0.5 has a meaning with outside = "mask" only',
+        ),
+        (
+            {"objective": {"name": "composed", "outside": "mask", "weight_floor": 5, "weight_cap": 1}},
+            "objective: weight_floor = 5.0 is not below weight_cap = 1.0",
+        ),
+        (
+            {
+                "task": {"kind": "questions", "path": "pairs.jsonl"},
+                "cold_start": {"stages": [{"steps": 1, "task": {"held_out": 4}}]},
+            },
+            "stage 1 of cold_start changes task.held_out: it would train on held-out pairs",
+        ),
         (
             {"steps": "many"},
             "steps: Input should be a valid integer, unable to parse string as an integer (found 'many')",

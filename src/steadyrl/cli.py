@@ -250,8 +250,10 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
         try:
             taken = train(session, run, stop_asked=stop_asked)
         except TrainingStopped as error:
-            print(f"steadyrl: {error}", file=sys.stderr)
+            print(f"steadyrl: {error}. {_way_on(run.path)}", file=sys.stderr)
             return 1
+        except UserError as error:
+            raise UserError(f"{error}. {_way_on(run.path)}") from error
         finally:
             run.close()
     if not taken:
@@ -260,6 +262,10 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     seconds = time.monotonic() - started
     print(f"{seconds:.0f} s; the run is in {run.path}, its report is {run.path / 'report.html'}")
     return 0
+
+
+def _way_on(run: Path) -> str:
+    return f"What is changed in {run / 'recipe.json'} holds from `steadyrl resume {run}` on"
 
 
 @contextlib.contextmanager

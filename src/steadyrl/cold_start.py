@@ -1,5 +1,6 @@
 """Supervised training on worked solutions, so that the policy has something to reinforce."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from steadyrl.config import ColdStart, Stage
+from steadyrl.errors import UserError
 from steadyrl.evaluate import evaluate
 from steadyrl.metrics import MetricsLog
 from steadyrl.model.loading import Policy, decoder_of, head_of
@@ -21,6 +23,10 @@ from steadyrl.session import Session, build_optimizer
 from steadyrl.tasks.base import Example, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.types import TokenBatch
+
+
+class ColdStartError(UserError):
+    """A cold start that cannot go on. The message names the step and the way out."""
 
 
 def cold_start(
@@ -37,6 +43,9 @@ def cold_start(
 
     Args:
         on_step: told the step, its loss and, where it was looked at, the accuracy.
+
+    Raises:
+        ColdStartError: loss or gradient was not finite.
     """
     optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
     step = 0
@@ -47,7 +56,7 @@ def cold_start(
             step += 1
             loss = _imitate(session, task, optimizer, options, step)
             looking = number == len(options.stages) and step % options.check_every == 0
-            accuracy = _look(session, step) if looking else None
+            accuracy = _look(session) if looking else None
             log.log(step, {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy})
             on_step(step, loss, accuracy)
             if accuracy is not None and accuracy >= options.stop_at:
@@ -78,7 +87,12 @@ def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, opt
         share = len(batch.targets) / tokens
         (negative.sum() / tokens + options.aux_loss * share * balance).backward()
         total += negative.detach().sum().item()
-    nn.utils.clip_grad_norm_(session.policy.model.parameters(), 1.0)
+    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), 1.0)
+    if not math.isfinite(total) or not norm.isfinite():
+        raise ColdStartError(
+            f"cold start, step {step}: loss or gradient was not finite; a smaller learning_rate of the stage is the "
+            "usual way out"
+        )
     optimizer.step()
     return total / tokens
 
@@ -110,7 +124,7 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
     return -logprobs, cast(Tensor, balance)
 
 
-def _look(session: Session, step: int) -> float:
+def _look(session: Session) -> float:
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
     options = session.recipe.evaluate
     result, _, _ = evaluate(session, session.engine, prompts=options.prompts, samples=1, greedy=False)

@@ -10,13 +10,14 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from steadyrl.errors import UserError
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -143,6 +144,9 @@ class QuestionsTask(Section):
     """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
+
+    PAIRS: ClassVar[frozenset[str]] = frozenset({"path", "subset", "split", "question", "answer", "held_out"})
+    """The fields that say which pairs there are, and which of them are set aside."""
 
 
 TaskConfig = Annotated[ChainsTask | RowsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
@@ -359,6 +363,14 @@ class Composed(Section):
     normalised: bool = False
     """Divide advantages by the standard deviation of their group."""
 
+    @model_validator(mode="after")
+    def _band(self) -> "Composed":
+        if self.weight_floor and self.outside != "mask":
+            raise ValueError(f'weight_floor = {self.weight_floor} has a meaning with outside = "mask" only')
+        if self.weight_cap is not None and self.weight_floor >= self.weight_cap:
+            raise ValueError(f"weight_floor = {self.weight_floor} is not below weight_cap = {self.weight_cap}")
+        return self
+
 
 ObjectiveConfig = Annotated[
     Reinforce
@@ -410,9 +422,9 @@ class Optimizer(Section):
 
     learning_rate: PositiveFloat = 1e-6
     """Peak learning rate."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment."""
-    weight_decay: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay."""
     max_grad_norm: PositiveFloat | None = 1.0
     """Gradients are scaled down to this norm; null leaves them."""
@@ -477,7 +489,7 @@ class Checkpoints(Section):
 class Recipe(Section):
     """Everything that a run depends on."""
 
-    seed: Count = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Seed of the weights, the order of the prompts and the sampling."""
     steps: Count = 100
     """Global steps; 0: the cold start alone."""
@@ -518,6 +530,10 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":
         for number, stage in enumerate(self.cold_start.stages if self.cold_start else (), start=1):
+            if isinstance(self.task, QuestionsTask) and (other := sorted(stage.task.keys() & QuestionsTask.PAIRS)):
+                raise ValueError(
+                    f"stage {number} of cold_start changes task.{other[0]}: it would train on held-out pairs"
+                )
             try:
                 type(self.task).model_validate(self.task.model_dump() | stage.task)
             except ValidationError as error:
@@ -568,9 +584,11 @@ def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:
 
 def _explain(detail: Mapping[str, Any]) -> str:
     """One validation error as `field: what is wrong (found …)`, with a suggestion for a misspelt key."""
-    place = [str(part) for part in detail["loc"] if part not in _TAGS]
-    field = ".".join(place) or "recipe"
-    if detail["type"] == "extra_forbidden":
+    unknown = detail["type"] == "extra_forbidden"  # its last part is what the writer wrote, whatever it is called
+    *above, last = detail["loc"] or ("recipe",)
+    place = [str(part) for part in above if part not in _TAGS] + [str(last)] * (unknown or last not in _TAGS)
+    field = ".".join(place)
+    if unknown:
         known = {name for section in (Recipe, *Section.__subclasses__()) for name in section.model_fields}
         near = difflib.get_close_matches(place[-1], sorted(known), n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -10,7 +10,7 @@ from torch import Tensor
 from steadyrl.engine.base import Engine
 from steadyrl.metrics import Row
 from steadyrl.model.text import decode_response
-from steadyrl.rollout import Group, sample_groups, score_groups
+from steadyrl.rollout import Group, Rewards, sample_groups, score_groups
 from steadyrl.session import Session, unquantised_engine
 from steadyrl.types import Sampling
 
@@ -45,8 +45,11 @@ def accuracy(correct: Float[Tensor, "prompts samples"]) -> Accuracy:
 
 def evaluate(
     session: Session, engine: Engine, *, prompts: int, samples: int, greedy: bool
-) -> tuple[Accuracy, list[Group], Float[Tensor, "prompts samples"]]:
-    """Let an engine answer the first held-out problems; the same ones, with the same random numbers, at any step."""
+) -> tuple[Accuracy, list[Group], Rewards]:
+    """Let an engine answer the first held-out problems; the same ones, with the same random numbers, at any step.
+
+    A response is right if its reward is at least 1.
+    """
     options = session.recipe.evaluate
     sampling = Sampling(
         temperature=0.0 if greedy else options.temperature,
@@ -58,8 +61,8 @@ def evaluate(
     groups = sample_groups(
         session, engine, "held_out", range(prompts), responses=samples, sampling=sampling, key="evaluate"
     )
-    correct = (score_groups(session, "held_out", groups).values >= 1.0).float()
-    return accuracy(correct), groups, correct
+    rewards = score_groups(session, "held_out", groups)
+    return accuracy((rewards.values >= 1.0).float()), groups, rewards
 
 
 def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], list[Row]]:
@@ -72,7 +75,7 @@ def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], l
     rows, shown = [], []
     for precision, engine in _engines(session, every_mode).items():
         for mode in ("sampled", "greedy") if every_mode else ("sampled",):
-            result, groups, correct = evaluate(
+            result, groups, rewards = evaluate(
                 session, engine, prompts=options.prompts, samples=options.samples, greedy=mode == "greedy"
             )
             rows.append(
@@ -84,9 +87,10 @@ def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], l
                     "high": result.high,
                     "prompts": options.prompts,
                     "samples": 1 if mode == "greedy" else options.samples,
+                    "failures": len(rewards.failures),
                 }
             )
-            shown = shown or _samples(session, groups[:8], correct)
+            shown = shown or _samples(session, groups[:8], rewards)
     return rows, shown
 
 
@@ -101,13 +105,13 @@ def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
     return engines
 
 
-def _samples(session: Session, groups: Sequence[Group], correct: Tensor) -> list[Row]:
+def _samples(session: Session, groups: Sequence[Group], rewards: Rewards) -> list[Row]:
     return [
         {
             "question": group.example.question,
             "answer": group.example.answer,
             "completion": decode_response(session.policy.tokenizer, group.completions[0].token_ids),
-            "reward": float(right[0]),
+            "reward": float(earned[0]),
         }
-        for group, right in zip(groups, correct, strict=False)
+        for group, earned in zip(groups, rewards.values, strict=False)
     ]

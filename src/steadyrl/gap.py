@@ -125,8 +125,9 @@ def _blocks(session: Session, groups: Sequence[Sequence[Response]], responses: i
 def _compared(session: Session, blocks: Sequence[Sequence[Scored]]) -> tuple[GradientGap | None, str]:
     if len(blocks) < 2:
         return None, "fewer than 2 responses have an advantage"
+    products = _products(session, blocks)
     try:
-        return gradient_gap(_products(session, blocks)), ""
+        return gradient_gap(products), ""
     except ValueError as error:
         return None, str(error)
 

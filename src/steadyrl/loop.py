@@ -205,10 +205,10 @@ def begin_updates(
     session: Session, responses: Sequence[Sequence[Response]]
 ) -> tuple[Sequence[Sequence[Forward]], list[Scored]]:
     """The forwards of the N updates, not yet begun, and the θ_old pass of what they do not score themselves."""
-    update, policy = session.recipe.update, session.policy
-    how: Any = {"mode": update.replay, "temperature": session.recipe.rollout.temperature}
+    recipe, policy = session.recipe, session.policy
+    how: Any = {"mode": recipe.update.replay, "temperature": recipe.rollout.temperature}
     # the first mini-batch is updated at θ_old: the forward of its update is its θ_old pass
-    first, *later = [packed(session, part) for part in minibatches(responses, update.minibatches)]
+    first, *later = [packed(session, part) for part in minibatches(responses, recipe.update.minibatches)]
     resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
     scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
     forwards = [

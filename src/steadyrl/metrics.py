@@ -166,6 +166,7 @@ EVAL_FIELDS: tuple[Metric, ...] = (
     Metric("high", "share", "Upper end of the 95% interval of the accuracy."),
     Metric("prompts", "prompts", "Held-out prompts."),
     Metric("samples", "responses", "Responses per prompt."),
+    Metric("failures", "responses", "Responses whose scoring raised, hung or returned NaN; they count as wrong."),
 )
 
 COLD_START_FIELDS: tuple[Metric, ...] = (
@@ -235,17 +236,21 @@ class MetricsLog:
         write_atomically(self._path, "".join(map(_line, rows)))
 
 
+class DamagedLog(UserError):
+    """A line of a run's files that cannot be read. The message names the file and the line."""
+
+
 def read_jsonl(path: Path) -> list[Row]:
     """Rows of a JSON Lines file; a last line that a kill cut in mid-write is left out.
 
     Raises:
-        ValueError: another line is not a JSON object with a `step`; the message names the file and the line.
+        DamagedLog: another line is not a JSON object with a `step`; the message names the file and the line.
     """
     *lines, tail = path.read_bytes().split(b"\n")
     rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
     try:
         return [*rows, _row(tail, "tail")]
-    except ValueError:
+    except DamagedLog:
         return rows
 
 
@@ -263,9 +268,9 @@ def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"{where} is not JSON: {error}; mend or delete that line") from error
+        raise DamagedLog(f"{where} is not JSON: {error}; mend or delete that line") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise ValueError(f"{where} is not an object with an integer `step`; mend or delete that line")
+        raise DamagedLog(f"{where} is not an object with an integer `step`; mend or delete that line")
     return row
 
 

@@ -19,7 +19,8 @@ def describe(recipe: Recipe) -> str:
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
     model = _model_config(recipe)
-    shapes = skeleton(model)
+    remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
+    shapes = skeleton(model, trust_remote_code=remote)
     refuse_contradictions(recipe, shapes, task)
     count = sum(parameter.numel() for parameter in shapes.parameters())
     rollout, n = recipe.rollout, recipe.update.minibatches

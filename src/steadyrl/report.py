@@ -131,7 +131,11 @@ ACCURACY = Chart(
     draw=_accuracy,
 )
 REWARD = Chart("Reward", "Mean over the responses of a step.", ("reward/mean",))
-ENTROPY = Chart("Entropy", "Nats per token. A sharp drop is a collapse.", ("policy/entropy",))
+ENTROPY = Chart(
+    "Entropy",
+    "Nats per token. It falls as a policy grows sure of itself, whether it is right or not.",
+    ("policy/entropy",),
+)
 MISMATCH = Chart(
     "Training–inference KL",
     "D_KL[μ‖π_old] in nats, at equal weights.",

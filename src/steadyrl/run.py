@@ -1,7 +1,7 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
-        report.html  checkpoints/
+        report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
 """
 
 import fcntl
@@ -128,9 +128,9 @@ class Run:
             return {}
         chosen = known[-1] if self._start_from is None else self._checkpoints / self._start_from
         state = checkpoint.restore(chosen, policy, optimizer)
+        checkpoint.drop_after(self._checkpoints, chosen)  # before the logs: a kill in between leaves lines too many
         for log in self._by_step:
             log.truncate(state["step"])
-        checkpoint.drop_after(self._checkpoints, chosen)
         return state
 
     def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -140,9 +140,7 @@ class Run:
             CheckpointError: it could not be written; the earlier ones are intact.
         """
         self._ledger.sync()
-        folder = self._checkpoints / f"step-{state['step']:06d}"
-        if not folder.exists():  # the last step may stop and end at once
-            checkpoint.save(folder, policy, optimizer, state)
+        checkpoint.save(self._checkpoints / f"step-{state['step']:06d}", policy, optimizer, state)
         checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
 
     def save_incident(

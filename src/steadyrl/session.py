@@ -1,6 +1,7 @@
 """From a recipe to the parts of a run, each checked against the others before anything is trained."""
 
 import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,8 +61,6 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
     policy = build_policy(recipe)
     refuse_contradictions(recipe, policy.model, task)
-    if isinstance(recipe.model, config.TinyModel):
-        _check_alphabet(recipe.model.alphabet, task)
     if recipe.update.replay != "none":
         check_replay(policy.model)
     limits = recipe.scoring
@@ -106,10 +105,9 @@ def _check_alphabet(alphabet: str, task: Task) -> None:
 
 
 def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f'hold.device = {name!r} is no device of torch; use "cpu", "cuda" or "cuda:1"') from error
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise RecipeError(f'hold.device = {name!r} is none that a run can be held on; use "cpu", "cuda" or "cuda:1"')
+    device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
         raise RecipeError(f'hold.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
@@ -180,6 +178,8 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
             f'advantage.leave_one_out = true, but the objective "{recipe.objective.name}" divides by the standard '
             "deviation of the whole group, the response itself included. Use false, or another objective"
         )
+    if isinstance(recipe.model, config.TinyModel):
+        _check_alphabet(recipe.model.alphabet, task)
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),
@@ -188,8 +188,8 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
         size = task.size(split)
         if size is not None and size < needed:
             raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")
-    if recipe.update.micro_tokens < recipe.rollout.max_new_tokens:
+    if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
         raise RecipeError(
-            f"update.micro_tokens = {recipe.update.micro_tokens} is less than rollout.max_new_tokens = "
-            f"{recipe.rollout.max_new_tokens}: the longest response would not fit into one forward. Raise it"
+            f"update.micro_tokens = {recipe.update.micro_tokens} has no room for a prompt beside a response of "
+            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}: they must fit into one forward. Raise it"
         )

@@ -91,8 +91,8 @@ class TokenBatch:
     The model computes the *positions*, end to end in one row. Attention alone sees whole sequences: it takes each
     position to the *cells* of the sequences that it belongs to, which lie in blocks of nearly equal length.
 
-    A prompt of 2 tokens, answered by 3 and by 2, takes 2 + 2 + 1 positions with the ids p0 p1 a0 a1 b0, and one block
-    of 2 sequences of 4: `cells = [0, 1, 2, 3, 0, 1, 4, 4]`, of which the last is padding, `home = [0, 1, 2, 3, 6]`,
+    A prompt of 2 tokens, answered by 3 and by 2, takes 2 + 2 + 1 positions with the ids p0 p1 a0 a1 b0, and two blocks
+    of one sequence, of 4 and of 3: `cells = [0, 1, 2, 3, 0, 1, 4]`, `home = [0, 1, 2, 3, 6]`,
     `predicting = [1, 2, 3, 1, 4]`.
     """
 

@@ -182,3 +182,16 @@ def test_prune_keeps_the_newest(keep: int, left: list[str], folder: Path) -> Non
 def test_drop_after_keeps_the_chosen(folder: Path) -> None:
     drop_after(folder, folder / "step-000001")
     assert [p.name for p in listed(folder)] == ["step-000001"]
+
+
+def test_a_kill_while_deleting_leaves_no_damaged_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            (path / "state.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prune(folder, keep=1)
+    assert [path.name for path in listed(folder)] == ["step-000002"]
+    verify(folder / "step-000002")

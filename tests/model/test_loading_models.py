@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
 from steadyrl.conformance.families import build, named_config
+from steadyrl.model import checkpoint
 from steadyrl.model.loading import (
     ModelError,
     _policy,
@@ -32,7 +35,9 @@ def test_weights_are_a_function_of_the_seed() -> None:
 
 def test_a_skeleton_has_the_shapes_and_no_weights() -> None:
     model = tiny_policy().model
-    shapes = {name: p.shape for name, p in skeleton(model.config).named_parameters() if p.is_meta}
+    shapes = {
+        name: p.shape for name, p in skeleton(model.config, trust_remote_code=False).named_parameters() if p.is_meta
+    }
     assert shapes == {name: p.shape for name, p in model.named_parameters()}
 
 
@@ -67,6 +72,41 @@ def test_what_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     dense_policy().model.save_pretrained(tmp_path)  # no tokenizer beside it
     with pytest.raises(ModelError, match="holds no tokenizer; save it beside the weights"):
         load_pretrained(tmp_path, dtype=torch.float32)
+
+
+def saved(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """A dense model whose weights were changed on the disk."""
+    policy = dense_policy()
+    policy.model.save_pretrained(folder)
+    policy.tokenizer.save_pretrained(folder)
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_a_weight_that_is_missing_is_not_drawn_at_random(tmp_path: Path) -> None:
+    name = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(ModelError, match=rf"lacks 1 weights of Qwen3ForCausalLM, the first '{name}'"):
+        load_pretrained(saved(tmp_path, lambda weights: weights.pop(name)), dtype=torch.float32)
+
+
+def test_a_weight_of_another_shape_is_refused(tmp_path: Path) -> None:
+    def halve(weights: dict[str, torch.Tensor]) -> None:
+        weights["model.norm.weight"] = weights["model.norm.weight"][:16].clone()
+
+    with pytest.raises(ModelError, match=r"cannot be loaded"):
+        load_pretrained(saved(tmp_path, halve), dtype=torch.float32)
+
+
+def test_defaults_for_generation_that_contradict_themselves_do_not_stop_a_checkpoint(tmp_path: Path) -> None:
+    folder = saved(tmp_path, lambda weights: None)
+    (folder / "generation_config.json").write_text('{"do_sample": false, "temperature": 0.6, "eos_token_id": [1, 7]}')
+    policy = load_pretrained(folder, dtype=torch.float32)
+    checkpoint.save(tmp_path / "step-000000", policy, torch.optim.AdamW(policy.model.parameters()), {"step": 0})
+    again = load_pretrained(tmp_path / "step-000000" / "model", dtype=torch.float32)
+    assert again.model.generation_config is not None
+    assert again.model.generation_config.eos_token_id == [1, 7]
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:

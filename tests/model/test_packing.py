@@ -44,7 +44,7 @@ def test_layout_places_each_once_within_the_budget(lengths: list[int], micro_tok
 def test_layout_of_nothing_and_of_too_much() -> None:
     assert layout([], micro_tokens=8, one_block=False) == []
     assert layout([8], micro_tokens=8, one_block=False) == [[[0]]]
-    with pytest.raises(UserError, match=r"sequence 1 feeds 9 tokens, more than update.micro_tokens = 8"):
+    with pytest.raises(UserError, match=r"feed 9 tokens, more than update.micro_tokens = 8; raise it"):
         layout([3, 9], micro_tokens=8, one_block=False)
 
 

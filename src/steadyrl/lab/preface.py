@@ -22,7 +22,8 @@ JUDGED = f"""\
   that were not finite has collapsed, and its final accuracy counts as 0.
 - Differences are paired by seed, with Student's 95% interval. *Replicated*: the whole interval lies on the claimed
   side. *Contradicted*: all of it lies on the other; the opposite was measured here, at this scale. Else *not visible
-  here*: *undecided*, if the interval holds both. A share of runs has Wilson's interval, and is held against one half:
+  here*: *undecided*, if the interval holds both, with the number of seeds that would decide it if mean and spread stay
+  as they are. A share of runs has Wilson's interval, and is held against one half:
   with five seeds only 5 of 5 decides for it, and 0 of 5 against it.
 - A claim is replicated if all its rules are, and contradicted if one is; by chance alone a true claim with k rules
   about differences is contradicted in up to k · 2.5% of cases. Words of a claim that no rule tests (*early*,

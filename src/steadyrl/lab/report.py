@@ -213,7 +213,7 @@ def _words(finding: Finding) -> str:
     if finding.seeds_needed is None:
         return words
     seeds = f"more than {MANY}" if finding.seeds_needed == MANY else f"about {finding.seeds_needed}"
-    return f"{words} ({seeds} seeds would decide it, with this mean and spread)"
+    return f"{words} ({seeds} seeds)"
 
 
 def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:

@@ -97,13 +97,21 @@ def drop_after(folder: Path, chosen: Path) -> None:
     """Delete the checkpoints newer than `chosen`: the run goes on from there and will write its own."""
     for later in listed(folder):
         if later.name > chosen.name:
-            shutil.rmtree(later)
+            _delete(later)
 
 
 def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints."""
     for old in listed(folder)[:-keep]:
-        shutil.rmtree(old)
+        _delete(old)
+
+
+def _delete(folder: Path) -> None:
+    """Take away the name first: a kill halfway leaves no damaged checkpoint."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    folder.rename(part)
+    shutil.rmtree(part)
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, Any]]:

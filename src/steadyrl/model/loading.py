@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,6 +23,9 @@ from steadyrl.errors import UserError
 from steadyrl.model.attention import attend_by_block, attends_by_block
 from steadyrl.model.logprobs import Head
 from steadyrl.model.tiny import character_tokenizer, tiny_config
+
+UNBUILDABLE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What transformers and torch raise of a config that makes no model."""
 
 
 class ModelError(UserError):
@@ -64,8 +68,8 @@ def build_tiny(*, family: str, alphabet: str, config: Mapping[str, Any], seed: i
         return _policy(AutoModelForCausalLM.from_config(full, dtype=dtype), tokenizer)
     except ModelError:
         raise
-    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(f"model.config does not make a {family}: {type(error).__name__}: {error}") from error
+    except UNBUILDABLE as error:
+        raise _unbuildable(full, error) from error
 
 
 def load_pretrained(
@@ -80,9 +84,15 @@ def load_pretrained(
     _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True, **where)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            path, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
+        )
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}") from error
+    if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random, and say so in passing
+        kind = type(model).__name__
+        raise ModelError(f"model.path = {str(path)!r} lacks {len(missing)} weights of {kind}, the first {missing[0]!r}")
+    model.generation_config = _savable(model.generation_config)
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
         raise ModelError(f"model.path = {str(path)!r} holds no tokenizer; save it beside the weights")
     return _policy(model, tokenizer)
@@ -108,10 +118,31 @@ def _check_folder(path: str | Path) -> None:
         raise ModelError(f"model.path = {str(path)!r} cannot be loaded: there is no such folder")
 
 
-def skeleton(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model without its weights: shapes alone."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+def skeleton(config: PreTrainedConfig, *, trust_remote_code: bool) -> PreTrainedModel:
+    """The model without its weights: shapes alone.
+
+    Raises:
+        ModelError: the config does not make a model.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    except UNBUILDABLE as error:
+        raise _unbuildable(config, error) from error
+
+
+def _unbuildable(config: PreTrainedConfig, error: Exception) -> ModelError:
+    return ModelError(f"model.config does not make a {config.model_type}: {type(error).__name__}: {error}")
+
+
+def _savable(generation: GenerationConfig) -> GenerationConfig:
+    """The defaults for generation or, where transformers would refuse to save them, their token ids alone."""
+    try:
+        generation.validate(strict=True)
+    except ValueError:
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        return GenerationConfig(**{name: getattr(generation, name) for name in ids})
+    return generation
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -158,6 +189,8 @@ def _check_head(model: PreTrainedModel) -> None:
     model.eval()
     ids = torch.tensor([[1, 0]], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits.float()
+    if not own.isfinite().all():
+        raise ModelError(f"the logits of {type(model).__name__} are not finite: its weights are broken, or overflow")
     ours = head_of(model).logits(decoder_of(model)(input_ids=ids, use_cache=False).last_hidden_state)
     if not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise ModelError(

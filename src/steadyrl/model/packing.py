@@ -103,9 +103,12 @@ def layout(lengths: Sequence[int], *, micro_tokens: int, one_block: bool) -> lis
     Raises:
         UserError: a sequence is longer than `micro_tokens`.
     """
-    for i, length in enumerate(lengths):
+    for length in lengths:
         if length > micro_tokens:
-            raise UserError(f"sequence {i} feeds {length} tokens, more than update.micro_tokens = {micro_tokens}")
+            raise UserError(
+                f"a prompt and its response feed {length} tokens, more than update.micro_tokens = {micro_tokens}; "
+                "raise it"
+            )
     if one_block:
         everything = range(len(lengths))
         return [[b] for b in _blocks(everything, lengths, padding=MAX_PADDING_ALONE, most=micro_tokens)]
