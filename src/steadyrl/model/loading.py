@@ -84,12 +84,13 @@ def load_pretrained(
     _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, **where)
-        model, loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
         )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}") from error
-    if missing := sorted(loaded["missing_keys"]):  # transformers would draw them at random, and say so in passing
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would draw them at random, and say so in passing
         kind = type(model).__name__
         raise ModelError(f"model.path = {str(path)!r} lacks {len(missing)} weights of {kind}, the first {missing[0]!r}")
     model.generation_config = _savable(model.generation_config)
