@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.tasks.base import TaskError
+from steadyrl.tasks.base import Split, TaskError
 from steadyrl.tasks.math_answers import math_verify_score
 from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.questions import Questions
@@ -50,6 +50,26 @@ def test_a_function_of_ones_own(tmp_path: Path) -> None:
     function = load_function(file, "score")
     assert function("a", "a") == 0.5
     assert function("a", "b") == 0.0
+
+
+def test_a_function_that_asks_for_the_reference_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}\n{"q": "c", "a": "d"}\n')
+    (tmp_path / "mine.py").write_text(
+        "def compared(prompt, completion, answer=''):\n    return float(completion == prompt + answer)\n"
+        "def alone(prompt, completion):\n    return float(completion == prompt)\n"
+    )
+    for name, right in (("compared", "ab"), ("alone", "a")):
+        pairs = Questions(
+            path=str(tmp_path / "pairs.jsonl"),
+            split="",
+            question="q",
+            answer="a",
+            solution=None,
+            score=f"{tmp_path / 'mine.py'}:{name}",
+            held_out=1,
+        )
+        split: Split = "train" if pairs.example("train", 0).question == "a" else "held_out"
+        assert [pairs.score(split, 0, completion) for completion in (right, "x")] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

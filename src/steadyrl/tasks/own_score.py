@@ -8,8 +8,8 @@ from typing import cast
 
 from steadyrl.tasks.base import TaskError
 
-Scorer = Callable[[str, str], float]
-"""`score(prompt, completion)`."""
+Scorer = Callable[..., float]
+"""`score(prompt, completion)`, or `score(prompt, completion, answer)` where it compares with the reference."""
 
 
 def load_function(file: Path, name: str) -> Scorer:

@@ -1,5 +1,6 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,4 +77,6 @@ def _verifier(score: str) -> Callable[[Example, str], float]:
     if not (file and colon and name):
         raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
     own = load_function(Path(file), name)
+    if "answer" in inspect.signature(own).parameters:
+        return lambda pair, completion: own(pair.question, completion, answer=pair.answer)
     return lambda pair, completion: own(pair.question, completion)
