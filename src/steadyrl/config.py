@@ -141,8 +141,8 @@ class QuestionsTask(Section):
     solution: str | None = None
     """Field that holds a worked solution, which the cold start imitates; without it, the answer."""
     score: str = "math_verify"
-    """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one with
-    a parameter `answer` gets the reference answer as well."""
+    """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one
+    with a parameter `answer` gets the reference answer as well."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
 
