@@ -83,13 +83,17 @@ def _curves(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
 
 
 def _accuracy(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
-    """Accuracy and its 95% interval, one curve per mode and precision."""
+    """Accuracy and its 95% interval: a curve per mode and precision, points where it was not looked at in between."""
     legend: Legend = {}
+    every = max(map(len, by_mode(rows).values()), default=0)
     for label, series in by_mode(rows).items():
         role = f"c{len(legend)}"
         (x, low), (_, high), (_, mean) = (_column(series, name) for name in ("low", "high", "accuracy"))
-        axes.fill_between(x, low, high, color=COLOUR[role], alpha=0.16, lw=0)
-        axes.plot(x, mean, color=COLOUR[role], lw=1.8, marker="o", ms=3)
+        if len(series) == every:
+            axes.fill_between(x, low, high, color=COLOUR[role], alpha=0.16, lw=0)
+        else:
+            axes.vlines(x, low, high, color=COLOUR[role], lw=1.2, alpha=0.6)
+        axes.plot(x, mean, color=COLOUR[role], lw=1.8 if len(series) == every else 0.0, marker="o", ms=3.5)
         legend[label] = role
     if legend:
         scale(axes, chart.scale, [row["accuracy"] or 0.0 for row in rows])
@@ -132,14 +136,14 @@ ACCURACY = Chart(
 )
 REWARD = Chart("Reward", "Mean over the responses of a step.", ("reward/mean",))
 ENTROPY = Chart(
-    "Entropy",
-    "Nats per token. It falls as a policy grows sure of itself, whether it is right or not.",
+    "Entropy, nats",
+    "Per token. It falls as a policy grows sure of itself, whether it is right or not.",
     ("policy/entropy",),
 )
 MISMATCH = Chart(
-    "Training–inference KL",
-    "D_KL[μ‖π_old] in nats, at equal weights.",
-    ("mismatch/k3", "mismatch/k1"),
+    "Training–inference KL, nats",
+    "D_KL[μ‖π_old] at equal weights, estimated by k3.",
+    ("mismatch/k3",),
     "log",
 )
 CHARTS = (
@@ -209,12 +213,13 @@ def figure_overview(run: Path, path: Path) -> None:
     """
     read = read_run(run)
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": "overview"}):
-        figure = Figure(figsize=(13.0, 3.1))
+        figure = Figure(figsize=(13.0, 3.3))
         white_card(figure)
         for index, chart in enumerate((ACCURACY, REWARD, MISMATCH, ENTROPY)):
-            axes = figure.add_axes((0.043 + index * 0.2445, 0.13, 0.202, 0.67))
+            axes = figure.add_axes((0.043 + index * 0.2445, 0.17, 0.202, 0.63))
             legend = _draw(axes, chart, read.evals if chart is ACCURACY else read.steps)
             axes.set_title(chart.title, loc="left", fontsize=11.5, fontweight="bold", pad=10)
+            axes.set_xlabel("global steps", fontsize=9)
             if len(legend) > 1:
                 lines = [Line2D([], [], color=COLOUR[role]) for role in legend.values()]
                 axes.legend(lines, list(legend), frameon=False, fontsize=8.5)
