@@ -39,7 +39,7 @@ def write(lab: Path, docs: Path) -> list[Path]:
 def page(lab: Path) -> str:
     """The page as Markdown."""
     every = [(figure, results_of(lab, figure)) for figure in figures(lab)]
-    parts = [HEAD, "## What was found\n", _glance(every), "## Verdicts\n", _verdicts(every)]
+    parts = [HEAD, "## What was found\n", _glance(every), _beginnings(every), "## Verdicts\n", _verdicts(every)]
     parts += ["## How it is judged\n", JUDGED, "## Regimes\n", _regimes(lab, every)]
     parts += [_section(lab, figure, results) for figure, results in every]
     parts += ["## What announces a collapse\n", _announcements(every)]
@@ -69,6 +69,18 @@ def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
     head = ("figure", "collapsed, no clip", "collapsed, clip")
     arms = [f"{replay}, {clip}" for clip in ("no clip", "clip") for replay in ("no replay", "R2", "R3")]
     return "\n".join([words, _table((*head, *arms), rows)])
+
+
+def _beginnings(every: Iterable[tuple[Figure, Results]]) -> str:
+    """How much of the problems the policies could do before they were reinforced."""
+    runs = [run for figure, results in every for arm in figure.arms for run in results[arm]]
+    if not runs:
+        return ""
+    sampled, greedy = (sorted(run.accuracy(mode)[0][1] for run in runs) for mode in ("sampled", "greedy"))
+    return (
+        f"After the cold start sampling is right in {sampled[0]:.2f} to {sampled[-1]:.2f} of the held-out problems and "
+        f"greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}: most of what sampling gains is sharpening.\n"
+    )
 
 
 def _clip_and_replay(arm: Arm) -> tuple[bool, str] | None:
