@@ -456,8 +456,8 @@ class ColdStart(Section):
     aux_loss: Annotated[float, Field(ge=0.0)] = 0.0
     """Weight of the load-balancing loss of mixture-of-experts models; used in the cold start only."""
     stop_at: Fraction = 1.0
-    """Stop once the sampled accuracy on held-out prompts reaches this. They are those of the evaluation at step 0, which
-    is thus chosen upwards a little."""
+    """Stop once the sampled accuracy on held-out prompts reaches this. They are those of the evaluation at step 0,
+    which is thus chosen upwards a little."""
     check_every: PositiveInt = 20
     """Steps between looks at that accuracy, in the last stage."""
 

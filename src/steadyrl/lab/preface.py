@@ -17,8 +17,8 @@ page and its pictures from the results.
 JUDGED = f"""\
 - Arms of a figure share prompts, random numbers, the cold start (but in figure 5, which compares cold starts) and the
   number of gradient updates. The mini-batch is fixed: a global batch holds N of them, and gives N updates.
-- A cold start ends at the first look at which its accuracy reaches its mark, on the problems and with the random numbers
-  of the evaluations: the first value of every curve is chosen upwards, by about the noise of one look.
+- A cold start ends at the first look at which its accuracy reaches its mark, on the problems and with the random
+  numbers of the evaluations: the first value of every curve is chosen upwards, by about the noise of one look.
 - A run has **collapsed** once its reward, averaged over {WINDOW} updates, is below {FALLS_BELOW:.2f} of its best so
   far, and stays there to the end, for at least {STAYS:.0%} of the run and two steps. A run that stopped over updates
   that were not finite has collapsed, and its final accuracy counts as 0.
