@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
+from steadyrl import cold_start
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
@@ -328,6 +329,20 @@ def test_weights_that_broke_in_the_cold_start(tmp_path, capfd):
     assert status("train", write_recipe(tmp_path, cold_start=cold, **FEW), "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
     assert re.search(r"cold start, step \d: loss or gradient was not finite; a smaller learning_rate", err)
+
+
+def test_a_gradient_that_broke_in_the_cold_start(tmp_path, monkeypatch, capfd):
+    """The loss is finite still: only the norm tells before the weights are lost."""
+    losses = cold_start._losses
+
+    def steep(*args, **options):
+        negative, balance = losses(*args, **options)
+        return negative + (negative - negative.detach()).sqrt(), balance  # + 0, with an infinite slope
+
+    monkeypatch.setattr(cold_start, "_losses", steep)
+    cold = {"stages": [{"steps": 9}], "batch": 4}
+    assert status("train", write_recipe(tmp_path, cold_start=cold, **FEW), "--run", tmp_path / "run") == 2
+    assert "cold start, step 1: loss or gradient was not finite" in capfd.readouterr().err
 
 
 def test_weights_that_were_broken_to_begin_with(finished, tmp_path, capfd):
