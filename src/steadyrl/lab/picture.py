@@ -59,6 +59,8 @@ def draw(figure: Figure, results: Mapping[str, Sequence[Result]], path: Path) ->
             axes.set_xlabel("gradient updates", fontsize=9)
             if seen:
                 scale(axes, kind, seen)
+            if kind == "share":
+                axes.set_ylim(bottom=0.0)
         lines, labels = [Line2D([], [], **look) for _, look in shown], [str(look["label"]) for _, look in shown]
         rows = math.ceil(len(labels) / IN_A_ROW)
         columns = math.ceil(len(labels) / rows)
