@@ -9,7 +9,7 @@ from statistics import fmean, median
 
 from steadyrl.lab.alarm import AROUND, QUANTILE, SIGNS, around, record
 from steadyrl.lab.collapse import WINDOW
-from steadyrl.lab.figure import Arm, Claim, Figure, Measure, cold_recipe, figures
+from steadyrl.lab.figure import Arm, Claim, Figure, Measure, changed, cold_recipe, figures
 from steadyrl.lab.preface import HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
 from steadyrl.lab.verdict import FEWEST, MANY, Finding, interval, judge
@@ -85,9 +85,12 @@ def _beginnings(every: Iterable[tuple[Figure, Results]]) -> str:
 
 def _clip_and_replay(arm: Arm) -> tuple[bool, str] | None:
     """Whether an arm clips, and what it replays; None for one that changes anything else."""
-    change = {(section, name): value for section, names in arm.change.items() for name, value in dict(names).items()}
-    clip, replay = change.pop(("objective", "clip"), True), change.pop(("update", "replay"), "none")
-    return None if change or arm.cold else (clip, replay)
+    known = {
+        "objective": {"clip": arm.change.get("objective", {}).get("clip", True)},
+        "update": {"replay": arm.change.get("update", {}).get("replay", "none")},
+    }
+    alone = not arm.cold and changed(known, arm.change) == known
+    return (known["objective"]["clip"], known["update"]["replay"]) if alone else None
 
 
 def _fallen(runs: Sequence[Result]) -> str:
