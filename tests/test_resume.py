@@ -266,6 +266,20 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_to_the_same_end(name, copy, ex
     checkpoint.verify(copy / "checkpoints" / "step-000008")
 
 
+@pytest.mark.parametrize("moment", ["steadyrl.model.checkpoint.drop_after", "steadyrl.metrics.MetricsLog.truncate"])
+def test_a_kill_while_going_back_loses_no_line(moment, copy, expected, monkeypatch):
+    """The newer checkpoints go before the lines that belong to them: the next start cannot skip over a gap."""
+
+    def killed(*args) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(moment, killed)
+        assert command("resume", copy, "--checkpoint", "step-000004") == 130
+    assert command("resume", copy) == 0
+    assert comparable(copy) == expected
+
+
 def test_two_damaged_checkpoints_offer_the_third(copy, capfd):
     hurt(copy / "checkpoints" / "step-000008" / "state.json", "remove")
     hurt(copy / "checkpoints" / "step-000006" / "optimizer.safetensors", "flip")

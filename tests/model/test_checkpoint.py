@@ -195,3 +195,6 @@ def test_a_kill_while_deleting_leaves_no_damaged_checkpoint(folder: Path, monkey
         prune(folder, keep=1)
     assert [path.name for path in listed(folder)] == ["step-000002"]
     verify(folder / "step-000002")
+    monkeypatch.undo()
+    prune(folder, keep=1)
+    assert [path.name for path in folder.iterdir()] == ["step-000002"]

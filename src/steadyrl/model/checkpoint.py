@@ -101,9 +101,11 @@ def drop_after(folder: Path, chosen: Path) -> None:
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints."""
+    """Delete all but the newest `keep` checkpoints, and what a kill has left of others."""
     for old in listed(folder)[:-keep]:
         _delete(old)
+    for part in folder.glob(".step-*.part"):
+        shutil.rmtree(part)
 
 
 def _delete(folder: Path) -> None:
