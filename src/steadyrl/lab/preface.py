@@ -40,8 +40,8 @@ JUDGED = f"""\
   shows, which at first fired on stable runs as often as on collapses. After figure 1 in *calm* and figure 4 in *long*:
   the two steps that a collapse has to last, since one run of the latter fell in its very last. A claim that was itself
   written after its runs says so.
-- The learning rate was chosen by MiniRL alone in *calm* and *long*, on two of the seeds that are judged here; *calm-32*
-  and *deep* take theirs over, *stress* and *smoke* double that of *calm*.
+- The learning rate was chosen by MiniRL alone in *calm* and *long*, on two of the seeds that are judged here, and in
+  *deep* on one; *calm-32* takes that of *calm* over, *stress* and *smoke* double it.
 - D_KL under replay is lowered by definition. *k3, natural* is without it: for R3, k3 times the ratio of both over the
   responses that were scored both ways, one prompt's at every step.
 - Columns: *T = 1* is held-out accuracy at the end, sampled at temperature 1 in the sampler's precision, with its
