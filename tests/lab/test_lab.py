@@ -11,7 +11,7 @@ import pytest
 from recipes_for_tests import TINY
 from steadyrl.cli import main
 from steadyrl.config import RecipeError
-from steadyrl.lab.alarm import alarm_step, around, course, limit, record
+from steadyrl.lab.alarm import alarm_step, around, limit, record, usual
 from steadyrl.lab.collapse import collapse_step, smoothed
 from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_recipe, fingerprint, load_figure
 from steadyrl.lab.picture import _looks
@@ -97,11 +97,11 @@ def test_an_alarm_is_beyond_what_stable_runs_showed() -> None:
 
 def test_an_alarm_hears_the_mean_over_eight_updates_whatever_n_is() -> None:
     k3 = [1.0, 3.0, None, 5.0, 8.0]
-    assert course(with_steps(result("a", 0), mismatch__k3=k3), "mismatch/k3") == k3
+    assert with_steps(result("a", 0), mismatch__k3=k3).course("mismatch/k3") == k3
     # N = 2: four steps, without what was not measured
     slow = with_steps(result("a", 0, minibatches=2), mismatch__k3=k3)
-    assert course(slow, "mismatch/k3") == [1.0, 2.0, 2.0, 3.0, 16 / 3]
-    assert course(result("a", 0), "weight/ess") == []
+    assert slow.course("mismatch/k3") == [1.0, 2.0, 2.0, 3.0, 16 / 3]
+    assert result("a", 0).course("weight/ess") == []
 
 
 def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -> None:
@@ -109,19 +109,42 @@ def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -
         return with_steps(result("a", seed, rewards=rewards), mismatch__k3=k3)
 
     quiet, loud = [1.0] * 12, [1.0] * 8 + [3.0] * 4
-    # FALLEN collapses at step 6 of N = 8
+    # FALLEN falls at step 6 of N = 8
     early = run(2, [1.0] * 2 + [2.0] * 10, FALLEN)
     late = run(3, [1.0] * 5 + [2.0] * 7, FALLEN)
     leads, false = record([[run(0, quiet), run(1, quiet), early, late]], "mismatch/k3", "rises")
-    assert (leads, false) == ([(6 - 2) * 8, (6 - 5) * 8], [False, False])
+    assert (leads, false) == ([(6 - 2) * 8, (6 - 5) * 8], [0.0, 0.0])
     at_once = run(3, [1.0] * 6 + [2.0] * 6, FALLEN)
     assert record([[run(0, quiet), run(1, quiet), at_once]], "mismatch/k3", "rises").leads == [None]
-    # by all stable runs the loud one would not be beyond what it has itself shown
-    assert record([[run(0, quiet), run(1, loud)]], "mismatch/k3", "rises").false == [False, True]
+    # by all stable runs the loud one would not be beyond what it has itself shown; at step 8 it is too late to count
+    loud_before = run(1, [1.0] * 5 + [3.0] * 7)
+    falls = run(2, [1.0] * 12, FALLEN)
+    assert record([[run(0, quiet), loud_before, falls]], "mismatch/k3", "rises").false == [0.5]
+    assert record([[run(0, quiet), run(1, loud), falls]], "mismatch/k3", "rises").false == [0.0]
     assert record([[run(0, quiet, FALLEN)]], "mismatch/k3", "rises") == ([], [])
-    assert around([early, run(0, loud)], "mismatch/k3") == [2.0, 2.0, 2.0, 2.0]
-    assert around([late], "mismatch/k3") == [1.0, 2.0, 2.0, 2.0]
-    assert around([run(0, quiet)], "mismatch/k3") == [None] * 4
+
+
+def test_a_fall_is_dated_by_the_first_time_that_the_reward_is_so_low() -> None:
+    rewards = (0.9,) * 4 + (0.1,) * 2 + (0.9,) + (0.1,) * 5
+    back_for_a_while = result("a", 0, rewards=rewards)
+    assert (back_for_a_while.fell_at, back_for_a_while.collapsed_at) == (4, 7)
+    assert result("a", 0, rewards=(0.9,) * 4 + (0.1,) * 2 + (0.9,) * 6).fell_at is None  # it did not collapse
+    assert result("a", 0, status="stopped").fell_at == 11
+
+
+def test_every_run_counts_once_around_its_fall() -> None:
+    def run(seed: int, minibatches: int, ess: list[float], rewards) -> Result:
+        return with_steps(result("a", seed, minibatches=minibatches, rewards=rewards), weight__ess=ess)
+
+    # N = 1 has eight steps in a window, N = 8 one: the run of N = 1 does not outweigh the two others
+    slow = run(0, 1, [1.0] * 16 + [0.8] * 24, (0.9,) * 20 + (0.0,) * 20)  # smoothed over 8 steps it falls at 22
+    assert slow.fell_at == 22
+    fast = [run(seed, 8, [0.5] * 5 + [0.2] * 7, FALLEN) for seed in (1, 2)]
+    assert around([slow, *fast], "weight/ess") == [0.5, 0.2, 0.2, 0.2]
+    assert around([slow], "weight/ess") == pytest.approx([1.0, (2 * 1.0 + 6 * 0.8) / 8, 0.8, 0.8])
+    assert around([result("a", 0, rewards=FALLEN)], "weight/ess") == [None] * 4
+    assert usual([slow, *fast], "weight/ess") == pytest.approx((0.5 * 5 + 0.2 * 7) / 12)
+    assert usual([], "weight/ess") is None
 
 
 def test_differences_are_paired_by_seed() -> None:
@@ -152,6 +175,9 @@ def test_how_many_seeds_would_decide() -> None:
     (finding,) = judge(claim, results)[1]
     # mean .1, sd .11547; t/√n: 7 seeds 2.447/2.646 = .925 → .1068, 8 seeds 2.365/2.828 = .836 → .0966 < .1
     assert (finding.verdict, finding.reason, finding.seeds_needed) == ("not visible here", "undecided", 8)
+    assert finding.leans == "for"
+    (other_way,) = judge(claim, {"a": results["b"], "b": ours})[1]
+    assert (other_way.seeds_needed, other_way.leans) == (8, "against")
     assert judge(claim, results | {"a": ours[1:]})[1][0].seeds_needed is None  # three tell nothing of the spread
     assert judge(claim, results | {"a": results["b"]})[1][0].seeds_needed is None  # no effect at all
     for n, known in ((11, 2.228), (16, 2.131), (31, 2.042)):
@@ -161,10 +187,17 @@ def test_how_many_seeds_would_decide() -> None:
 def test_a_share_of_collapses_is_compared_by_seed() -> None:
     rule = {"kind": "higher", "measure": "collapsed", "arm": "a", "than": ["b"]}
     fallen, stable = ([result("a", s, rewards=r) for s in range(5)] for r in (FALLEN, (0.5,) * 12))
-    # four of five against none: .8, sd .4472, ± 2.776 · .2 = .555
-    assert verdict(rule, {"a": [*fallen[:4], stable[4]], "b": stable}) == "replicated"
-    # two of five: .4 ± .68
-    assert verdict(rule, {"a": [*fallen[:2], *stable[2:]], "b": stable}) == "not visible here"
+    # the sign test over the seeds that differ: five of five by chance in 1/32, four of four in 1/16
+    assert verdict(rule, {"a": fallen, "b": stable}) == "replicated"
+    assert verdict(rule, {"a": stable, "b": fallen}) == "contradicted"
+    claim = Claim.model_validate({"id": "C", "text": "t", "rules": [rule]})
+    (finding,) = judge(claim, {"a": [*fallen[:4], stable[4]], "b": stable})[1]
+    assert (finding.verdict, finding.reason) == ("not visible here", "undecided")
+    assert finding.effect == "only a at 4 of 5 seeds, only b at 0; p = 0.062"
+    # 3 and 1 of four: (4 + 1) / 16
+    mixed = {"a": [*fallen[:3], *stable[3:]], "b": [*stable[:3], fallen[3], stable[4]]}
+    assert judge(claim, mixed)[1][0].effect.endswith("p = 0.312")
+    assert verdict(rule, {"a": stable, "b": stable}) == "not visible here"
 
 
 def test_shares_need_most_runs() -> None:
@@ -204,6 +237,8 @@ def test_what_saves_a_run_shows_only_where_runs_collapse() -> None:
     word, (finding,) = judge(claim, {"a": fallen[:2] + stable[:2], "b": stable})
     assert word == "not visible here"
     assert finding.effect.endswith("but a collapses in 2 of 4")
+    assert finding.reason == "too few collapses to be saved from"
+    assert judge(claim, {"a": stable, "b": stable})[1][0].reason == "nothing to be saved from"
     assert judge(claim, {"a": fallen, "b": []})[0] == "not run"
     assert judge(claim, {"a": [], "b": stable})[0] == "not run"
 
@@ -364,6 +399,16 @@ def test_a_changed_cold_start_is_not_taken_for_the_new_one(lab: Path, capfd) -> 
     assert "quick-3 holds a run of another recipe; delete it" in capfd.readouterr().err
 
 
+def test_a_changed_arm_is_refused_before_anything_is_run(lab: Path, capfd) -> None:
+    begun = lab / "runs" / "pair" / "without-3"
+    begun.mkdir(parents=True)
+    recipe = arm_recipe(lab, load_figure(lab, "pair"), "without", 3, model=Path("cold"))
+    (begun / "recipe.json").write_text(recipe.model_dump_json())
+    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 2
+    assert "without-3 holds a run of another recipe; delete it" in capfd.readouterr().err
+    assert not (lab / "runs" / "cold").exists()
+
+
 def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.MonkeyPatch, capfd) -> None:
     def train(recipe, folder: Path) -> int:
         if folder.name == "quick-3":  # the cold start of one seed
@@ -375,12 +420,15 @@ def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.Mon
         (folder / "metrics.jsonl").write_text('{"step": 1, "reward/mean": 0.5, "seconds/step": 1.0}\n')
         rows = [{"step": 0, "mode": "sampled", "precision": "fp8", "accuracy": 0.3, "low": 0.2, "high": 0.4}]
         (folder / "eval.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if folder.name == "without-5":  # cut in the middle of a line
+            (folder / "metrics.jsonl").write_text('{"step": 1, "rew\n{"step": 2}\n')
+            return 0
         if folder.name == "with-4":  # stopped over updates that were not finite
             (folder / "incident" / "batch.safetensors").write_bytes(b"new")
         return 1
 
     figure = lab / "pair.toml"
-    figure.write_text(figure.read_text().replace("seeds = [3]", "seeds = [3, 4]"))
+    figure.write_text(figure.read_text().replace("seeds = [3]", "seeds = [3, 4, 5]"))
     # a stop of long ago, which was resumed: what now ends with status 1 is a crash
     (lab / "runs" / "pair" / "without-4" / "incident").mkdir(parents=True)
     (lab / "runs" / "pair" / "without-4" / "incident" / "batch.safetensors").write_bytes(b"old")
@@ -390,6 +438,7 @@ def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.Mon
     assert "quick-3 ended with status 1" in said
     assert "with-3" not in said  # there was nothing to start it from
     assert "without-4 ended with status 1" in said
+    assert "without-5/metrics.jsonl" in said
     stored = load_result(lab, "pair", "with", 4)
     assert stored is not None
     assert (stored.status, stored.collapsed_at, measure(stored, "final")) == ("stopped", 0, 0.0)
@@ -440,8 +489,49 @@ def test_a_report_of_no_lab_leaves_the_page_alone(tmp_path: Path, capfd) -> None
     assert page_there.read_text() == "mine"
 
 
-def stored_pair(lab: Path) -> None:
-    store(lab, result("with", 3, figure="pair", fingerprint=fingerprint(lab, load_figure(lab, "pair"), "with", 3)))
+def stored_pair(lab: Path, arm: str = "with", name: str = "pair", **fields) -> Result:
+    mark = fingerprint(lab, load_figure(lab, name), arm, 3)
+    store(lab, one := result(arm, 3, figure=name, fingerprint=mark, minibatches=2, **fields))
+    return one
+
+
+def test_the_page_and_its_pictures_stand_a_run_that_stopped_in_its_first_step(lab: Path) -> None:
+    one = stored_pair(lab, status="stopped")
+    store(lab, replace(one, steps={"reward/mean": [], "seconds/step": []}))
+    stored_pair(lab, "without", rewards=(0.5,) * 2)
+    assert main(["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
+    assert "| [A pair](#a-pair) | 0 of 1 | 1 of 1 |" in (lab / "docs" / "replication.md").read_text()
+    claim = Claim.model_validate({"id": "C10", "text": "t", "rules": [{"kind": "shows"}]})
+    assert judge(claim, results_of(lab, load_figure(lab, "pair")))[0] == "not visible here"  # one run: undecided
+
+
+def test_the_overview_knows_what_the_whole_figure_changes(lab: Path) -> None:
+    path = lab / "pair.toml"
+    path.write_text(path.read_text().replace("[arms.with]", "change = { update.replay = 'R2' }\n[arms.with]"))
+    for arm, accuracy in (("with", 0.75), ("without", 0.25)):
+        stored_pair(lab, arm, accuracy=accuracy)
+    row = next(line for line in page(lab).splitlines() if line.startswith("| [A pair]"))
+    assert row == "| [A pair](#a-pair) | 0 of 1 | 0 of 1 | – | 0.250 | – | – | – | 0.750 |"
+
+
+def test_runs_that_stand_in_two_figures_are_named(lab: Path) -> None:
+    again = (lab / "pair.toml").read_text().replace('"A pair"', '"Again"').replace("arms.without", "arms.free")
+    (lab / "again.toml").write_text(again)
+    stored_pair(lab, "without")
+    stored_pair(lab, "free", "again")
+    assert "`without` is `free` of [Again](#again), made twice." in page(lab)
+    assert "`free` is `without` of [A pair](#a-pair), made twice." in page(lab)
+
+
+def test_every_cold_start_that_missed_its_mark_is_named(lab: Path) -> None:
+    path = lab / "pair.toml"
+    path.write_text(path.read_text().replace("objective.clip = false }", "objective.clip = false }\ncold.seed = 9"))
+    regime = lab / "regimes" / "quick.toml"
+    regime.write_text(regime.read_text().replace("check_every = 2", "check_every = 2, stop_at = 0.8"))
+    stored_pair(lab)
+    stored_pair(lab, "without")
+    missed = "`quick-3` ended at 0.300 instead of 0.8, `pair.without-3` ended at 0.300 instead of 0.8."
+    assert missed in page(lab)
 
 
 def test_a_damaged_result_is_named(lab: Path) -> None:

@@ -25,19 +25,12 @@ SIGNS: tuple[tuple[str, Way], ...] = (
 )
 """What may announce a collapse, and by moving which way."""
 AROUND = (-2, -1, 0, 1)
-"""Windows around a collapse, of `collapse.WINDOW` updates each, in which quantities are shown."""
-
-
-def course(run: Result, name: str) -> list[float | None]:
-    """A quantity averaged over the last `WINDOW` updates, as the reward is; None where it was not measured."""
-    values, width = run.steps.get(name, []), max(1, WINDOW // run.minibatches)
-    windows = ([v for v in values[max(0, i + 1 - width) : i + 1] if v is not None] for i in range(len(values)))
-    return [fmean(window) if window else None for window in windows]
+"""Windows around the fall of a run that collapsed, of `collapse.WINDOW` updates each, in which quantities are shown."""
 
 
 def limit(stable: Iterable[Result], name: str, way: Way) -> float | None:
     """The quantile of a quantity over all steps of runs that did not collapse; None where none logged it."""
-    values = sorted(v for run in stable for v in course(run, name) if v is not None)
+    values = sorted(v for run in stable for v in run.course(name) if v is not None)
     if not values:
         return None
     share = QUANTILE if way == "rises" else 1.0 - QUANTILE
@@ -51,12 +44,12 @@ def alarm_step(values: Sequence[float | None], beyond: float, way: Way) -> int |
 
 
 class Record(NamedTuple):
-    """How a quantity did as an alarm."""
+    """How a quantity did as an alarm, for every run that collapsed."""
 
     leads: list[int | None]
-    """For each collapse, the updates from the alarm to it; None where no alarm was known before."""
-    false: list[bool]
-    """For each stable run, whether it sounded."""
+    """The updates from the alarm to the fall; None where there was none before it."""
+    false: list[float]
+    """The share of the figure's stable runs that had sounded by the same update, with as little cause."""
 
 
 def record(figures: Iterable[Sequence[Result]], name: str, way: Way) -> Record:
@@ -68,27 +61,44 @@ def record(figures: Iterable[Sequence[Result]], name: str, way: Way) -> Record:
     found = Record([], [])
     for runs in figures:
         logged = [run for run in runs if name in run.steps]
-        for seed in {run.seed for run in logged}:
-            others = [run for run in logged if run.seed != seed and run.collapsed_at is None]
-            if (beyond := limit(others, name, way)) is None:
-                continue
-            for run in (run for run in logged if run.seed == seed):
-                at, fallen = alarm_step(course(run, name), beyond, way), run.collapsed_at
-                if fallen is None:
-                    found.false.append(at is not None)
-                else:
-                    found.leads.append((fallen - at) * run.minibatches if at is not None and at < fallen else None)
+        stable = [run for run in logged if run.fell_at is None]
+        seeds = {run.seed for run in logged}
+        limits = {seed: limit((run for run in stable if run.seed != seed), name, way) for seed in seeds}
+        alarms = [
+            (run.fell_at, run.minibatches, alarm_step(run.course(name), beyond, way))
+            for run in logged
+            if (beyond := limits[run.seed]) is not None
+        ]
+        quiet = [at for fell, _, at in alarms if fell is None]
+        for fell, n, at in alarms:
+            if fell is not None:
+                found.leads.append((fell - at) * n if at is not None and at < fell else None)
+                found.false.extend([fmean(other is not None and other < fell for other in quiet)] if quiet else [])
     return found
 
 
-def around(runs: Iterable[Result], name: str) -> list[float | None]:
-    """A quantity in windows of `WINDOW` updates around each collapse: the median over the runs, by `AROUND`."""
+def usual(stable: Iterable[Result], name: str) -> float | None:
+    """What a quantity is in a run that does not collapse: its mean over the steps, and the median of those."""
+    means = [fmean(values) for run in stable if (values := _measured(run, name, 0, len(run.steps["reward/mean"])))]
+    return median(means) if means else None
+
+
+def around(fallen: Iterable[Result], name: str) -> list[float | None]:
+    """A quantity in windows of `WINDOW` updates around each fall, by `AROUND`: its mean there, and the median of those.
+
+    Args:
+        fallen: the runs that collapsed.
+        name: the quantity.
+    """
     columns: dict[int, list[float]] = {place: [] for place in AROUND}
-    for run in runs:
-        at, width = run.collapsed_at, max(1, WINDOW // run.minibatches)
-        if at is None:
-            continue
+    for run in fallen:
+        fell, width = run.fell_at, max(1, WINDOW // run.minibatches)
+        assert fell is not None
         for place in AROUND:
-            steps = run.steps.get(name, [])[max(0, at + place * width) : max(0, at + (place + 1) * width)]
-            columns[place] += [v for v in steps if v is not None]
-    return [median(values) if values else None for values in columns.values()]
+            if values := _measured(run, name, fell + place * width, fell + (place + 1) * width):
+                columns[place].append(fmean(values))
+    return [median(means) if means else None for means in columns.values()]
+
+
+def _measured(run: Result, name: str, begin: int, end: int) -> list[float]:
+    return [v for v in run.steps.get(name, [])[max(0, begin) : max(0, end)] if v is not None]

@@ -1,6 +1,7 @@
 """What a collapse is, decided once."""
 
 from collections.abc import Sequence
+from itertools import accumulate, takewhile
 
 FALLS_BELOW = 2 / 3
 """A run has collapsed once its reward is below this share of its best so far, and stays there to the end."""
@@ -16,21 +17,26 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
-    """Index of the global step at which a run collapsed, or None.
-
-    The smoothed reward is below FALLS_BELOW of its running best from that step to the last, for STAYS of the run
-    and two steps at least.
+def below(rewards: Sequence[float], *, minibatches: int) -> list[bool]:
+    """Whether, at every global step, the smoothed reward is below FALLS_BELOW of its running best.
 
     Args:
         rewards: mean reward of every global step.
         minibatches: N, the gradient updates of a global step.
     """
     smooth = smoothed(rewards, max(1, WINDOW // minibatches))
-    best, last_good = 0.0, -1
-    for step, value in enumerate(smooth):
-        best = max(best, value)
-        if value >= FALLS_BELOW * best:
-            last_good = step
-    fallen = len(smooth) - 1 - last_good
-    return last_good + 1 if fallen >= max(2, round(STAYS * len(smooth))) else None
+    return [value < FALLS_BELOW * best for value, best in zip(smooth, accumulate(smooth, max), strict=True)]
+
+
+def collapse_step(rewards: Sequence[float], *, minibatches: int) -> int | None:
+    """Index of the global step at which a run collapsed, or None.
+
+    The smoothed reward is `below` from that step to the last, for STAYS of the run and two steps at least.
+
+    Args:
+        rewards: mean reward of every global step.
+        minibatches: N, the gradient updates of a global step.
+    """
+    low = below(rewards, minibatches=minibatches)
+    stays = sum(1 for _ in takewhile(bool, reversed(low)))
+    return len(low) - stays if stays >= max(2, round(STAYS * len(low))) else None

@@ -15,7 +15,6 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
 from steadyrl.drawing import COLOUR, LIGHT, STYLE, Scale, scale, svg, white_card
-from steadyrl.lab.collapse import WINDOW, smoothed
 from steadyrl.lab.figure import Figure
 from steadyrl.lab.result import Result
 from steadyrl.metrics import write_atomically
@@ -74,9 +73,9 @@ def _arm(axes: Axes, runs: Sequence[Result], field: str, look: Look) -> list[flo
     axes.fill_between(curve.x, curve.low, curve.high, color=look["color"], alpha=0.13, lw=0)
     axes.plot(curve.x, curve.mean, **look)
     if field == "reward/mean":
-        fallen = [(run, step) for run in runs if (step := run.collapsed_at) is not None]
+        fallen = [(run, step) for run in runs if (step := run.collapsed_at) is not None and run.steps[field]]
         at = [float((step + 1) * run.minibatches) for run, step in fallen]
-        rewards = [_series(run, field)[step] for run, step in fallen]
+        rewards = [value if (value := run.course(field)[step]) is not None else math.nan for run, step in fallen]
         axes.plot(at, rewards, ls="", marker="x", ms=6, mew=1.6, color=look["color"])
     return curve.mean
 
@@ -97,19 +96,22 @@ def _looks(labels: Sequence[str]) -> list[Look]:
     ]
 
 
-def _series(run: Result, field: str) -> list[float]:
-    """A quantity of one run, averaged over `WINDOW` updates."""
-    return smoothed([v or 0.0 for v in run.steps[field]], max(1, WINDOW // run.minibatches))
-
-
 def _curve(runs: Sequence[Result], field: str) -> Curve:
-    """An arm's values at the places that all its runs have reached."""
-    if field:
-        series = [_series(run, field) for run in runs]
-        x = [float((step + 1) * runs[0].minibatches) for step in range(min(map(len, series)))]
-    else:
-        series = [[value for _, value in run.accuracy()] for run in runs]
-        x = [float(at) for at, _ in min((run.accuracy() for run in runs), key=len)]
-    columns = [sorted(values[i] for values in series) for i in range(len(x))]
-    outer = len(series) // 4
-    return Curve(x, [fmean(c) for c in columns], [c[outer] for c in columns], [c[-1 - outer] for c in columns])
+    """An arm's values at the places that all its runs have reached, where any was measured there.
+
+    `field` is a metric, averaged as the reward is; "" is held-out accuracy.
+    """
+    series = [run.course(field) if field else [value for _, value in run.accuracy()] for run in runs]
+    n = runs[0].minibatches
+    x = [(step + 1) * n for step in range(len(series[0]))] if field else [at for at, _ in runs[0].accuracy()]
+    columns = {
+        float(at): sorted(value for value in values if value is not None)
+        for at, *values in zip(x, *series, strict=False)  # one may have stopped early
+    }
+    kept = {at: column for at, column in columns.items() if column}
+    return Curve(
+        x=list(kept),
+        mean=[fmean(column) for column in kept.values()],
+        low=[column[len(column) // 4] for column in kept.values()],
+        high=[column[-1 - len(column) // 4] for column in kept.values()],
+    )

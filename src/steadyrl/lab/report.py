@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-from steadyrl.lab.alarm import AROUND, QUANTILE, SIGNS, around, record
+from steadyrl.lab.alarm import AROUND, SIGNS, around, record, usual
 from steadyrl.lab.collapse import WINDOW
-from steadyrl.lab.figure import Arm, Claim, Figure, Measure, changed, cold_recipe, figures
-from steadyrl.lab.preface import HEAD, JUDGED
+from steadyrl.lab.figure import Arm, Claim, Figure, Higher, Measure, changed, cold_name, cold_recipe, figures
+from steadyrl.lab.preface import ALARMS, COURSES, HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
-from steadyrl.lab.verdict import FEWEST, MANY, Finding, interval, judge
+from steadyrl.lab.verdict import FEWEST, MANY, Finding, decide, interval, judge
 from steadyrl.metrics import write_atomically
 
 Results = Mapping[str, Sequence[Result]]
@@ -41,17 +41,18 @@ def page(lab: Path) -> str:
     every = [(figure, results_of(lab, figure)) for figure in figures(lab)]
     parts = [HEAD, "## What was found\n", _glance(every), _beginnings(every), "## Verdicts\n", _verdicts(every)]
     parts += ["## How it is judged\n", JUDGED, "## Regimes\n", _regimes(lab, every)]
-    parts += [_section(lab, figure, results) for figure, results in every]
+    parts += [_section(lab, figure, every) for figure, _ in every]
     parts += ["## What announces a collapse\n", _announcements(every)]
     return "\n".join(parts)
 
 
 def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
-    """Of every figure that has runs: how many collapsed, and how its arms with clipping ended."""
+    """Of every figure that has runs of several ways to clip and to replay: how many collapsed, and how they ended."""
     rows = []
     for figure, results in every:
-        grid = {found: results[name] for name, arm in figure.arms.items() if (found := _clip_and_replay(arm))}
-        if not any(grid.values()):
+        ways = {name: found for name, arm in figure.arms.items() if (found := _clip_and_replay(figure, arm))}
+        grid = {found: results[name] for name, found in ways.items() if results[name]}
+        if len(grid) < 2:
             continue
         fallen = [
             _fallen([run for (clip, _), runs in grid.items() if clip is way for run in runs]) for way in (False, True)
@@ -64,7 +65,7 @@ def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
         rows.append((f"[{figure.title}](#{_anchor(figure.title)})", *fallen, *ends))
     words = (
         "Runs that collapsed without clipping and with it, and held-out accuracy at the end (T = 1, the sampler's "
-        "precision, mean over the seeds) by what is replayed.\n"
+        "precision, mean over the seeds) by what is replayed. Figures that compare something else are below.\n"
     )
     head = ("figure", "collapsed, no clip", "collapsed, clip")
     arms = [f"{replay}, {clip}" for clip in ("no clip", "clip") for replay in ("no replay", "R2", "R3")]
@@ -79,15 +80,17 @@ def _beginnings(every: Iterable[tuple[Figure, Results]]) -> str:
     sampled, greedy = (sorted(run.accuracy(mode)[0][1] for run in runs) for mode in ("sampled", "greedy"))
     return (
         f"After the cold start sampling is right in {sampled[0]:.2f} to {sampled[-1]:.2f} of the held-out problems and "
-        f"greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}: most of what sampling gains is sharpening.\n"
+        f"greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}: what sampling gains up to there needs no new skill. "
+        "Where greedy decoding ends stands in the tables below.\n"
     )
 
 
-def _clip_and_replay(arm: Arm) -> tuple[bool, str] | None:
+def _clip_and_replay(figure: Figure, arm: Arm) -> tuple[bool, str] | None:
     """Whether an arm clips, and what it replays; None for one that changes anything else."""
+    change = changed(figure.change, arm.change)
     known = {
-        "objective": {"clip": arm.change.get("objective", {}).get("clip", True)},
-        "update": {"replay": arm.change.get("update", {}).get("replay", "none")},
+        "objective": {"clip": change.get("objective", {}).get("clip", True)},
+        "update": {"replay": change.get("update", {}).get("replay", "none")},
     }
     alone = not arm.cold and changed(known, arm.change) == known
     return (known["objective"]["clip"], known["update"]["replay"]) if alone else None
@@ -113,7 +116,25 @@ def _verdicts(every: Iterable[tuple[Figure, Results]]) -> str:
     parts = [words, _table(("claim", "in words", "figure", "verdict"), rows)]
     if waiting:
         parts += ["Not run yet:\n", _table(("claim", "in words", "figure"), waiting)]
-    return "\n".join(parts)
+    return "\n".join([*parts, _by_chance(every)])
+
+
+def _by_chance(every: Iterable[tuple[Figure, Results]]) -> str:
+    """How many comparisons the page makes, and what chance alone would make of them."""
+    found = [
+        finding.verdict
+        for figure, results in every
+        for claim in figure.claims
+        for rule in claim.rules
+        if isinstance(rule, Higher)
+        for finding in decide(rule, results)
+        if finding.verdict != "not run"
+    ]
+    decided = len(found) - found.count("not visible here")
+    return (
+        f"Of {len(found)} comparisons of one arm with another {decided} are decided. Were no two arms different, about "
+        f"{len(found) * 0.05:.0f} would be by chance, half of them for the claim.\n"
+    )
 
 
 def _judged(figure: Figure, claim: Claim) -> set[str]:
@@ -141,7 +162,8 @@ def _regimes(lab: Path, every: Iterable[tuple[Figure, Results]]) -> str:
     return "".join(words)
 
 
-def _section(lab: Path, figure: Figure, results: Results) -> str:
+def _section(lab: Path, figure: Figure, every: Sequence[tuple[Figure, Results]]) -> str:
+    results = next(results for other, results in every if other is figure)
     runs = [run for arm in figure.arms for run in results[arm]]
     parts = [f"## {figure.title}\n"]
     if not runs:
@@ -152,7 +174,8 @@ def _section(lab: Path, figure: Figure, results: Results) -> str:
     parts += [
         f"Regime *{figure.regime}* (`lab/regimes/{figure.regime}.toml`){with_change}, N = {figure.minibatches}, "
         f"{figure.updates} updates, {len(runs)} of {asked} runs, {hours:.1f} core-hours of steps "
-        f"({'; '.join(machines)}). {_regime(runs)}{_missed(lab, figure, results)}\n",
+        f"({'; '.join(machines)}). {_regime(runs)}{_missed(lab, figure, results)}"
+        f"{_made_twice(figure, every)}\n",
         f"![{figure.title}](replication/{figure.name}.svg)\n",
         _arms(figure, results),
     ]
@@ -166,11 +189,13 @@ def _section(lab: Path, figure: Figure, results: Results) -> str:
 
 def _regime(runs: Sequence[Result]) -> str:
     """How far the engines are apart before anything has been trained."""
-    natural = [run for run in runs if run.replay != "R3"] or runs
-    k3 = fmean(run.steps["mismatch/k3"][0] or 0.0 for run in natural)
-    words = f"At the first step k3 of μ against π_old is {k3:.2g}"
-    apart = [value for run in natural if (value := run.steps.get("routes/disagreement", [None])[0]) is not None]
-    return f"{words}, the share of expert sets that differ {fmean(apart):.2g}." if apart else f"{words}."
+    natural = [run for run in runs if run.replay != "R3"]
+    words = {"mismatch/k3": "k3 of μ against π_old is", "routes/disagreement": "the share of expert sets that differ"}
+    found = []
+    for name, text in words.items():
+        if first := [value for run in natural or runs for value in run.steps.get(name, [])[:1] if value is not None]:
+            found.append(f"{text} {fmean(first):.2g}")
+    return f"At the first step{'' if natural else ', under R3,'} {', '.join(found)}." if found else ""
 
 
 MISSED = 0.05
@@ -179,17 +204,27 @@ MISSED = 0.05
 
 def _missed(lab: Path, figure: Figure, results: Results) -> str:
     """Which cold starts ran out of steps before they reached their mark."""
-    found: dict[tuple[int, float], float] = {}
+    found: dict[str, str] = {}
     for arm in figure.arms:
         for run in results[arm]:
             options = cold_recipe(lab, figure, arm, run.seed).cold_start
             first = run.accuracy()[0][1]
             if options is not None and first < options.stop_at - MISSED:
-                found.setdefault((run.seed, options.stop_at), first)
-    if not found:
-        return ""
-    words = ", ".join(f"that of seed {seed} ended at {first:.3f}" for (seed, _), first in found.items())
-    return f" Cold starts that did not reach their mark of {next(iter(found))[1]}: {words}."
+                found[f"{cold_name(figure, arm)}-{run.seed}"] = f"{first:.3f} instead of {options.stop_at}"
+    words = ", ".join(f"`{name}` ended at {end}" for name, end in found.items())
+    return f" Cold starts that did not reach their mark: {words}." if found else ""
+
+
+def _made_twice(figure: Figure, every: Iterable[tuple[Figure, Results]]) -> str:
+    """Which arms have the recipe of an arm of another figure, and so the same runs."""
+    everywhere = [(other, arm, run) for other, results in every for arm in other.arms for run in results[arm]]
+    own = {run.fingerprint: arm for other, arm, run in everywhere if other is figure}
+    twins = dict.fromkeys(
+        f"`{own[run.fingerprint]}` is `{arm}` of [{other.title}](#{_anchor(other.title)}), made twice"
+        for other, arm, run in everywhere
+        if other is not figure and run.fingerprint in own
+    )
+    return f" {'; '.join(twins)}." if twins else ""
 
 
 _COLUMNS: tuple[tuple[str, Measure, str], ...] = (
@@ -216,6 +251,8 @@ def _arms(figure: Figure, results: Results) -> str:
         if len(runs) >= FEWEST:
             low, high = interval([measure(run, "final") for run in runs])
             cells[0] += f" [{max(0.0, low):.3f}, {min(1.0, high):.3f}]"
+        greedy = [title for title, _, _ in _COLUMNS].index("greedy")
+        cells[greedy] = f"{fmean(run.accuracy('greedy')[0][1] for run in runs):.3f} → {cells[greedy]}"
         at = [(step + 1) * run.minibatches for run in runs if (step := run.collapsed_at) is not None]
         fallen = f"{len(at)} of {len(runs)}" + (f", at update {median(at):.0f}" if at else "")
         rows.append((title, str(len(runs)), fallen, *cells))
@@ -227,8 +264,8 @@ def _words(finding: Finding) -> str:
     words = ": ".join(filter(None, (finding.verdict, finding.reason)))
     if finding.seeds_needed is None:
         return words
-    seeds = f"more than {MANY}" if finding.seeds_needed == MANY else f"about {finding.seeds_needed}"
-    return f"{words} ({seeds} seeds)"
+    seeds = f"{MANY} or more" if finding.seeds_needed == MANY else f"about {finding.seeds_needed}"
+    return f"{words} ({seeds} seeds would decide {finding.leans} it)"
 
 
 def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
@@ -238,27 +275,21 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
     if not runs:
         return "No run has collapsed yet.\n"
     alarms, courses = [], []
-    stable = [run for figure in runs for run in figure if run.collapsed_at is None]
+    stable, fallen = (
+        [run for figure in runs for run in figure if (run.fell_at is None) is way] for way in (True, False)
+    )
     for name, way in SIGNS:
         leads, false = record(runs, name, way)
         early = [lead for lead in leads if lead is not None]
-        cells = (f"{len(early)} of {len(leads)}", f"{median(early):.0f}" if early else "–")
-        alarms.append((f"`{name}` {way}", *cells, f"{sum(false)} of {len(false)}"))
+        cells = (f"{len(early)} of {len(leads)}", f"{fmean(false):.0%}" if false else "–")
+        alarms.append((f"`{name}` {way}", *cells, f"{median(early):.0f}" if early else "–"))
     for name in dict.fromkeys(name for name, _ in SIGNS):
-        usual = [v for run in stable for v in run.steps.get(name, ()) if v is not None]
-        course = [median(usual) if usual else None, *around((run for figure in runs for run in figure), name)]
+        course = [usual(stable, name), *around(fallen, name)]
         courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
-    words = (
-        f"Of the figures in which a run collapsed. A quantity is averaged over {WINDOW} updates, as the reward is; it "
-        f"sounds the alarm beyond the {QUANTILE:.0%} quantile of all steps of the figure's stable runs with other "
-        "seeds. Lead: updates from the first alarm to the collapse; an alarm at the collapse or after it announces "
-        "nothing. (At first an alarm was two steps in a row without the average: 16 updates at N = 8, two at N = 1.)\n"
-    )
-    head = ("quantity", "collapses announced", "median lead, updates", "stable runs with an alarm")
-    about = f"The same quantities around the collapses, in windows of {WINDOW} updates: medians over the runs.\n"
-    places = {-1: "the window before", 0: "from the collapse on"}
+    head = ("quantity", "falls announced", "stable runs that sounded by then", "median lead, updates")
+    places = {-1: "the window before", 0: "from the fall on"}
     titles = [places.get(place, f"{place * WINDOW:+d} updates") for place in AROUND]
-    return "\n".join([words, _table(head, alarms), about, _table(("quantity", "stable runs", *titles), courses)])
+    return "\n".join([ALARMS, _table(head, alarms), COURSES, _table(("quantity", "stable runs", *titles), courses)])
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

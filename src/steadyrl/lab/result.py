@@ -13,7 +13,7 @@ import torch
 
 from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
-from steadyrl.lab.collapse import collapse_step
+from steadyrl.lab.collapse import WINDOW, below, collapse_step
 from steadyrl.lab.figure import Figure, Measure, fingerprint, load_figure
 from steadyrl.metrics import Row, read_jsonl, write_atomically
 
@@ -80,11 +80,28 @@ class Result:
         return median(taken) * len(taken) if taken else 0.0
 
     @property
+    def _rewards(self) -> list[float]:
+        return [value or 0.0 for value in self.steps["reward/mean"]]
+
+    @property
     def collapsed_at(self) -> int | None:
         """Index of the global step at which it collapsed; a run that stopped has, at its last."""
-        rewards = [value or 0.0 for value in self.steps["reward/mean"]]
-        found = collapse_step(rewards, minibatches=self.minibatches)
-        return max(0, len(rewards) - 1) if found is None and self.status == "stopped" else found
+        found = collapse_step(self._rewards, minibatches=self.minibatches)
+        return max(0, len(self._rewards) - 1) if found is None and self.status == "stopped" else found
+
+    @property
+    def fell_at(self) -> int | None:
+        """Index of the first step at which the reward of a run that collapsed was so low, if only for a while."""
+        if (at := self.collapsed_at) is None:
+            return None
+        low = below(self._rewards, minibatches=self.minibatches)
+        return low.index(True) if True in low else at
+
+    def course(self, name: str) -> list[float | None]:
+        """A quantity averaged over the last `WINDOW` updates, as the reward is; None where it was not measured."""
+        values, width = self.steps.get(name, []), max(1, WINDOW // self.minibatches)
+        windows = ([v for v in values[max(0, i + 1 - width) : i + 1] if v is not None] for i in range(len(values)))
+        return [fmean(window) if window else None for window in windows]
 
     def accuracy(self, mode: str = "sampled", *, native: bool = False) -> list[tuple[int, float]]:
         """(updates, held-out accuracy) of every evaluation in this mode, in the sampler's precision or unquantised."""

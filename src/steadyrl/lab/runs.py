@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from steadyrl.config import Recipe, RecipeError, load
+from steadyrl.errors import UserError
 from steadyrl.lab.figure import Figure, arm_recipe, cold_name, cold_recipe, fingerprint
 from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, require_same, store
 from steadyrl.metrics import write_atomically
@@ -81,13 +82,16 @@ def _job(lab: Path, figure: Figure, arm: str, seed: int) -> Job | None:
         return None
     cold_folder = lab / "runs" / "cold" / f"{cold_name(figure, arm)}-{seed}"
     cold = cold_recipe(lab, figure, arm, seed)
+    folder = lab / "runs" / figure.name / f"{arm}-{seed}"
+    recipe = arm_recipe(lab, figure, arm, seed, model=_model(cold_folder))
     _require_recipe(cold_folder, cold)
+    _require_recipe(folder, recipe)
     return Job(
         figure=figure,
         arm=arm,
         seed=seed,
-        recipe=arm_recipe(lab, figure, arm, seed, model=_model(cold_folder)),
-        folder=lab / "runs" / figure.name / f"{arm}-{seed}",
+        recipe=recipe,
+        folder=folder,
         cold=cold,
         cold_folder=cold_folder,
         fingerprint=mark,
@@ -157,13 +161,8 @@ def _line(result: Result) -> str:
 
 
 def _train(recipe: Recipe, folder: Path) -> int:
-    """Train, or go on training, in another process; its words go to a log beside the run.
-
-    Raises:
-        ResultError: the folder holds a run of another recipe.
-    """
+    """Train, or go on training, in another process; its words go to a log beside the run."""
     program = [sys.executable, "-m", "steadyrl.cli"]
-    _require_recipe(folder, recipe)
     if (folder / "recipe.json").is_file():
         command = [*program, "resume", str(folder)]
     else:
@@ -175,14 +174,14 @@ def _train(recipe: Recipe, folder: Path) -> int:
         return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL).returncode
 
 
-def _side_by_side(jobs: int, items: Iterable[T], work: Callable[[T], str]) -> list[LabError]:
+def _side_by_side(jobs: int, items: Iterable[T], work: Callable[[T], str]) -> list[Exception]:
     """Do all, `jobs` at a time, and say a line for each; what failed, when all are through."""
-    failures: list[LabError] = []
+    failures: list[Exception] = []
 
     def one(item: T) -> None:
         try:
             print(work(item), flush=True)
-        except LabError as error:
+        except (LabError, UserError) as error:
             failures.append(error)
 
     with ThreadPoolExecutor(jobs) as pool:

@@ -2,7 +2,8 @@
 
 A difference between two arms is paired by seed, since both share problems, sampling and cold start; its 95% interval is
 Student's over the seeds. A share of runs has Wilson's interval. A rule is replicated if its whole interval lies on the
-claimed side, contradicted if all of it lies on the other, and not visible otherwise.
+claimed side, contradicted if all of it lies on the other, and not visible otherwise. Whether one arm collapses more often
+than another is decided by the sign test over the seeds.
 """
 
 import math
@@ -23,7 +24,9 @@ Z = NormalDist().inv_cdf(0.975)
 FEWEST = 4
 """Seeds without which the spread is not known well enough to say how many would decide."""
 MANY = 1000
-"""More seeds than this are not counted."""
+"""So many seeds, or more, are not counted."""
+ONE_SIDED = 0.05
+"""Level of the sign test on either side: five of five seeds are enough (1/32), four of four are not."""
 FORMS: dict[Measure, str] = {"entropy": "+.1e", "kl": "+.1e", "kl_natural": "+.1e", "disagreement": "+.2%"}
 """How differences of a measure are printed; the others, which are shares, to three decimals."""
 
@@ -40,7 +43,9 @@ class Finding(NamedTuple):
     reason: str = ""
     """Why it is not visible."""
     seeds_needed: int | None = None
-    """How many seeds would decide it, if mean and spread stay as they are, `MANY` for more; None: that is not known."""
+    """How many seeds would decide it, if mean and spread stay as they are, at most `MANY`; None: that is not known."""
+    leans: Literal["for", "against"] = "for"
+    """Which way these seeds would decide it."""
 
 
 def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
@@ -67,7 +72,8 @@ def _only_where(finding: Finding, arm: str, results: Results) -> Finding:
     if finding.verdict == "not run" or 2 * fallen > len(results[arm]):
         return finding
     effect = f"{finding.effect}; but {arm} collapses in {fallen} of {len(results[arm])}"
-    return Finding("not visible here", finding.text, effect, "nothing to be saved from")
+    reason = "too few collapses to be saved from" if fallen else "nothing to be saved from"
+    return Finding("not visible here", finding.text, effect, reason)
 
 
 def decide(rule: Rule, results: Results) -> list[Finding]:
@@ -91,9 +97,25 @@ def _compare(results: Results, rule: Higher, other: str) -> Finding:
     differences = _paired(results[rule.arm], results[other], rule.measure)
     if len(differences) < 2:
         return Finding("not run", text, f"{len(differences)} pairs")
+    if rule.measure == "collapsed":
+        return _sign_test(text, rule.arm, other, differences)
     low, high = interval(differences)
     verdict = "replicated" if low > rule.by else "contradicted" if high < rule.by else "not visible here"
-    return _difference(verdict, text, rule.measure, differences, room=abs(fmean(differences) - rule.by))
+    return _difference(verdict, text, rule.measure, differences, room=fmean(differences) - rule.by)
+
+
+def _sign_test(text: str, arm: str, other: str, differences: Sequence[float]) -> Finding:
+    """Whether one arm collapses where the other does not, over the seeds at which they differ.
+
+    Equation: P(X ≥ more), X binomial over those seeds with chance ½, which is McNemar's exact test.
+    """
+    more, fewer = sum(d > 0 for d in differences), sum(d < 0 for d in differences)
+    ways = [math.comb(more + fewer, k) / 2 ** (more + fewer) for k in range(more + fewer + 1)]
+    above, below = sum(ways[more:]), sum(ways[fewer:])
+    verdict = "replicated" if above < ONE_SIDED else "contradicted" if below < ONE_SIDED else "not visible here"
+    seeds = f"only {arm} at {more} of {len(differences)} seeds, only {other} at {fewer}"
+    effect = f"{seeds}; p = {min(above, below):.3f}"
+    return Finding(verdict, text, effect, "undecided" if verdict == "not visible here" else "")
 
 
 def _alike(results: Results, rule: Alike) -> Finding:
@@ -104,16 +126,18 @@ def _alike(results: Results, rule: Alike) -> Finding:
     low, high = interval(differences)
     inside, outside = -rule.within < low and high < rule.within, high < -rule.within or low > rule.within
     verdict = "replicated" if inside else "contradicted" if outside else "not visible here"
-    return _difference(verdict, text, rule.measure, differences, room=abs(rule.within - abs(fmean(differences))))
+    return _difference(verdict, text, rule.measure, differences, room=rule.within - abs(fmean(differences)))
 
 
 def _difference(verdict: Verdict, text: str, what: Measure, differences: Sequence[float], *, room: float) -> Finding:
-    """A finding about a mean difference that lies `room` from where the verdict would change."""
+    """A finding about a mean difference that lies `room` on the claimed side of where the verdict changes."""
     mean, low, high = (format(v, FORMS.get(what, "+.3f")) for v in (fmean(differences), *interval(differences)))
     effect = f"{mean} [{low}, {high}], {len(differences)} pairs"
     if verdict != "not visible here":
         return Finding(verdict, text, effect)
-    return Finding(verdict, text, effect, "undecided", _seeds_needed(differences, room))
+    return Finding(
+        verdict, text, effect, "undecided", _seeds_needed(differences, abs(room)), "for" if room > 0 else "against"
+    )
 
 
 def _seeds_needed(differences: Sequence[float], room: float) -> int | None:
@@ -190,7 +214,7 @@ def _signs(run: Result, stable: Sequence[Result]) -> tuple[bool, bool]:
     near = slice(max(0, at - window), at + window + 1)
 
     def seen(one: Result, name: str, absent: float) -> list[float]:
-        return smoothed([absent if v is None else v for v in one.steps[name]], window)[near]
+        return smoothed([absent if v is None else v for v in one.steps.get(name, [])], window)[near] or [absent]
 
     entropy = min(value for one in stable for value in seen(one, "policy/entropy", math.inf))
     kl = max(value for one in stable for value in seen(one, "mismatch/k3", -math.inf))
