@@ -2,8 +2,8 @@
 
 A difference between two arms is paired by seed, since both share problems, sampling and cold start; its 95% interval is
 Student's over the seeds. A share of runs has Wilson's interval. A rule is replicated if its whole interval lies on the
-claimed side, contradicted if all of it lies on the other, and not visible otherwise. Whether one arm collapses more often
-than another is decided by the sign test over the seeds.
+claimed side, contradicted if all of it lies on the other, and not visible otherwise. Whether one arm collapses more
+often than another is decided by the sign test over the seeds.
 """
 
 import math
