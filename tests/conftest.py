@@ -2,7 +2,5 @@
 
 import jaxtyping
 
-_checked = jaxtyping.install_import_hook(
-    ["steadyrl.types", "steadyrl.algo", "steadyrl.model", "steadyrl.engine", "steadyrl.conformance"],
-    "typecheck.checked",
-)
+_annotated = ("types", "algo", "model", "engine", "conformance", "update")
+_checked = jaxtyping.install_import_hook([f"steadyrl.{name}" for name in _annotated], "typecheck.checked")

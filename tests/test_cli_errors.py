@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -20,8 +19,10 @@ from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, 
 from steadyrl import cold_start
 from steadyrl.cli import main
 from steadyrl.config import resolve
+from steadyrl.conformance.families import build, named_config
 from steadyrl.engine.local import LocalEngine
 from steadyrl.metrics import read_jsonl
+from steadyrl.model.tiny import character_tokenizer
 from steadyrl.tasks import build_task
 
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
@@ -484,6 +485,25 @@ def test_a_disk_that_is_full_where_metrics_are_written(tmp_path, monkeypatch, ca
     assert "make room and resume" in err
 
 
+def test_a_file_that_may_not_be_read_is_no_matter_of_room(finished, monkeypatch, capfd):
+    def denied(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("steadyrl.report.read_jsonl", denied)  # whoever runs the tests may be allowed everything
+    assert status("show", finished) == 2
+    assert "Permission denied: " in (err := capfd.readouterr().err)
+    assert "give the permission" in err
+
+
+@pytest.mark.parametrize(("target", "message"), [("none/x.svg", "No such file or directory"), ("", "Is a directory")])
+def test_a_picture_that_cannot_be_written(target, message, finished, tmp_path, capfd):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    assert status("show", finished, "--picture", folder / target) == 2
+    assert f"--picture {folder / target} cannot be written: {message}" in capfd.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+
+
 def test_another_operating_system_error_is_not_hidden(tmp_path, monkeypatch):
     from steadyrl import loop
 
@@ -493,10 +513,6 @@ def test_another_operating_system_error_is_not_hidden(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "global_step", broken)
     with pytest.raises(OSError, match="Input/output error"):
         train(tmp_path, task=coin_questions(tmp_path), **FEW)
-
-
-def test_the_limit_of_the_test_above_is_not_that_of_this_process():
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
 
 
 # ---- updates that are not finite
@@ -662,4 +678,23 @@ def test_an_alphabet_that_lacks_the_tasks_characters(tmp_path: Path, capsys: pyt
     path.write_text(smoke.read_text().replace('"0123456789+-=;>"', '"0123456789+="'))
     assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 2
     assert "model.alphabet lacks '-;>'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_alphabet_that_lacks_the_characters_of_a_stage_of_the_cold_start(refusal):
+    rows = {"kind": "rows", "width": 2, "min_rows": 1, "max_rows": 3}
+    stages = [{"steps": 1}, {"steps": 1, "task": {"min_rows": 6, "max_rows": 6}}]
+    model = TINY["model"] | {"alphabet": "0123456789+-abcd"}
+    assert "model.alphabet lacks 'efg'," in refusal(task=rows, model=model, cold_start={"stages": stages})
+
+
+def test_experts_whose_choice_cannot_be_recorded_are_refused_without_replay_too(tmp_path, capfd):
+    """Before the cold start: no sampled batch could be written down."""
+    model = build(named_config("zaya"))
+    model.save_pretrained(tmp_path / "model")
+    character_tokenizer("0123456789+-=;>").save_pretrained(tmp_path / "model")
+    changes = {"model": {"kind": "pretrained", "path": str(tmp_path / "model")}, "update": {"replay": "none"}}
+    recipe = write_recipe(tmp_path, **changes, cold_start={"stages": [{"steps": 1}]}, **FEW)
+    assert status("train", recipe, "--run", tmp_path / "run") == 2
+    assert "no expert choice was seen" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()

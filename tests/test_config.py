@@ -199,6 +199,18 @@ def test_toml_and_json_give_the_same_recipe(tmp_path):
     assert (recipe.steps, recipe.task.max_terms, recipe.rollout.stop) == (3, 4, (";",))
 
 
+def test_inf_is_no_bound(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(
+        '[model]\nkind = "tiny"\n[task]\nkind = "chains"\n[optimizer]\nmax_grad_norm = inf\n'
+        '[objective]\nname = "minirl"\nweight_cap = inf\n'
+    )
+    recipe = load(path)
+    assert (recipe.optimizer.max_grad_norm, recipe.objective.weight_cap) == (None, None)
+    (tmp_path / "recipe.json").write_text(recipe.model_dump_json())
+    assert load(tmp_path / "recipe.json") == recipe
+
+
 def test_the_defaults_are_the_papers():
     recipe = resolve({"model": {"kind": "tiny"}, "task": {"kind": "chains"}}, source="test")
     objective = recipe.objective

@@ -53,6 +53,12 @@ def test_samples_that_agree_within_a_prompt_add_nothing():
     assert (same.value, same.low, same.high) == pytest.approx((one.value, one.low, one.high))
 
 
+def test_there_are_no_more_samples_than_were_drawn():
+    means = torch.tensor([[1.0] * 50 + [0.0] * 50, [1.0] * 51 + [0.0] * 49])  # p(1−p)/s² would be 10,000
+    found = accuracy(means)
+    assert found.high - found.low == pytest.approx(2 * 1.96 * math.sqrt(0.25 / 200), rel=0.02)
+
+
 def test_independent_samples_narrow_and_clustered_ones_widen_the_interval():
     draw = torch.Generator().manual_seed(0)
     independent = accuracy((torch.rand(100, 8, generator=draw) < 0.3).float())

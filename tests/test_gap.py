@@ -177,6 +177,12 @@ def test_equal_engines_on_policy_have_no_gap(home, tmp_path, capfd):
     assert abs(numbers(row["Δ [95%]"])[0]) < 1e-6
 
 
+def test_a_run_of_a_cold_start_alone(home, tmp_path, capfd):
+    run = train(tmp_path, "cold", **changes(home) | {"steps": 0})
+    (row,) = told(run, capfd)[:1]
+    assert row["lag"] == "0"
+
+
 def test_nothing_of_the_run_is_changed(run, capfd):
     before = {path: (path.is_dir() or path.read_bytes(), path.stat().st_mtime_ns) for path in run.rglob("*")}
     told(run, capfd)

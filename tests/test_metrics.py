@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from steadyrl import metrics
-from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, MissingSink, open_sinks, read_jsonl
+from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, MissingSink, forget_curves, open_sinks, read_jsonl
 
 ROOT = Path(__file__).parents[1]
 
@@ -143,6 +143,10 @@ def test_trackers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert ("id" in opened[0]) == (name == "wandb")
     assert module.calls[1] == ("log", 1, {"reward/mean": 0.5})
     assert module.calls[-1] == ("finish",)
+    forget_curves(tmp_path)
+    open_sinks([name], tmp_path, {})
+    assert module.calls[-1][1]["name"] != opened[0]["name"]
+    forget_curves(tmp_path / "none")
 
 
 def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

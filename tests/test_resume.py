@@ -241,7 +241,7 @@ def test_a_damaged_newest_checkpoint_is_refused_and_the_one_before_offered(file,
     assert command("resume", copy) == 2
     err = capfd.readouterr().err
     assert f"{newest} is damaged: {file}" in err
-    assert "step-000006 is intact: add --checkpoint step-000006" in err
+    assert "step-000006 is intact: resume with --checkpoint step-000006, or name its path" in err
     assert comparable(copy) == before
     assert names(copy) == ["step-000004", "step-000006", "step-000008"]
 
@@ -284,7 +284,10 @@ def test_two_damaged_checkpoints_offer_the_third(copy, capfd):
     hurt(copy / "checkpoints" / "step-000008" / "state.json", "remove")
     hurt(copy / "checkpoints" / "step-000006" / "optimizer.safetensors", "flip")
     assert command("resume", copy) == 2
-    assert "add --checkpoint step-000004" in capfd.readouterr().err
+    assert "resume with --checkpoint step-000004" in capfd.readouterr().err
+    for subcommand in ("eval", "gap"):
+        assert command(subcommand, copy) == 2
+        assert f"{copy / 'checkpoints' / 'step-000004'} is intact" in capfd.readouterr().err
 
 
 def test_an_unknown_checkpoint_is_refused_with_the_known_ones(copy, capfd):

@@ -17,7 +17,7 @@ from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import UserError
 
 T = TypeVar("T", bound=Recipe)
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 USAGE = """steadyrl COMMAND …
 
@@ -64,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"steadyrl: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"steadyrl: {error}. What was saved is intact; give the permission and resume", file=sys.stderr)
+        return 2
     except OSError as error:
         if error.errno not in NO_ROOM:
             raise
@@ -108,7 +111,8 @@ def eval_command(argv: list[str]) -> int:
     """`steadyrl eval CHECKPOINT`."""
     path, rest = _first(argv, "eval CHECKPOINT [flags]", "CHECKPOINT is a run directory or one of its checkpoints")
     folder, recipe = _checkpoint(path)
-    pretrained = PretrainedModel(path=str(folder / "model"))
+    trusted = isinstance(recipe.model, PretrainedModel) and recipe.model.trust_remote_code
+    pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
     from steadyrl.evaluate import evaluation_rows
@@ -130,7 +134,10 @@ def show_command(argv: list[str]) -> int:
 
     report = write_report(options.run)
     if options.picture is not None:
-        figure_overview(options.run, options.picture)
+        try:
+            figure_overview(options.run, options.picture)
+        except OSError as error:
+            raise UserError(f"--picture {options.picture} cannot be written: {error.strerror}") from error
     _print_accuracy(options.run)
     print(f"the report is {report}")
     return 0
@@ -256,7 +263,7 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
             raise UserError(f"{error}. {_way_on(run.path)}") from error
         finally:
             run.close()
-    if not taken:
+    if recipe.steps and not taken:
         print(f"all {recipe.steps} steps had been taken; nothing was left to train")
     _print_accuracy(run.path)
     seconds = time.monotonic() - started

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from steadyrl.config import ColdStart, Stage
+from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
 from steadyrl.evaluate import evaluate
 from steadyrl.metrics import MetricsLog
@@ -18,10 +18,9 @@ from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import moe_blocks
 from steadyrl.model.scoring import feed
 from steadyrl.model.text import encode_prompt, encode_response
-from steadyrl.order import problem_indices, seed_of
-from steadyrl.session import Session, build_optimizer
+from steadyrl.order import problem_indices
+from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task
-from steadyrl.tasks.build import build_task
 from steadyrl.types import TokenBatch
 
 
@@ -50,7 +49,7 @@ def cold_start(
     optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
     step = 0
     for number, stage in enumerate(options.stages, start=1):
-        task = _stage_task(session, stage)
+        task = stage_task(session.recipe, stage)
         _set_learning_rate(optimizer, stage.learning_rate)
         for _ in range(stage.steps):
             step += 1
@@ -62,12 +61,6 @@ def cold_start(
             if accuracy is not None and accuracy >= options.stop_at:
                 break
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
-
-
-def _stage_task(session: Session, stage: Stage) -> Task:
-    recipe = session.recipe
-    parameters = recipe.task.model_dump() | stage.task
-    return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

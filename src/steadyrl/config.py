@@ -7,12 +7,13 @@ this tree: their functions take plain keyword arguments.
 
 import difflib
 import json
+import math
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from steadyrl.errors import UserError
 
@@ -21,6 +22,8 @@ Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+Bound = Annotated[PositiveFloat | None, BeforeValidator(lambda value: None if value == math.inf else value)]
+"""A bound from above; `inf`, which is null in JSON, is none."""
 JsonDict = dict[str, Any]
 
 
@@ -221,8 +224,8 @@ class MiniRL(Section):
     """Off: no token is masked (the paper's arms without clipping)."""
     importance_sampling: bool = True
     """Off: the weight π_θ/μ_old becomes π_θ/π_old, without the train-inference correction."""
-    weight_cap: PositiveFloat | None = 5.0
-    """The importance weight is truncated from above here (TIS)."""
+    weight_cap: Bound = 5.0
+    """The importance weight is truncated from above here (TIS); `inf` leaves it."""
     length_norm: bool = False
     """On: 1/|y| before the sum over tokens (the paper's ablation)."""
 
@@ -349,8 +352,8 @@ class Composed(Section):
     """A weight above the cap becomes the cap; or one outside [floor, cap] becomes 0."""
     weight_floor: Annotated[float, Field(ge=0.0)] = 0.0
     """Lower end of the band; for `mask` only."""
-    weight_cap: PositiveFloat | None = 5.0
-    """Upper end."""
+    weight_cap: Bound = 5.0
+    """Upper end; `inf` is none."""
     trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
     """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2; M2PO."""
     clip_low: PositiveFloat = 0.2
@@ -427,8 +430,8 @@ class Optimizer(Section):
     """Decay of the first and second moment."""
     weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Decoupled weight decay."""
-    max_grad_norm: PositiveFloat | None = 1.0
-    """Gradients are scaled down to this norm; null leaves them."""
+    max_grad_norm: Bound = 1.0
+    """Gradients are scaled down to this norm; `inf` leaves them."""
     warmup_steps: Count = 0
     """Gradient steps over which the learning rate rises linearly."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"

@@ -31,12 +31,13 @@ def accuracy(correct: Float[Tensor, "prompts samples"]) -> Accuracy:
     """avg@k and its Wilson interval.
 
     Samples of one prompt are not independent, so the interval uses the effective number of samples p(1−p)/s², with s
-    the standard error of the mean of the prompts' means; where those are all equal, the number of prompts.
+    the standard error of the mean of the prompts' means, and at most the samples there are; where those means are all
+    equal, the number of prompts.
     """
     means = correct.mean(dim=1).double()
     prompts, p = len(means), float(means.mean())
     variance = float(means.var(correction=1)) / prompts if prompts > 1 else 0.0
-    n = p * (1.0 - p) / variance if variance > 0.0 else float(prompts)
+    n = min(p * (1.0 - p) / variance, float(correct.numel())) if variance > 0.0 else float(prompts)
     z = 1.959964
     centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n)
     half = z / (1.0 + z * z / n) * math.sqrt(p * (1.0 - p) / n + z * z / (4.0 * n * n))

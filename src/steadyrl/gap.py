@@ -74,7 +74,7 @@ def compare(folder: Path, recipe: Recipe, *, responses: int) -> Iterator[Compare
     with open_session(recipe) as session, repeatable(session.policy.device):
         progress = Progress(**checkpoint.restore(folder, session.policy, session.optimizer))
         hand_over(session, progress)
-        yield from _repeat(session, min(progress.step + 1, recipe.steps), responses)
+        yield from _repeat(session, min(progress.step + 1, max(1, recipe.steps)), responses)
 
 
 def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:

@@ -70,7 +70,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("mismatch/k1_margin", "nats", "Half the 95% interval of `mismatch/k1`, over responses."),
     *_factor("staleness", "π_θ/π_old", "over the step's updates"),
     *_factor("weight", "π_θ/μ_old", "over the step's updates, before truncation"),
-    Metric("weight/truncated", "share", "Share of tokens whose weight lies above the cap."),
+    Metric(
+        "weight/truncated",
+        "share",
+        "Share of tokens whose weight is truncated, or set to 0 outside its band.",
+    ),
     Metric(
         "surrogate/delta",
         "reward",
@@ -81,8 +85,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("surrogate/delta_high", "reward", "Upper end of the 95% interval of Δ."),
     Metric("surrogate/delta_bound", "reward", "Mean of |Â| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most."),
     Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the same responses."),
-    Metric("clip/low", "share", "Share of tokens masked with Â < 0 and π_θ/π_old < 1 − ε_low."),
-    Metric("clip/high", "share", "Share of tokens masked with Â > 0 and π_θ/π_old > 1 + ε_high."),
+    Metric(
+        "clip/low",
+        "share",
+        "Share of tokens with Â < 0 that the objective's trust region masks; MiniRL's is π_θ/π_old ≥ 1 − ε_low there.",
+    ),
+    Metric("clip/high", "share", "Share of tokens with Â > 0 that it masks; MiniRL's is π_θ/π_old ≤ 1 + ε_high there."),
     Metric(
         "routes/disagreement",
         "share",
@@ -120,7 +128,12 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("seconds/sampling", "s", "Sampling the responses."),
     Metric("seconds/rewards", "s", "Scoring the responses against the task."),
-    Metric("seconds/scoring", "s", "The trainer's forward with θ_old: log π_old and the routes."),
+    Metric(
+        "seconds/scoring",
+        "s",
+        "The trainer's forwards with θ_old, log π_old and the routes, but for the first mini-batch's, which is its "
+        "update's as well; and those that measure what replay removes.",
+    ),
     Metric("seconds/update", "s", "The N gradient updates."),
     Metric("seconds/sync", "s", "Handing the new weights to the engine."),
     Metric("seconds/step", "s", "The whole step, evaluations and checkpoints left out."),
@@ -257,11 +270,15 @@ def read_jsonl(path: Path) -> list[Row]:
 def write_atomically(path: Path, text: str) -> None:
     """Replace `path` by `text`; a reader, or a kill, meets the old file or the new one, never a part."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def _row(line: bytes, where: str) -> Row:
@@ -323,7 +340,11 @@ class TensorBoard:
 
 
 class Tracker:
-    """W&B or trackio, which share one interface; a resumed run continues its own curves."""
+    """W&B or trackio, which share one interface; a resumed run continues its own curves.
+
+    One that has gone back to an earlier checkpoint begins new ones (see `forget_curves`): W&B drops what is sent of a
+    step that it has.
+    """
 
     def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Start, or continue, the run in the project `steadyrl`."""
@@ -382,6 +403,11 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
+def forget_curves(run_dir: Path) -> None:
+    """Let trackers take what follows for another run."""
+    (run_dir / "tracker_id.txt").unlink(missing_ok=True)
+
+
 def _identity(run_dir: Path) -> str:
     """A random name that stays with the run directory: two runs called `demo` are two runs."""
     path = run_dir / "tracker_id.txt"
@@ -400,9 +426,10 @@ _PREFACE = """\
 <!-- Printed by `python -m steadyrl.metrics`; edit src/steadyrl/metrics.py. -->
 
 A run directory holds JSON Lines files: one object per line, each with its `step`. NaN and infinities are
-written as `null`. A mean or share runs over the response tokens, or the responses, of the whole step;
-logarithms are natural. μ is the policy of the engine that samples, π that of the trainer; θ_old are the
-weights that sampled, θ the weights now. Both policies are taken at the sampling temperature.
+written as `null`. A mean or share runs over the response tokens, or the responses, of the whole step; that of
+the updates (`staleness/`, `weight/`, `surrogate/`, `clip/`) over those whose advantage is not 0. Logarithms are
+natural. μ is the policy of the engine that samples, π that of the trainer; θ_old are the weights that sampled, θ
+the weights now. Both policies are taken at the sampling temperature.
 """
 
 

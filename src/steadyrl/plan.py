@@ -59,9 +59,11 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     length = recipe.rollout.max_new_tokens  # the prompts' share is not known before they are drawn
+    asked = max(recipe.rollout.prompts * recipe.rollout.responses, recipe.evaluate.prompts * recipe.evaluate.samples)
     match recipe.engine:
         case config.LocalEngine(max_sequences=sequences):
-            cache = 2 * text.num_hidden_layers * heads * head_dim * length * sequences * width
+            at_once = min(sequences, asked)
+            cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
         case config.VLLMEngine(cache_gib=gib):
             cache = int(gib * 2**30)
     kept = 1 if recipe.hold.activation_checkpointing else 16

@@ -153,7 +153,7 @@ CHARTS = (
     Chart("Policy staleness", "k3 of π_θ/π_old in nats: how far the updates move.", ("staleness/k3",), "log"),
     Chart("Effective sample size", "Of the weights w = π_θ/μ_old: (Σw)²/(n Σw²).", ("weight/ess",), "share"),
     Chart("Importance weight", "π_θ/μ_old before truncation.", ("weight/max", "weight/mean"), "log"),
-    Chart("Clipped tokens", "Masked: π_θ/π_old left the trust region.", ("clip/low", "clip/high"), "share"),
+    Chart("Clipped tokens", "Masked: outside the objective's trust region.", ("clip/low", "clip/high"), "share"),
     Chart(
         "Router disagreement",
         "(Token, layer) expert sets: engine against trainer.",
@@ -197,7 +197,7 @@ def write_report(run: Path) -> Path:
         total={metric.name: _total(read.steps, metric.name) for metric in METRICS},
         samples={step: [row for row in read.samples if row["step"] == step] for step in _ends(read.samples)},
         resolved=dict(_flat(read.recipe.model_dump(mode="json"))),
-        glossary=[metric for metric in METRICS if any(metric.name in row for row in read.steps)],
+        glossary=[metric for metric in METRICS if any(_logged(metric.name, row) for row in read.steps)],
         palette=PALETTE,
     )
     path = run / "report.html"
@@ -299,6 +299,12 @@ def _running_mean(values: Sequence[float], reach: int) -> list[float]:
     windows = (values[max(0, i - reach) : i + reach + 1] for i in range(len(values)))
     finite = ([value for value in window if math.isfinite(value)] for window in windows)
     return [sum(window) / len(window) if window else math.nan for window in finite]
+
+
+def _logged(name: str, row: Row) -> bool:
+    """Whether a row has a metric, or one of those whose name has a number for `<n>`."""
+    before, number, _ = name.partition("<n>")
+    return any(key.startswith(before) for key in row) if number else name in row
 
 
 def _total(rows: Iterable[Row], name: str) -> float:

@@ -28,6 +28,7 @@ from steadyrl.metrics import (
     MetricsLog,
     Row,
     Value,
+    forget_curves,
     open_sinks,
     require_sinks,
     write_atomically,
@@ -47,7 +48,7 @@ class Run:
     """An open run directory. One process at a time has it open.
 
     Raises:
-        RunDirectoryError: another process has.
+        RunDirectoryError: another process has, or `start_from` names no checkpoint.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
@@ -59,6 +60,11 @@ class Run:
             raise RunDirectoryError(f"{path} is being trained by another process; wait for it, or stop it") from None
         self._start_from = start_from
         self._checkpoints = path / "checkpoints"
+        if start_from is not None:
+            known = [folder.name for folder in checkpoint.listed(self._checkpoints)]
+            if start_from not in known:
+                raise RunDirectoryError(f"{path} has no checkpoint {start_from}; it has {known}")
+            forget_curves(path)
         self._sinks = open_sinks(recipe.sinks, path, recipe.model_dump(mode="json"))
         self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
         self._ledger = MetricsLog(path / "ledger.jsonl", LEDGER_FIELDS)
@@ -115,13 +121,8 @@ class Run:
 
         Raises:
             CheckpointError: the checkpoint is damaged; the message offers the one before.
-            RunDirectoryError: `start_from` names none.
         """
         known = checkpoint.listed(self._checkpoints)
-        if self._start_from is not None and self._start_from not in {path.name for path in known}:
-            raise RunDirectoryError(
-                f"{self.path} has no checkpoint {self._start_from}; it has {[p.name for p in known]}"
-            )
         if not known:
             for log in (*self._by_step, self.cold_start):
                 log.truncate(-1)

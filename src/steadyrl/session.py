@@ -17,8 +17,9 @@ from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
-from steadyrl.model.routing import check_replay, is_moe
+from steadyrl.model.routing import check_recording, check_replay, is_moe
 from steadyrl.model.text import end_tokens
+from steadyrl.order import seed_of
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.scoring import ScorePool
@@ -63,6 +64,8 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     refuse_contradictions(recipe, policy.model, task)
     if recipe.update.replay != "none":
         check_replay(policy.model)
+    elif is_moe(policy.model):
+        check_recording(policy.model)  # the ledger wants the routes without replay too
     limits = recipe.scoring
     with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
         yield Session(
@@ -91,6 +94,16 @@ def build_policy(recipe: Recipe) -> Policy:
     if recipe.hold.activation_checkpointing:
         recompute_activations(model)
     return policy
+
+
+def stage_task(recipe: Recipe, stage: config.Stage) -> Task:
+    """The task of one stage of the cold start, whose problems are not those of the training.
+
+    Raises:
+        TaskError: it has no such parameters.
+    """
+    parameters = recipe.task.model_dump() | stage.task
+    return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
 def _check_alphabet(alphabet: str, task: Task) -> None:
@@ -180,6 +193,8 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
         )
     if isinstance(recipe.model, config.TinyModel):
         _check_alphabet(recipe.model.alphabet, task)
+        for stage in recipe.cold_start.stages if recipe.cold_start else ():
+            _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage))
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),

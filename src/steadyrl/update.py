@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from jaxtyping import Bool, Float
@@ -252,13 +253,15 @@ def _responses(micros: Sequence[MicroBatch]) -> Tensor:
 def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
     """What the updates did, and how far their token-level objective was from the sequence-level one.
 
-    Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated.
+    Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated, and both means
+    are 0. Where no update was finite they are NaN.
     """
     moved = [o for o in outcomes if o is not None]
     finite = [o for o in moved if o.finite]
+    none = math.nan if moved else 0.0
     metrics: dict[str, float] = {
-        "update/objective": _mean([o.objective for o in finite]),
-        "update/grad_norm": _mean([o.grad_norm for o in finite]),
+        "update/objective": fmean(o.objective for o in finite) if finite else none,
+        "update/grad_norm": fmean(o.grad_norm for o in finite) if finite else none,
         "update/skipped": len(moved) - len(finite),
     }
     traces = [trace for outcome in moved for trace in outcome.traces]
@@ -274,10 +277,6 @@ def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
         "clip/high": [t.terms.clipped.high for t in traces],
     }
     return metrics | {name: torch.cat(parts).float().mean().item() for name, parts in shares.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
 
 
 def learning_rate(step: int, *, peak: float, total: int, warmup: int, schedule: str) -> float:

@@ -1,14 +1,17 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
-from builders import tiny_policy
+from builders import MOE, SMALL, tiny_policy
 from steadyrl.cli import main
 from steadyrl.conformance import report
 from steadyrl.conformance.checks import CHECKS, CheckFailed
 from steadyrl.conformance.families import EXPERTS
 from steadyrl.conformance.report import subject_of
+from steadyrl.model.loading import build_tiny
 
 
 def saved_config(folder: Path, family: str, **fields) -> str:
@@ -60,6 +63,25 @@ def test_a_saved_model_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert subject_of(str(tmp_path), weights=True).build().config.num_experts == 6
     assert main(["conformance", "--model", str(tmp_path), "--weights"]) == 0
     assert "uint16           the number of its experts is its own" in capsys.readouterr().out
+
+
+def test_a_saved_model_with_the_smallest_of_alphabets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def saved(alphabet: str) -> str:
+        config = SMALL | MOE | {"num_experts": 6}
+        policy = build_tiny(family="qwen3_moe", alphabet=alphabet, config=config, seed=0, dtype=torch.float32)
+        policy.model.save_pretrained(tmp_path / alphabet)
+        return str(tmp_path / alphabet)
+
+    assert main(["conformance", "--model", saved("123456789"), "--weights"]) == 0  # and padding, end, unknown
+    capsys.readouterr()
+    assert main(["conformance", "--model", saved("12345678"), "--weights"]) == 2
+    assert "has fewer tokens than the 12 that the checks use" in capsys.readouterr().err
+    weights = tmp_path / "123456789" / "model.safetensors"
+    kept = load_file(weights)
+    del kept["model.norm.weight"]
+    save_file(kept, weights, metadata={"format": "pt"})
+    assert main(["conformance", "--model", str(weights.parent), "--weights"]) == 2
+    assert "lacks 1 weights of Qwen3MoeForCausalLM, the first 'model.norm.weight'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

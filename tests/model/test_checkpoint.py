@@ -111,7 +111,7 @@ def test_damage_is_named_and_the_earlier_one_offered(damage, says: str, file: st
     policy = dense_policy(seed=5)
     with pytest.raises(CheckpointError, match=rf"step-000002 is damaged: {file} {says}") as caught:
         restore(folder / "step-000002", policy, adamw(policy))
-    assert "step-000001 is intact: add --checkpoint step-000001" in str(caught.value)
+    assert "step-000001 is intact: resume with --checkpoint step-000001" in str(caught.value)
     assert same(policy, dense_policy(seed=5))  # nothing was loaded
 
 

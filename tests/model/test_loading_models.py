@@ -1,9 +1,12 @@
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
 from steadyrl.conformance.families import build, named_config
@@ -188,3 +191,22 @@ def test_recomputation_leaves_dropout_and_jitter_off() -> None:
     training = [type(module).__name__ for module in model.modules() if module.training]
     assert training
     assert set(training) == {"PhimoeDecoderLayer"}
+
+
+def test_recomputation_leaves_the_dropout_of_the_layers_themselves_off() -> None:
+    sizes = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 64, "num_attention_heads": 4, "vocab_size": 48}
+    config = CONFIG_MAPPING["opt"](num_hidden_layers=2, max_position_embeddings=32, dropout=0.5, **sizes)
+    model = build(config).eval()
+    own = model(IDS).logits
+    own.sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    recompute_activations(model)
+    copied = copy.deepcopy(model).eval()
+    again = model(IDS, use_cache=False).logits  # the layers' forward asks whether they are being trained
+    again.sum().backward()
+    assert torch.equal(again, own)
+    assert all(torch.equal(p.grad, gradients[name]) for name, p in model.named_parameters() if p.grad is not None)
+    assert all(layer.training for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer))
+    copied(IDS)
+    assert not any(module.training for module in copied.modules())  # an engine's copy stays as it was

@@ -23,7 +23,8 @@ from steadyrl.model.loading import recompute_activations
 from steadyrl.model.routing import RoutingError, moe_blocks, record, replay
 from steadyrl.types import Routes
 
-IDS = torch.tensor([[3, 9, 20, 11, 5, 17, 26], [30, 8, 8, 14, 6, 41, 2]])
+IDS = torch.tensor([[3, 9, 2, 11, 5, 7, 10], [4, 8, 8, 6, 5, 11, 2]])
+"""Two sequences of tokens that the smallest vocabularies have."""
 SEQUENCES = [IDS[0, :4], IDS[1]]
 ROUNDING = 1e-3
 """Log-probabilities and logits of small models in float32 that differ by less agree."""
@@ -81,11 +82,12 @@ def recorded(model: PreTrainedModel, ids: Tensor = IDS) -> Routes:
 
 
 def foreign(model: PreTrainedModel, ids: Tensor = IDS) -> Routes:
-    """Valid routes that the model would not choose, different at each position and in each layer."""
+    """Valid routes, the model's own shifted by another number at each position and in each layer, and never by none."""
     routes = recorded(model, ids)
     counts = torch.tensor([experts for _, experts in moe_blocks(model)])[:, None]
     positions, layers = torch.arange(len(routes))[:, None, None], torch.arange(len(counts))[:, None]
-    return ((routes.int() + 1 + positions + 2 * layers) % counts).to(routes.dtype)
+    shifts = 1 + (positions + 2 * layers) % (counts - 1)
+    return ((routes.int() + shifts) % counts).to(routes.dtype)
 
 
 def unchosen(model: PreTrainedModel) -> Routes:

@@ -8,13 +8,13 @@ from typing import Literal
 
 import torch
 import transformers
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig
 
-from steadyrl.conformance.checks import CHECKS, CheckFailed, Subject
+from steadyrl.conformance.checks import CHECKS, IDS, CheckFailed, Subject
 from steadyrl.conformance.families import FAMILIES, family_of, named_config, small_config
 from steadyrl.conformance.gates import NotApplicable
 from steadyrl.errors import UserError
-from steadyrl.model.loading import config_of
+from steadyrl.model.loading import config_of, load_model
 from steadyrl.model.repeatable import repeatable
 from steadyrl.model.routing import RoutingError, check_replay
 
@@ -103,7 +103,9 @@ def subject_of(model: str, *, weights: bool) -> Subject:
         own = config_of(model, revision=None, trust_remote_code=False).get_text_config()
     family = family_of(own.model_type)
     if weights:
-        trained = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, use_safetensors=True).eval()
+        trained = load_model(model, dtype=torch.float32).eval()
+        if trained.config.get_text_config().vocab_size <= int(IDS.max()):
+            raise ConformanceError(f"{model!r} has fewer tokens than the {int(IDS.max()) + 1} that the checks use")
         return Subject(config=trained.config, gate=family.gate, model=trained)
     try:
         small = small_config(own, family, as_found=True)

@@ -84,7 +84,8 @@ def verify(folder: Path) -> None:
     if fault is None:
         return
     earlier = [path for path in listed(folder.parent) if path.name < folder.name and _fault(path) is None]
-    offer = f"; {earlier[-1]} is intact: add --checkpoint {earlier[-1].name}" if earlier else ""
+    way = f"resume with --checkpoint {earlier[-1].name}, or name its path" if earlier else ""
+    offer = f"; {earlier[-1]} is intact: {way}" if earlier else ""
     raise CheckpointError(f"{folder} is damaged: {fault}{offer}")
 
 

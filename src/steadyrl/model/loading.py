@@ -27,6 +27,9 @@ from steadyrl.model.tiny import character_tokenizer, tiny_config
 UNBUILDABLE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What transformers and torch raise of a config that makes no model."""
 
+UNLOADABLE = (OSError, RuntimeError, ValueError, SafetensorError)
+"""What they raise of a folder that holds no model, or of a damaged one."""
+
 
 class ModelError(UserError):
     """A model that cannot be loaded or trained. The message names it and the way out."""
@@ -75,28 +78,43 @@ def build_tiny(*, family: str, alphabet: str, config: Mapping[str, Any], seed: i
 def load_pretrained(
     path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
 ) -> Policy:
-    """A saved model, or one of the hub.
+    """A saved model with its tokenizer, or one of the hub.
 
     Raises:
         ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
     """
+    model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except UNLOADABLE as error:
+        raise _unloadable(path, error) from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
+        raise ModelError(f"model.path = {str(path)!r} holds no tokenizer; save it beside the weights")
+    return _policy(model, tokenizer)
+
+
+def load_model(
+    path: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, dtype: torch.dtype
+) -> PreTrainedModel:
+    """The weights alone, every one of them.
+
+    Raises:
+        ModelError: as `load_pretrained`.
+    """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     _check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, **where)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
         )
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
-        raise ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}") from error
+    except UNLOADABLE as error:
+        raise _unloadable(path, error) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random, and say so in passing
         kind = type(model).__name__
         raise ModelError(f"model.path = {str(path)!r} lacks {len(missing)} weights of {kind}, the first {missing[0]!r}")
     model.generation_config = _savable(model.generation_config)
-    if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
-        raise ModelError(f"model.path = {str(path)!r} holds no tokenizer; save it beside the weights")
-    return _policy(model, tokenizer)
+    return model
 
 
 def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> PreTrainedConfig:
@@ -108,8 +126,12 @@ def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> Pr
     _check_folder(path)
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"model.path = {path!r} cannot be loaded: {error}") from error
+    except UNLOADABLE as error:
+        raise _unloadable(path, error) from error
+
+
+def _unloadable(path: str | Path, error: Exception) -> ModelError:
+    return ModelError(f"model.path = {str(path)!r} cannot be loaded: {error}")
 
 
 def _check_folder(path: str | Path) -> None:
@@ -170,12 +192,23 @@ def decoder_of(model: PreTrainedModel) -> nn.Module:
 def recompute_activations(model: PreTrainedModel) -> None:
     """Keep few activations, and compute the others again in the backward.
 
-    Of a model in evaluation mode only the layers that do so are put into training mode: dropout and jitter stay off.
+    Of a model in evaluation mode only the layers that do so are put into training mode, until their forward begins:
+    dropout and jitter stay off.
     """
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for module in model.modules():
         if isinstance(module, GradientCheckpointingLayer):
             module.training = True
+            module.register_forward_pre_hook(_rest)
+            module.register_forward_hook(_resume, always_call=True)
+
+
+def _rest(layer: nn.Module, args: object) -> None:
+    layer.trains, layer.training = layer.training, False  # pyright: ignore[reportArgumentType]
+
+
+def _resume(layer: nn.Module, args: object, output: object) -> None:
+    layer.training = layer.trains  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:

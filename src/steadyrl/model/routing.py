@@ -19,7 +19,7 @@ from functools import cache, partial
 from typing import Any, cast
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
@@ -232,6 +232,26 @@ def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> bool:
 
 
 @torch.no_grad()
+def check_recording(model: PreTrainedModel) -> Routes:
+    """Record a forward of a few positions, and return the routes.
+
+    Raises:
+        RoutingError: the model is dense, or a block's choice is not seen, or is seen for some slots only.
+    """
+    _blocks_of(model)
+    with record(model) as recorder:
+        model.base_model(input_ids=_probe(model), use_cache=False)
+        return recorder.routes()
+
+
+def _probe(model: PreTrainedModel) -> Int[Tensor, "1 positions"]:
+    """Sixteen tokens, or as many as there are, without the one that pads: it is often embedded as zeros."""
+    config = model.config.get_text_config()
+    ids = [token for token in range(min(17, config.vocab_size)) if token != config.pad_token_id]
+    return torch.tensor([ids[:16]], device=model.device)
+
+
+@torch.no_grad()
 def check_replay(model: PreTrainedModel) -> None:
     """Hold a model against what replay rests on, in two forwards of a few positions.
 
@@ -241,11 +261,7 @@ def check_replay(model: PreTrainedModel) -> None:
             same everywhere, so that the router would get no gradient.
     """
     name, blocks = type(model).__name__, _blocks_of(model)
-    config = model.config.get_text_config()  # padding is often embedded as zeros, which no router can tell apart
-    ids = torch.tensor([[token for token in range(17) if token != config.pad_token_id][:16]], device=model.device)
-    with record(model) as recorder:
-        model.base_model(input_ids=ids, use_cache=False)
-        natural = recorder.routes()
+    ids, natural = _probe(model), check_recording(model)
     counts = torch.tensor([count for _, count in blocks], device=model.device)[:, None]
     positions = torch.arange(len(natural), device=model.device)[:, None, None]
     foreign = ((natural.int() + positions) % counts).to(natural.dtype)  # shifted alike: the slots stay distinct
