@@ -29,5 +29,5 @@ def test_routes_of_the_engine_are_the_trainers(family: str) -> None:
 
 @pytest.mark.parametrize("family", ["llama4_text", "longcat_flash", "dbrx"])
 def test_experts_of_an_unknown_layout_are_not_passed_over_in_fp8(family: str) -> None:
-    with pytest.raises(EngineError, match=r"engine.precision = 'fp8': how \w+Experts stores its experts is not known"):
+    with pytest.raises(EngineError, match=r"engine.precision: how \w+Experts stores its experts is not known"):
         LocalEngine(build(named_config(family)), end_tokens=set(), precision="fp8")

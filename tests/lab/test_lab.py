@@ -86,7 +86,8 @@ def verdict(rule: dict, results) -> str:
 
 
 def test_an_alarm_is_beyond_what_stable_runs_showed() -> None:
-    stable = [with_steps(result("a", 0), mismatch__k3=[float(i) for i in range(101)], policy__entropy=[1.0, 2.0])]
+    measured = [float(i) for i in range(101)]
+    stable = [with_steps(result("a", 0), mismatch__k3=measured, policy__entropy=measured)]
     assert limit(stable, "mismatch/k3", "rises") == 99.0
     assert limit(stable, "policy/entropy", "falls") == 1.0
     assert limit(stable, "weight/ess", "falls") is None

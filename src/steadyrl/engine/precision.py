@@ -107,8 +107,7 @@ def quantised_weights(model: PreTrainedModel) -> dict[str, int]:
         elif is_experts(module):
             if "is_transposed" not in vars(module):
                 raise EngineError(
-                    f"engine.precision = 'fp8': how {type(module).__name__} stores its experts is not known here; "
-                    "use precision = 'native'"
+                    f'engine.precision: how {type(module).__name__} stores its experts is not known here; use "native"'
                 )
             inputs = 1 if module.is_transposed else 2
             found |= {f"{name}.{p}": inputs for p, w in module.named_parameters(recurse=False) if w.ndim == 3}
