@@ -30,7 +30,7 @@ JUDGED = f"""\
   mean and spread stay as they are.
 - A share of runs has Wilson's interval, and is held against one half: with five seeds only 5 of 5 decides for it, and 0
   of 5 against it, each of which chance brings about in 3% of cases where one half is true. Whether one arm collapses
-  more often than another is held to the same: the sign test over the seeds where they differ, at {ONE_SIDED:.0%} on
+  more often than another is held to the same: the sign test over the seeds where they differ, {ONE_SIDED:.0%} on
   either side.
 - A claim is replicated if all its rules are, and contradicted if one is; by chance alone a true claim with k rules is
   contradicted in up to k · 3% of cases. Words of a claim that no rule tests (*early*, *slightly*) are the paper's.
