@@ -23,7 +23,8 @@ JUDGED = f"""\
   numbers of the evaluations: the first value of every curve is chosen upwards, by about the noise of one look.
 - A run has **collapsed** once its reward, averaged over {WINDOW} updates, is below {FALLS_BELOW:.2f} of its best so
   far, and stays there to the end, for at least {STAYS:.0%} of the run and two steps. A run that stopped over updates
-  that were not finite has collapsed, and its final accuracy counts as 0.
+  that were not finite has collapsed, and its final accuracy counts as 0. One that falls before it has risen has not
+  collapsed; how many runs end no better than they began, by held-out accuracy, stands in brackets behind.
 - Differences are paired by seed, with Student's 95% interval. *Replicated*: the whole interval lies on the claimed
   side. *Contradicted*: all of it lies on the other; the opposite was measured here, at this scale. Else *not visible
   here*: *undecided*, if the interval holds both, with the number of seeds at which it would just not, and which way, if

@@ -64,8 +64,9 @@ def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
         ]
         rows.append((f"[{figure.title}](#{_anchor(figure.title)})", *fallen, *ends))
     words = (
-        "Runs that collapsed without clipping and with it, and held-out accuracy at the end (T = 1, the sampler's "
-        "precision, mean over the seeds) by what is replayed. Figures that compare something else are below.\n"
+        "Runs that collapsed without clipping and with it (in brackets, where there are any, those that end no better "
+        "than they began, collapsed or not), and held-out accuracy at the end (T = 1, the sampler's precision, mean "
+        "over the seeds) by what is replayed. Figures that compare something else are below.\n"
     )
     head = ("figure", "collapsed, no clip", "collapsed, clip")
     arms = [f"{replay}, {clip}" for clip in ("no clip", "clip") for replay in ("no replay", "R2", "R3")]
@@ -97,7 +98,10 @@ def _clip_and_replay(figure: Figure, arm: Arm) -> tuple[bool, str] | None:
 
 
 def _fallen(runs: Sequence[Result]) -> str:
-    return f"{sum(run.collapsed_at is not None for run in runs)} of {len(runs)}" if runs else "–"
+    """How many runs collapsed and, in brackets where there are any, how many end no better than they began."""
+    collapsed = sum(run.collapsed_at is not None for run in runs)
+    no_better = sum(measure(run, "final") <= run.accuracy()[0][1] for run in runs)
+    return f"{collapsed} of {len(runs)}" + (f" ({no_better})" if no_better else "") if runs else "–"
 
 
 def _verdicts(every: Iterable[tuple[Figure, Results]]) -> str:
@@ -254,7 +258,7 @@ def _arms(figure: Figure, results: Results) -> str:
         greedy = [title for title, _, _ in _COLUMNS].index("greedy")
         cells[greedy] = f"{fmean(run.accuracy('greedy')[0][1] for run in runs):.3f} → {cells[greedy]}"
         at = [(step + 1) * run.minibatches for run in runs if (step := run.collapsed_at) is not None]
-        fallen = f"{len(at)} of {len(runs)}" + (f", at update {median(at):.0f}" if at else "")
+        fallen = _fallen(runs) + (f", at update {median(at):.0f}" if at else "")
         rows.append((title, str(len(runs)), fallen, *cells))
     return _table(("arm", "runs", "collapsed", *(title for title, _, _ in _COLUMNS)), rows)
 
