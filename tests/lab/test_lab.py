@@ -14,7 +14,7 @@ from steadyrl.cli import main
 from steadyrl.config import RecipeError
 from steadyrl.lab.alarm import alarm_step, around, limit, record, usual
 from steadyrl.lab.collapse import collapse_step, smoothed
-from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_recipe, fingerprint, load_figure
+from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_name, cold_recipe, fingerprint, load_figure
 from steadyrl.lab.picture import _looks
 from steadyrl.lab.report import page
 from steadyrl.lab.result import Result, ResultError, load_result, measure, results_of, store
@@ -338,6 +338,21 @@ def test_the_global_batch_grows_with_n(lab: Path) -> None:
     assert (recipe.evaluate.every, recipe.seed, recipe.cold_start) == (1, 3, None)
     assert not recipe.objective.clip
     assert recipe.model.path == "cold"
+
+
+def test_a_cold_start_is_the_regimes_the_figures_or_the_arms(lab: Path) -> None:
+    path = lab / "pair.toml"
+    plain = path.read_text()
+    path.write_text(plain.replace("[arms.with]", "[cold]\ncold_start = { batch = 16 }\n[arms.with]"))
+    shared = load_figure(lab, "pair")
+    path.write_text(path.read_text().replace("objective.clip = false }", "objective.clip = false }\ncold.steps = 7"))
+    own = load_figure(lab, "pair")
+    assert [cold_name(figure, "without") for figure in (shared, own)] == ["pair", "pair.without"]
+    assert cold_name(own, "with") == "pair"
+    starts = [cold_recipe(lab, figure, "without", 3).cold_start for figure in (shared, own)]
+    assert [start.batch for start in starts if start] == [16, 16]
+    path.write_text(plain)
+    assert cold_name(load_figure(lab, "pair"), "with") == "quick"
 
 
 def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) -> None:

@@ -111,7 +111,7 @@ class Arm(Section):
     change: JsonDict = Field(default_factory=dict)
     """What it changes in the regime's recipe."""
     cold: JsonDict = Field(default_factory=dict)
-    """What it changes in the regime's cold start, which is then its own."""
+    """What it alone changes in the regime's cold start."""
 
 
 class Figure(Section):
@@ -133,6 +133,8 @@ class Figure(Section):
     """Updates between evaluations."""
     change: JsonDict = Field(default_factory=dict)
     """What all its arms change in the regime's recipe."""
+    cold: JsonDict = Field(default_factory=dict)
+    """What all its arms change in the regime's cold start."""
     arms: dict[str, Arm]
     """The arms."""
     claims: tuple[Claim, ...] = ()
@@ -179,8 +181,10 @@ def load_figure(lab: Path, name: str) -> Figure:
 
 
 def cold_name(figure: Figure, arm: str) -> str:
-    """What an arm's cold start is called: that of its regime, or one of its own."""
-    return f"{figure.name}.{arm}" if figure.arms[arm].cold else figure.regime
+    """What an arm's cold start is called: that of its regime, of its figure, or one of its own."""
+    if figure.arms[arm].cold:
+        return f"{figure.name}.{arm}"
+    return figure.name if figure.cold else figure.regime
 
 
 def cold_recipe(lab: Path, figure: Figure, arm: str, seed: int) -> Recipe:
@@ -193,7 +197,8 @@ def cold_recipe(lab: Path, figure: Figure, arm: str, seed: int) -> Recipe:
     if not path.is_file():
         known = [p.stem for p in sorted((lab / "regimes").glob("*.toml"))]
         raise RecipeError(f"{lab} has no regime {figure.regime!r}; it has {known}")
-    tree = changed(changed(_read(path), figure.arms[arm].cold), {"seed": seed, "steps": 0})
+    own = changed(changed(_read(path), figure.cold), figure.arms[arm].cold)
+    tree = changed(own, {"seed": seed, "steps": 0})
     return resolve(tree, source=str(path))
 
 

@@ -23,7 +23,7 @@ def _checked_step(total: int, sign: str, digit: int, result: int) -> str:
 
 STYLES: dict[str, Callable[[int, str, int, int], str]] = {
     "steps": _step,
-    "totals": lambda total, sign, digit, result: f"{result};",
+    "short": lambda total, sign, digit, result: f"{total}{sign}{digit};",
     "checked": _checked_step,
 }
 """How a solution writes one step."""
@@ -36,7 +36,7 @@ class Chains:
     total of a solution is replaced by a random digit with that chance and carried on: an imperfect teacher,
     which leaves reinforcement learning something to improve. Questions and answers are free of noise.
 
-    `style` is how a solution writes a step, such as 3 + 9: `steps` 3+9=2; `totals` 2; `checked` 3+9=2;2-9=3;
+    `style` is how a solution writes a step, such as 3 + 9: `steps` 3+9=2; `short` 3+9; `checked` 3+9=2;2-9=3;
     """
 
     def __init__(
