@@ -29,6 +29,9 @@ JUDGED = f"""\
   side. *Contradicted*: all of it lies on the other; the opposite was measured here, at this scale. Else *not visible
   here*: *undecided*, if the interval holds both, with the number of seeds at which it would just not, and which way, if
   mean and spread stay as they are.
+- An interval over the seeds knows nothing of the noise of the evaluations themselves, which look at 512 problems in
+  *calm*, *calm-32* and *stress* and at 256 in *long* and *deep*: about ±0.04 and ±0.06 each. Few seeds may agree more
+  closely than that by luck, as R3 less R2 in *deep*.
 - A share of runs has Wilson's interval, and is held against one half: with five seeds only 5 of 5 decides for it, and 0
   of 5 against it, each of which chance brings about in 3% of cases where one half is true. Whether one arm collapses
   more often than another is held to the same: the sign test over the seeds where they differ, {ONE_SIDED:.0%} on
