@@ -48,8 +48,8 @@ JUDGED = f"""\
   shows, which at first fired on stable runs as often as on collapses. After figure 1 in *calm* and figure 4 in *long*:
   the two steps that a collapse has to last, since one run of the latter fell in its very last. After figures 1 to 4 in
   *calm*, figure 4 in *stress* and on vLLM and most of *long*: the sign test, instead of Student's interval of
-  differences of 0 and 1, which took 4 of 5 against none for decided in *stress*. A claim that was itself written after
-  some of its runs says so.
+  differences of 0 and 1, which took 4 of 5 against none for decided in *stress*. Figure 4 in *deep* was cut from five
+  seeds to three, for time, after six of its runs. A claim that was itself written after some of its runs says so.
 - When *calm-32* was given a cold start that every seed reaches, its figures were run anew, as any change of a regime
   asks. Its engines had been found alike before, over three seeds, +0.013 [-0.004, +0.030], one of which had missed its
   mark.
