@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
-from steadyrl import cold_start
+from steadyrl import cold_start, plan
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
@@ -598,6 +598,15 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capf
     assert memory["AdamW's moments"] == pytest.approx(2 * memory["weights"], abs=1e-3)
     *parts, whole = memory.values()
     assert whole == pytest.approx(sum(parts), abs=5e-3)
+
+
+def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
+    def cache(sequences: int) -> float:
+        recipe = resolve(merged(TINY, {"engine": {"max_sequences": sequences}}), source="test")
+        return plan._memory(recipe, plan._model_config(recipe), 20_064)["engine's keys and values"]
+
+    assert cache(16) == cache(32) / 2  # 8 × 4 responses, 16 problems in an evaluation
+    assert cache(32) == cache(10_000)
 
 
 @pytest.mark.parametrize(("replay", "minibatches", "told"), [("R2", 1, True), ("R2", 2, False), ("R3", 1, False)])

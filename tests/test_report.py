@@ -251,6 +251,15 @@ def test_dense_runs_have_no_router(tmp_path: Path) -> None:
     assert "Router" not in report.write_report(run).read_text()
 
 
+def test_the_glossary_knows_metrics_that_are_numbered(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "demo")
+    MetricsLog(run / "metrics.jsonl").log(1, {"reward/mean": 0.5, "routes/layer_0": 0.1})
+    assert "routes/layer_&lt;n&gt;" in report.write_report(run).read_text()
+    other = new_run(tmp_path / "dense")
+    MetricsLog(other / "metrics.jsonl").log(1, {"reward/mean": 0.5})
+    assert "routes/layer_" not in report.write_report(other).read_text()
+
+
 def test_running_mean_skips_what_is_not_finite() -> None:
     assert report._running_mean([1.0, math.nan, 3.0, 5.0], 1) == [1.0, 2.0, 4.0, 4.0]
 

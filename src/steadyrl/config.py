@@ -86,7 +86,7 @@ class ChainsTask(Section):
     teacher_noise: Fraction = 0.0
     """Chance that a worked solution replaces a running total by a random digit, and carries it on."""
     style: Literal["steps", "short", "checked"] = "steps"
-    """How a worked solution writes 3 + 9: 3+9=2; or only 2; or with its inverse, 3+9=2;2-9=3;"""
+    """How a worked solution writes 3 + 9: 3+9=2; or short, 3+9; or with its inverse, 3+9=2;2-9=3;"""
 
     @model_validator(mode="after")
     def _ordered(self) -> "ChainsTask":

@@ -9,9 +9,18 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from builders import ALPHABET, FAMILIES, SMALL, dense_policy, tiny_policy
+from builders import ALPHABET, FAMILIES, MOE, SMALL, dense_policy, tiny_policy
 from steadyrl.model.loading import build_tiny
-from steadyrl.model.routing import RoutingError, check_replay, is_moe, moe_blocks, record, replay, route_dtype
+from steadyrl.model.routing import (
+    RoutingError,
+    check_recording,
+    check_replay,
+    is_moe,
+    moe_blocks,
+    record,
+    replay,
+    route_dtype,
+)
 from steadyrl.types import Routes
 
 IDS = torch.tensor([[3, 9, 20, 11, 5], [30, 8, 8, 14, 6]])
@@ -331,6 +340,13 @@ def test_the_probe_refuses_one_expert_with_a_weight_that_is_always_one() -> None
     with pytest.raises(RoutingError, match="layer 0: it chooses one expert and renormalises, so the gate weight is 1 "):
         check_replay(tiny_policy(num_experts_per_tok=1).model)
     check_replay(tiny_policy(num_experts_per_tok=1, norm_topk_prob=False).model)
+
+
+def test_the_probe_makes_do_with_few_tokens() -> None:
+    fields = SMALL | MOE
+    model = build_tiny(family="qwen3_moe", alphabet="01", config=fields, seed=0, dtype=torch.float32).model
+    assert check_recording(model).shape == (4, 2, 2)  # five tokens, less the one that pads
+    check_replay(model)
 
 
 def test_experts_of_an_unknown_kind_are_not_called_dense() -> None:
