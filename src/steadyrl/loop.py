@@ -25,8 +25,9 @@ from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
 from steadyrl.rollout import (
+    Counted,
     Group,
-    counted_groups,
+    counted,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -146,10 +147,10 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards = score_groups(session, "train", groups)
-        run.log_failures(step, rewards.failures)
+        run.log_failures(step, rewards.failed)
         options = recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-        counted = counted_groups(rewards, parts=recipe.update.minibatches, options=options)
+        divisors = counted(rewards, parts=recipe.update.minibatches, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -160,7 +161,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, counted, strict=True))
+            for n, part in enumerate(zip(forwards, divisors, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -171,7 +172,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     rows = step_ledger(old_pass, outcomes, policy_version=version)
     metrics = {
         "policy_version": sampler,
-        **rollout_metrics(groups, rewards),
+        **rollout_metrics(groups, rewards, correct_at=recipe.task.correct_at),
         **scoring_metrics(old_pass),
         **ledger.summary(rows),
         **route_metrics(old_pass),
@@ -235,10 +236,16 @@ def packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[Micro
 
 
 def _update(
-    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward], groups: int
+    session: Session,
+    run: Run,
+    progress: Progress,
+    step: int,
+    number: int,
+    forwards: Sequence[Forward],
+    divisor: Counted,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, groups)
+    outcome = take_update(session, step, number, forwards, divisor)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -249,8 +256,10 @@ def _update(
     return outcome
 
 
-def take_update(session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate; the mini-batch is divided by `groups`."""
+def take_update(
+    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted
+) -> Outcome | None:
+    """Update `number` of a step, counted from 0, with its learning rate."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -266,8 +275,8 @@ def take_update(session: Session, step: int, number: int, forwards: Sequence[For
         session.optimizer,
         session.objective,
         forwards,
-        responses=groups * recipe.rollout.responses,
-        groups=groups,
+        responses=divisor.responses,
+        groups=divisor.groups,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
 

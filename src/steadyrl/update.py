@@ -146,8 +146,8 @@ def update(
 
     Args:
         forwards: a forward, not yet begun, for each micro-batch with an advantage.
-        responses: responses in the mini-batch, the zero-advantage ones included.
-        groups: prompts in the mini-batch.
+        responses: responses of the mini-batch that have a reward, the zero-advantage ones included.
+        groups: groups of the mini-batch with such a response.
     """
     if not forwards:
         return None
