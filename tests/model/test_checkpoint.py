@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from builders import dense_policy, tiny_policy
+from steadyrl.model import checkpoint
 from steadyrl.model.checkpoint import (
     CheckpointError,
     NoRoomError,
@@ -260,3 +262,26 @@ def test_weights_that_are_not_finite_are_not_saved(value: float, folder: Path) -
     with pytest.raises(NotFiniteError, match=f"the weights are not finite, {name} first"):
         save(folder / "step-000003", policy, adamw(policy), {})
     assert [p.name for p in sorted(folder.iterdir())] == ["step-000001", "step-000002"]
+
+
+def test_the_disk_has_every_file_before_the_checkpoint_gets_its_name(folder: Path, monkeypatch) -> None:
+    events: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real_sync(handle)
+
+    def replace(part: Path, final: Path) -> None:
+        events.append("renamed")
+        real_replace(part, final)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    policy = dense_policy()
+    save(folder / "step-000003", policy, adamw(policy), {})
+    before = events[: events.index("renamed")]
+    part = folder / ".step-000003.part"
+    written = {str(part / path.relative_to(folder / "step-000003")) for path in (folder / "step-000003").rglob("*")}
+    assert written <= set(before)
+    assert events[-1] == str(folder)  # the new name itself
