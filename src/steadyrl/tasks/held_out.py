@@ -2,56 +2,52 @@
 
 import json
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import Example, TaskError
 from steadyrl.tasks.checks import question_hash
 
 _INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")  # spaces of no width, which `split` does not know
 
 
-def divide(examples: Mapping[int, Example], held_out: int | None, source: str) -> dict[Split, list[int]]:
-    """Hold out the questions with the lowest hashes, one pair of each; train on the pairs of all others.
+def choose(groups: Mapping[str, Sequence[Example]], held_out: int, source: str) -> dict[str, Example]:
+    """Hold out the questions with the lowest hashes, one pair of each.
 
     Args:
-        examples: The pairs, by the position of their row.
-        held_out: How many questions; None: all pairs, in the order of the rows.
+        groups: All pairs, from `by_question`.
+        held_out: How many questions.
         source: Name of the data, for messages.
 
     Returns:
-        Positions by split: training pairs in the order of the rows, held-out ones by their hash.
+        The pairs by their question's key, in the order of the hashes.
 
     Raises:
         TaskError: there are too few questions.
     """
-    if held_out is None:
-        return {"train": [], "held_out": list(examples)}
-    groups = spellings(examples)
     if not 0 < held_out < len(groups):
         raise TaskError(
             f"held_out = {held_out}, but {source} has {len(groups)} different question(s): "
             "set aside at least 1 and leave at least 1 to train on"
         )
-    # the lowest hash of the exact spellings, so that where no two are alike nothing but the exact text counts
-    order = sorted(groups, key=lambda key: min(map(question_hash, groups[key])))
-    aside = {key: index for index, key in enumerate(order[:held_out])}
-    train: list[int] = []
-    chosen: list[int | None] = [None] * held_out
-    for position, pair in examples.items():
-        index = aside.get(question_key(pair))
-        if index is None:
-            train.append(position)
-        elif (best := chosen[index]) is None or _by_content(pair) < _by_content(examples[best]):
-            chosen[index] = position
-    return {"train": train, "held_out": [position for position in chosen if position is not None]}
+
+    def lowest(key: str) -> bytes:
+        # of the exact spellings: where no two are alike, nothing but the exact text counts
+        return min(question_hash(pair.question) for pair in groups[key])
+
+    return {key: min(groups[key], key=_by_content) for key in sorted(groups, key=lowest)[:held_out]}
 
 
-def spellings(examples: Mapping[int, Example]) -> dict[str, set[str]]:
-    """The different texts of each question, by its key."""
-    groups: dict[str, set[str]] = {}
-    for pair in examples.values():
-        groups.setdefault(question_key(pair), set()).add(_exact(pair))
+def by_question(pairs: Iterable[Example]) -> dict[str, list[Example]]:
+    """The pairs of each question, by its key."""
+    groups: dict[str, list[Example]] = {}
+    for pair in pairs:
+        groups.setdefault(question_key(pair), []).append(pair)
     return groups
+
+
+def count_near(groups: Mapping[str, Sequence[Example]]) -> int:
+    """How many questions are written in another way elsewhere: exact spellings beyond the first of each question."""
+    return sum(len({_exact(pair) for pair in group}) - 1 for group in groups.values() if len(group) > 1)
 
 
 def question_key(pair: Example) -> str:

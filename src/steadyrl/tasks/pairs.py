@@ -1,6 +1,7 @@
 """From rows to question/answer pairs. What is wrong is kept by row, so that one error tells it all."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,32 +33,24 @@ class Columns:
 class Pairs:
     """The pairs of a dataset, and what is wrong with its other rows.
 
-    For instance, of three rows of which the second lacks its answer: `places=("line 1", "line 2", "line 3")`,
-    examples at 0 and 2, and `faults={1: "has no field `answer`; it has `question`"}`.
+    For instance, of three rows of which the second lacks its answer: two examples, and
+    `faults={"pairs.jsonl, line 2": "has no field `answer`; it has `question`"}`.
     """
 
     source: str
     """Name of the file or dataset, for messages."""
-    places: tuple[str, ...]
-    """Where each row is, such as `line 7`; a row's position in this tuple is its number everywhere else."""
-    examples: Mapping[int, Example]
-    """The pairs, by the position of their row."""
-    faults: Mapping[int, str]
-    """Why the other rows cannot be used, by position; each continues a sentence that begins with the place."""
+    rows: int
+    """How many rows there are."""
+    examples: Sequence[Example]
+    """The pairs, in the order of their rows."""
+    faults: Mapping[str, str]
+    """Why other rows cannot be used, by place; each reason continues a sentence that begins with the place."""
 
-    def place(self, position: int) -> str:
-        """Where a row is, such as `pairs.jsonl, line 7`."""
-        return f"{self.source}, {self.places[position]}"
-
-    def explain(self, position: int) -> str:
-        """Why a row cannot be used, such as `pairs.jsonl, line 7 is not JSON: …`."""
-        reason = self.faults[position]
-        return self.place(position) + (": " if reason.startswith("`") else " ") + reason
-
-    def without(self, faults: Mapping[int, str]) -> "Pairs":
-        """The same, but for further rows that cannot be used, each with its reason."""
-        kept = {position: pair for position, pair in self.examples.items() if position not in faults}
-        return Pairs(source=self.source, places=self.places, examples=kept, faults={**self.faults, **faults})
+    def without(self, faults: Mapping[str, str]) -> "Pairs":
+        """The same, but for further rows that cannot be used, by place, each with its reason."""
+        kept = [pair for pair in self.examples if pair.place not in faults]
+        gone = {pair.place: faults[pair.place] for pair in self.examples if pair.place in faults}
+        return Pairs(source=self.source, rows=self.rows, examples=kept, faults={**self.faults, **gone})
 
     def require_good(self, *, skip: bool) -> None:
         """Refuse rows that cannot be used, or, with `skip`, only a source without any pair.
@@ -65,18 +58,23 @@ class Pairs:
         Raises:
             TaskError: it lists the first rows with their places and reasons, and says how many they are.
         """
-        if not self.places:
+        if not self.rows:
             raise TaskError(f"{self.source} holds no question/answer pairs")
         if not self.faults or (skip and self.examples):
             return
-        count, total = len(self.faults), len(self.places)
-        alike = count == total and set(self.faults.values()) == {self.faults[0]} and _NO_FIELD in self.faults[0]
+        count, reasons = len(self.faults), list(self.faults.values())
+        alike = not self.examples and len(set(reasons)) == 1 and reasons[0].startswith(_NO_FIELD)
         listed = 1 if alike else _LISTED
         way = ", or set task.skip_bad_rows = true to leave them out" if self.examples else ""
-        head = f"{count:,} of the {total:,} rows of {self.source} cannot be used. Correct them{way}:"
-        lines = [f"  {self.explain(position)}" for position in sorted(self.faults)[:listed]]
+        head = f"{count:,} of the {self.rows:,} rows of {self.source} cannot be used. Correct them{way}:"
+        lines = [f"  {explain(*fault)}" for fault in itertools.islice(self.faults.items(), listed)]
         more = [f"  … and {count - listed:,} more{', all alike' if alike else ''}"] if count > listed else []
         raise TaskError("\n".join([head, *lines, *more]))
+
+
+def explain(place: str, reason: str) -> str:
+    """Why a row cannot be used, such as `pairs.jsonl, line 7 is not JSON: …`."""
+    return place + (": " if reason.startswith("`") else " ") + reason
 
 
 def read_pairs(
@@ -85,38 +83,39 @@ def read_pairs(
     columns: Columns,
     *,
     check: Callable[[Example], object] | None = None,
-    left_out: Collection[int] = (),
+    leave_out: Collection[str] = (),
 ) -> Pairs:
     """Read every row once.
 
     Args:
         source: Name of the data, for messages.
-        rows: The rows with their places, from `files`.
+        rows: The rows with their places, from `sources`.
         columns: Where question, answer and solution are.
-        check: Called with each pair; raises ValueError (so TaskError too) where the pair cannot be used.
-        left_out: Positions of rows that were left out before; they are not looked at.
+        check: Called with each pair; raises TaskError where its answer cannot be used.
+        leave_out: Places of rows that are not looked at, such as `pairs.jsonl, line 7`.
     """
-    places: list[str] = []
-    examples: dict[int, Example] = {}
-    faults: dict[int, str] = {}
-    for position, (place, row) in enumerate(rows):
-        places.append(place)
-        if position in left_out:
-            faults[position] = "left out before"
+    count, examples, faults, unwanted = 0, [], {}, frozenset(leave_out)
+    for where, row in rows:
+        count += 1
+        place = f"{source}, {where}"
+        if place in unwanted:
+            faults[place] = "is left out"
             continue
         try:
             if isinstance(row, str):
                 raise ValueError(row)
-            example = to_example(row, columns)
+            example = to_example(row, columns, place)
             if check is not None:
                 check(example)
-            examples[position] = example
+            examples.append(example)
+        except TaskError as error:
+            faults[place] = f"`{columns.answer}`: {error}"
         except ValueError as error:
-            faults[position] = str(error)
-    return Pairs(source=source, places=tuple(places), examples=examples, faults=faults)
+            faults[place] = str(error)
+    return Pairs(source=source, rows=count, examples=examples, faults=faults)
 
 
-def to_example(row: Mapping[str, Any], columns: Columns) -> Example:
+def to_example(row: Mapping[str, Any], columns: Columns, place: str = "") -> Example:
     """A row as an example.
 
     Raises:
@@ -136,6 +135,7 @@ def to_example(row: Mapping[str, Any], columns: Columns) -> Example:
         messages=messages,
         accepted=accepted if len(accepted) > 1 else (),
         row=_plain_columns(row),
+        place=place,
     )
 
 

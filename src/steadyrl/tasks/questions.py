@@ -4,15 +4,15 @@ import copy
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from steadyrl.tasks.answers import Place
 from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
-from steadyrl.tasks.held_out import divide, spellings
+from steadyrl.tasks.held_out import by_question, choose, count_near
 from steadyrl.tasks.own_score import load_function
-from steadyrl.tasks.pairs import Columns, Pairs, read_pairs
+from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
 from steadyrl.tasks.sources import read_source
 
@@ -25,7 +25,7 @@ class Questions:
 
     Every row is read and checked when the task is built. What only the model can say of a row, such as that its
     prompt is too long, comes in later, by `without`. A worker process builds the same task from the recipe's section
-    and what `settled` returns: it leaves out the same rows, and notices where the data are not the same any more.
+    and `settled()`: it leaves out the same rows, and notices where the data are not the same any more.
     """
 
     def __init__(
@@ -39,9 +39,10 @@ class Questions:
         solution_column: str | None = None,
         score: str = "math_verify",
         answer: Place = "auto",
-        held_out: int | None = 256,
+        held_out: int = 256,
         skip_bad_rows: bool = False,
-        left_out: Collection[int] | None = None,
+        sets: Sequence[Mapping[str, Any]] = (),
+        leave_out: Collection[str] = (),
         digest: str | None = None,
     ) -> None:
         """Read all pairs and set `held_out` different questions aside.
@@ -51,57 +52,66 @@ class Questions:
             question_column, answer_column, solution_column: The columns, as `pairs.Columns` says.
             score: `math_verify`, or `file.py:function`.
             answer: Where `math_verify` looks for the answer of a response.
-            held_out: How many questions; None: every pair, each in its place, and nothing to train on.
+            held_out: How many questions.
             skip_bad_rows: Leave rows out that cannot be used; else they are refused.
-            left_out: Positions of rows that another task of the same data left out. Then no other row may be bad.
-            digest: That of the other task. The rows must be the same; their answers are not checked again.
+            sets: Further sets that are only evaluated: `name`, `path`, `subset`, `split` and the two columns of each.
+                Nothing is trained on whose question is in one of them.
+            leave_out: Places of rows that are not used, such as `pairs.jsonl, line 7`.
+            digest: That of another task of the same data and `leave_out`. The rows must be the same; answers that
+                were checked there are not checked again.
 
         Raises:
             TaskError: the data cannot be read, rows cannot be used, or too few are left.
         """
+        self._held_out, self._skip = held_out, skip_bad_rows
+        check = None if digest else _reference_check(score)
+
+        def read(path: str, subset: str | None, split: str, columns: Columns) -> Pairs:
+            source, rows = read_source(path, subset=subset, split=split)
+            rows = rows if digest else watched(rows, f"reading {source}")  # a worker is silent
+            return read_pairs(source, rows, columns, check=check, leave_out=leave_out)
+
         columns = Columns(question=question_column, answer=answer_column, solution=solution_column)
-        rows = read_source(path, subset=subset, split=split)
-        self._held_out, self._skip = held_out, skip_bad_rows and left_out is None
-        pairs = read_pairs(
-            path,
-            rows if digest else watched(rows, f"reading {path}"),
-            columns,
-            check=None if digest else _reference_check(score),
-            left_out=frozenset(left_out or ()),
+        self._use(
+            read(path, subset, split, columns),
+            {
+                one["name"]: read(
+                    one["path"],
+                    one["subset"],
+                    one["split"],
+                    Columns(question=one["question_column"], answer=one["answer_column"], solution=None),
+                )
+                for one in sets
+            },
         )
-        self._use(pairs)
         if digest not in (None, self.digest()):
             raise TaskError(f"the rows of {path} have changed since the run began; restore them, or begin a new run")
         self._verify = _verifier(score)
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
-        return len(self._positions[split])
+        return len(self._pairs[split])
 
     def example(self, split: Split, index: int) -> Example:
-        """The pair at `index`: training pairs in the order of the file, held-out ones by their hash."""
-        return self._pairs.examples[self._positions[split][index]]
+        """The pair at `index`: training pairs and sets in the order of the file, held-out pairs by their hash."""
+        return self._pairs[split][index]
 
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
-        return self._verify(self.example(split, index), completion)
-
-    def place(self, split: Split, index: int) -> str:
-        """Where the row of a pair is, such as `pairs.jsonl, line 7`."""
-        return self._pairs.place(self._positions[split][index])
+        return self._verify(self._pairs[split][index], completion)
 
     @property
-    def examples(self) -> Mapping[int, Example]:
-        """All usable pairs by the position of their row, also those that repeat a held-out question."""
-        return self._pairs.examples
+    def examples(self) -> Iterator[Example]:
+        """All usable pairs, those of the sets too, and those that repeat a held-out question."""
+        return (pair for rows in (self._rows, *self._sets.values()) for pair in rows.examples)
 
     @property
-    def left_out(self) -> Mapping[int, str]:
-        """The rows that are left out, by position, each with its reason."""
-        return self._pairs.faults
+    def left_out(self) -> dict[str, str]:
+        """The rows that are left out, by place, each with its reason."""
+        return {place: reason for rows in (self._rows, *self._sets.values()) for place, reason in rows.faults.items()}
 
-    def without(self, faults: Mapping[int, str]) -> "Questions":
-        """The task without further rows, by position, each with the reason, such as `has a prompt of 1,120 tokens`.
+    def without(self, faults: Mapping[str, str]) -> "Questions":
+        """The task without further rows, by place, each with its reason, such as `has a prompt of 1,120 tokens`.
 
         Raises:
             TaskError: there are any, and `skip_bad_rows` is off, or too few are left. It lists them with their places.
@@ -109,49 +119,60 @@ class Questions:
         if not faults:
             return self
         other = copy.copy(self)
-        other._use(self._pairs.without(faults))
+        other._use(self._rows.without(faults), {name: rows.without(faults) for name, rows in self._sets.items()})
         return other
 
     def settled(self) -> dict[str, Any]:
         """The parameters by which a worker builds exactly this task, beside those of the recipe's section."""
-        return {"left_out": sorted(self.left_out), "digest": self.digest()}
+        return {"leave_out": list(self.left_out), "digest": self.digest()}
 
     def digest(self) -> str:
-        """SHA-256 of the rows in use, in the order of each split, as hexadecimal digits."""
+        """SHA-256 of the rows in use, split by split and in order, as hexadecimal digits."""
         hashed = hashlib.sha256()
-        for split, positions in self._positions.items():
-            hashed.update(f"{split} {len(positions)}\n".encode())
-            for position in positions:
-                pair = self._pairs.examples[position]
+        for split, pairs in self._pairs.items():
+            hashed.update(_canonical([split, len(pairs)]).encode())
+            for pair in pairs:
                 content = [pair.question, pair.answer, pair.solution, pair.accepted, pair.messages, pair.row]
                 hashed.update(_canonical(content).encode())
         return hashed.hexdigest()
 
     def notices(self) -> list[str]:
-        """What a user should know of the data: rows left out, and questions that are nearly alike."""
-        source, said = self._pairs.source, []
-        if bad := self.left_out:
-            first = min(bad)
+        """What a user should know of the data: rows left out, questions nearly alike, questions of the sets."""
+        said = []
+        if left_out := self.left_out:
+            said.append(f"{len(left_out):,} row(s) left out; {explain(*next(iter(left_out.items())))}")
+        if self._near:
             said.append(
-                f"{len(bad):,} row(s) of {source} left out; the first: {self._pairs.places[first]}: {bad[first]}"
+                f"{self._near:,} question(s) of {self._rows.source} differ from another one in spaces or encoding "
+                "only; they are in the same split"
             )
-        if count := sum(len(texts) - 1 for texts in spellings(self._pairs.examples).values()):
+        if self._shared:
             said.append(
-                f"{count:,} question(s) of {source} differ from another one in spaces or encoding only; "
-                "they are in the same split"
+                f"{self._shared:,} training pair(s) of {self._rows.source} left out: their question is in one of "
+                "evaluate.sets"
             )
         return said
 
-    def shared_with(self, other: "Questions") -> int:
-        """How many of this task's held-out questions are among those that `other` trains on."""
-        trained = spellings({at: other.examples[at] for at in other._positions["train"]})
-        return len(spellings({at: self.examples[at] for at in self._positions["held_out"]}).keys() & trained.keys())
-
-    def _use(self, pairs: Pairs) -> None:
+    def _use(self, rows: Pairs, sets: Mapping[str, Pairs]) -> None:
         """Take these pairs and divide them."""
-        pairs.require_good(skip=self._skip)
-        self._pairs = pairs
-        self._positions = divide(pairs.examples, self._held_out, pairs.source)
+        for pairs in (rows, *sets.values()):
+            pairs.require_good(skip=self._skip)
+        groups = by_question(rows.examples)
+        aside = choose(groups, self._held_out, rows.source)
+        tested = by_question(pair for pairs in sets.values() for pair in pairs.examples).keys() - aside.keys()
+        trained = {
+            id(pair) for key, group in groups.items() if key not in aside and key not in tested for pair in group
+        }
+        if not trained:
+            raise TaskError(f"every training question of {rows.source} is in one of evaluate.sets; none is left")
+        self._rows, self._sets = rows, sets
+        self._near = count_near(groups)
+        self._shared = sum(len(groups[key]) for key in tested if key in groups)
+        self._pairs: dict[str, list[Example]] = {
+            "train": [pair for pair in rows.examples if id(pair) in trained],
+            "held_out": list(aside.values()),
+            **{name: list(pairs.examples) for name, pairs in sets.items()},
+        }
 
 
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode

@@ -12,8 +12,8 @@ from steadyrl.tasks.values import show
 _ROWS_AT_ONCE = 1024
 
 
-def read_source(path: str, *, subset: str | None, split: str) -> Iterator[Row]:
-    """The rows of a dataset, in order.
+def read_source(path: str, *, subset: str | None, split: str) -> tuple[str, Iterator[Row]]:
+    """The name of a dataset for messages, and its rows in order.
 
     Args:
         path: A file, read by its ending; a folder, or a name on the hub, for the `datasets` library. Only what does
@@ -26,16 +26,16 @@ def read_source(path: str, *, subset: str | None, split: str) -> Iterator[Row]:
     """
     here = _existing(path)
     if here is None:
-        _require_hub_name(path)
-        return read_hub(path, subset, split)
-    if here.is_dir():
-        return read_hub(str(here), subset, split)
+        _require_hub_name(path, split)
+    if here is None or here.is_dir():
+        name = f"{path}, split {split}" if subset is None else f"{path} ({subset}), split {split}"
+        return name, read_hub(path if here is None else str(here), subset, split)
     if not here.is_file():
         raise TaskError(f"task.path = {_quoted(path)} is neither a file nor a folder")
     kind = kind_of(here.name)
     if kind is None:
         raise TaskError(f"task.path = {_quoted(path)}: the ending of this file is not known; {KNOWN}")
-    return read_file(here, kind, packed=is_packed(here.name))
+    return path, read_file(here, kind, packed=is_packed(here.name))
 
 
 def _existing(path: str) -> Path | None:
@@ -54,12 +54,13 @@ def _quoted(path: str) -> str:
     return repr(path) if len(path) < 300 else show(path)
 
 
-def _require_hub_name(path: str) -> None:
-    """Refuse what does not exist and looks like a file, rather than ask the hub for it."""
-    given = Path(path)
-    is_name = path.count("/") <= 1 and not path.startswith((".", "/", "~")) and kind_of(path) is None
-    if not is_name or (path.count("/") == 1 and given.parent.is_dir()):
-        raise TaskError(f"cannot read the questions in {_quoted(path)}: there is no such file, seen from {Path.cwd()}")
+def _require_hub_name(path: str, split: str) -> None:
+    """Refuse what does not exist and looks like a file or a folder, rather than ask the hub for it."""
+    missing = f"there is no such file or folder, seen from {Path.cwd()}"
+    if kind_of(path) is not None:
+        raise TaskError(f"cannot read the questions in {_quoted(path)}: {missing}")
+    if path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and Path(path).parent.is_dir()):
+        raise TaskError(f"cannot load split {split!r} of the dataset {_quoted(path)}: {missing}")
 
 
 def read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:
