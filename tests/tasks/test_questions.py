@@ -154,6 +154,15 @@ def test_several_files_of_a_folder_are_read_in_turn(tmp_path: Path, hub_folder: 
     assert sorted(train(sliced) + held_out(sliced)) == sorted(row["question"] for row in ROWS[::2])
 
 
+def test_a_folder_that_says_how_it_is_read_is_read_so(tmp_path: Path, hub_folder: str) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nconfigs:\n- config_name: default\n  data_files: a.csv\n  sep: ';'\n---\n")
+    (folder / "a.csv").write_text("question;answer\nx;1\ny;2\n")
+    task = questions(str(folder), held_out=1)
+    assert sorted(train(task) + held_out(task)) == ["x", "y"]
+
+
 def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(TaskError, match=r"pip install steadyrl\[datasets\]"):
@@ -193,6 +202,19 @@ def test_all_spellings_of_a_question_are_on_one_side(tmp_path: Path, spellings: 
         assert len(sides) == 1
         assert len(train(task)) + len(held_out(task)) == (len(rows) if sides == {"train"} else others + 1)
         assert [f"{len(spellings) - 1} question(s) of " in text for text in task.notices()] == [True]
+
+
+def test_further_spellings_make_up_the_number_where_questions_are_few(tmp_path: Path) -> None:
+    texts = ["What is 1+1?", "What is 1+1? ", "What is 1+1?\n", "  What is 1+1?", "Other A", "Other B"]
+    path = write(tmp_path, [{"question": text, "answer": "1"} for text in texts])
+    task = questions(path, score=SCORE, held_out=3)
+    assert len(held_out(task)) == len(set(held_out(task))) == 3
+    assert len({" ".join(text.split()) for text in held_out(task)}) == 2
+    assert len(train(task)) == 1
+    assert {" ".join(text.split()) for text in train(task)}.isdisjoint(" ".join(t.split()) for t in held_out(task))
+    assert len(held_out(questions(path, score=SCORE, held_out=5))) == 5
+    with pytest.raises(TaskError, match=r"held_out = 6, but .* has 3 different question"):
+        questions(path, score=SCORE, held_out=6)
 
 
 ALL = {"train": train, "held_out": held_out}

@@ -131,7 +131,18 @@ def test_what_is_no_path_is_one_sentence(path: str) -> None:
 
 @pytest.mark.parametrize(
     "written",
-    ["7", "1.50", "1e5", "1E+5", "0.00001", "-0.0", "123456789012345678901234567890", "9007199254740993.0", "1e-400"],
+    [
+        "7",
+        "-0",
+        "1.50",
+        "1e5",
+        "1E+5",
+        "0.00001",
+        "-0.0",
+        "123456789012345678901234567890",
+        "9007199254740993.0",
+        "1e-400",
+    ],
 )
 def test_a_json_number_keeps_its_digits(tmp_path: Path, written: str) -> None:
     line = f'{{"question": "q", "answer": {written}}}'

@@ -21,7 +21,7 @@ Row = tuple[str, dict[str, Any] | str]
 
 LONGEST_ROW = 64_000_000
 """Most characters of one row."""
-LONGEST_JSON = 4_000_000_000
+LONGEST_JSON = 1_000_000_000
 """Most characters of a file that is one JSON list, which is read as a whole."""
 
 _READERS = ("jsonl", "ndjson", "json", "csv", "tsv", "parquet")

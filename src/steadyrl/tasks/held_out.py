@@ -2,7 +2,7 @@
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from steadyrl.tasks.base import Example, TaskError
 from steadyrl.tasks.checks import question_hash
@@ -10,31 +10,50 @@ from steadyrl.tasks.checks import question_hash
 _INVISIBLE = str.maketrans("", "", "\u200b\u2060\ufeff")  # spaces of no width, which `split` does not know
 
 
-def choose(groups: Mapping[str, Sequence[Example]], held_out: int, source: str) -> dict[str, Example]:
+def choose(
+    groups: Mapping[str, Sequence[Example]], held_out: int, source: str
+) -> tuple[Collection[str], list[Example]]:
     """Hold out the questions with the lowest hashes, one pair of each.
+
+    At least one question is left to train on. Where there are too few questions for that, further spellings of those
+    that are held out make up the number.
 
     Args:
         groups: All pairs, from `by_question`.
-        held_out: How many questions.
+        held_out: How many pairs.
         source: Name of the data, for messages.
 
     Returns:
-        The pairs by their question's key, in the order of the hashes.
+        The keys of the questions that are not trained on, and the pairs, in the order of the hashes.
 
     Raises:
         TaskError: there are too few questions.
     """
-    if not 0 < held_out < len(groups):
-        raise TaskError(
-            f"held_out = {held_out}, but {source} has {len(groups)} different question(s): "
-            "set aside at least 1 and leave at least 1 to train on"
-        )
 
     def lowest(key: str) -> bytes:
         # of the exact spellings: where no two are alike, nothing but the exact text counts
         return min(question_hash(pair.question) for pair in groups[key])
 
-    return {key: min(groups[key], key=_by_content) for key in sorted(groups, key=lowest)[:held_out]}
+    aside = sorted(groups, key=lowest)[: max(0, min(held_out, len(groups) - 1))]
+    chosen = [min(groups[key], key=_by_content) for key in aside]
+    if len(chosen) < held_out:
+        chosen += _other_spellings([groups[key] for key in aside], chosen)[: held_out - len(chosen)]
+    if len(chosen) < held_out or not chosen:
+        raise TaskError(
+            f"held_out = {held_out}, but {source} has {len(groups)} different question(s): "
+            "set aside at least 1 and leave at least 1 to train on"
+        )
+    return frozenset(aside), chosen
+
+
+def _other_spellings(groups: Iterable[Sequence[Example]], chosen: Iterable[Example]) -> list[Example]:
+    """One pair of each spelling that is not among those chosen."""
+    seen, others = {_exact(pair) for pair in chosen}, []
+    for pair in (pair for group in groups for pair in sorted(group, key=_by_content)):
+        if (text := _exact(pair)) not in seen:
+            seen.add(text)
+            others.append(pair)
+    return others
 
 
 def by_question(pairs: Iterable[Example]) -> dict[str, list[Example]]:

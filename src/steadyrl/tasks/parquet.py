@@ -48,14 +48,16 @@ def rows_of(table: Any) -> Iterator[dict[str, Any] | str]:
 def _short_floats(table: Any) -> Any:
     """The table with floats of 16 and 32 bits as the doubles of the same shortest digits: 0.1 stays 0.1."""
     import pyarrow
+    from pyarrow import types
 
     def replaced(kind: Any, by: Any) -> Any:
-        if pyarrow.types.is_float16(kind) or pyarrow.types.is_float32(kind):
+        if types.is_float16(kind) or types.is_float32(kind):
             return by
-        if pyarrow.types.is_struct(kind):
+        if types.is_struct(kind):
             return pyarrow.struct([field.with_type(replaced(field.type, by)) for field in kind])
-        if pyarrow.types.is_list(kind):
-            return pyarrow.list_(kind.value_field.with_type(replaced(kind.value_type, by)))
+        for is_list, made in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
+            if is_list(kind):
+                return made(kind.value_field.with_type(replaced(kind.value_type, by)))
         return kind
 
     def schema(by: Any) -> Any:

@@ -158,8 +158,8 @@ class Questions:
         for pairs in (rows, *sets.values()):
             pairs.require_good(skip=self._skip)
         groups = by_question(rows.examples)
-        aside = choose(groups, self._held_out, rows.source)
-        tested = by_question(pair for pairs in sets.values() for pair in pairs.examples).keys() - aside.keys()
+        aside, held_out = choose(groups, self._held_out, rows.source)
+        tested = by_question(pair for pairs in sets.values() for pair in pairs.examples).keys() - aside
         trained = {
             id(pair) for key, group in groups.items() if key not in aside and key not in tested for pair in group
         }
@@ -170,7 +170,7 @@ class Questions:
         self._shared = sum(len(groups[key]) for key in tested if key in groups)
         self._pairs: dict[str, list[Example]] = {
             "train": [pair for pair in rows.examples if id(pair) in trained],
-            "held_out": list(aside.values()),
+            "held_out": held_out,
             **{name: list(pairs.examples) for name, pairs in sets.items()},
         }
 

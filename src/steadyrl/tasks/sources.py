@@ -1,5 +1,6 @@
 """Where question/answer pairs come from: a file, a folder or a name on the hub."""
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:
     """The rows of a `datasets` dataset: a folder, or a name on the hub.
 
     Where the split is made of files that we can read, we read them ourselves: `datasets` infers the types of CSV and
-    JSON anew, which makes 7 of `007`, a date of a text and nothing of `NA`. Any other split has the types that
-    `datasets` gives it.
+    JSON anew, which makes 7 of `007`, a date of a text and nothing of `NA`. Another split, such as `train[:100]`, and
+    a dataset that says how its files are to be read have the types that `datasets` gives them.
 
     Raises:
         TaskError: the library is not installed, or the dataset or the split does not exist.
@@ -83,12 +84,22 @@ def read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:
     try:
         builder = load_dataset_builder(path, subset)
         names = [str(name) for name in (builder.config.data_files or {}).get(split, ())]
-        if names and all(map(kind_of, names)):
+        if names and all(map(kind_of, names)) and _is_default(builder.config):
             paths = DownloadManager().download(names)
             return _read_files(names, [Path(one) for one in paths])
         return _read_dataset(load_dataset(path, subset, split=split))
     except (OSError, ValueError, DatasetGenerationError) as error:
         raise TaskError(f"cannot load split {split!r} of the dataset {_quoted(path)}: {error}") from error
+
+
+def _is_default(options: Any) -> bool:
+    """Whether a dataset says nothing of how its files are read, such as their separator or the names of columns."""
+    usual, ours = type(options)(), {"name", "version", "data_dir", "data_files", "description", "features"}
+    return all(
+        getattr(options, field.name) == getattr(usual, field.name)
+        for field in dataclasses.fields(options)
+        if field.name not in ours
+    )
 
 
 def _read_files(names: list[str], paths: list[Path]) -> Iterator[Row]:

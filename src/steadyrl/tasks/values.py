@@ -51,7 +51,7 @@ def parse_object(text: str) -> dict[str, Any]:
             or the same name twice. The message continues a sentence that begins with the place.
     """
     brackets = text.count("[") + text.count("{")
-    if brackets > DEEPEST and max(depth for depth, _ in _nesting(text)) > DEEPEST:
+    if brackets > DEEPEST and any(depth > DEEPEST for depth, _ in _nesting(text)):
         raise ValueError(f"is nested more than {DEEPEST} levels deep")
     try:
         value = _DECODER.decode(text)
@@ -175,9 +175,9 @@ def show(value: Any) -> str:
     return _Short().repr(value)
 
 
-def _integer(digits: str) -> int:
+def _integer(digits: str) -> int | Written:
     _require_short(digits)
-    return int(digits)
+    return int(digits) if digits != "-0" else Written(digits)
 
 
 def _constant(name: str) -> Any:
