@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.tasks.base import TaskError
+from steadyrl.tasks import ScorePool, ScoreRequest, Split, TaskError, build_task
 from steadyrl.tasks.questions import Questions
 
 ROWS = [{"question": f"{n}+{n}=", "answer": str(2 * n), "work": f"twice {n} is {2 * n}"} for n in range(40)]
@@ -308,6 +308,18 @@ def test_further_rows_are_left_out_by_place_and_a_worker_leaves_out_the_same(tmp
         ]
     assert questions(path, skip_bad_rows=True, leave_out=settled["leave_out"]).digest() == smaller.digest()
     assert task.without({}) is task
+
+
+def test_scoring_workers_see_the_problems_of_the_run(tmp_path: Path) -> None:
+    section = {"kind": "questions", "path": write(tmp_path, BAD), "score": "math_verify", "skip_bad_rows": True}
+    task = build_task("questions", seed=0, parameters=section | {"held_out": 8})
+    assert isinstance(task, Questions)
+    task = task.without({task.example("held_out", 3).place: "has a prompt of 1,120 tokens"})
+    asked: list[tuple[Split, int]] = [("train", n) for n in range(31)] + [("held_out", n) for n in range(8)]
+    requests = [ScoreRequest(split=s, index=n, completion=task.example(s, n).answer) for s, n in asked]
+    spec = section | {"held_out": 8} | task.settled()
+    with ScorePool(spec, seed=0, workers=1, time_limit=10.0) as pool:
+        assert [score.reward for score in pool.score(requests)] == [1.0] * 39
 
 
 def test_further_rows_are_refused_with_their_places_unless_they_may_be_left_out(tmp_path: Path) -> None:

@@ -160,9 +160,7 @@ class Questions:
         groups = by_question(rows.examples)
         aside, held_out = choose(groups, self._held_out, rows.source)
         tested = by_question(pair for pairs in sets.values() for pair in pairs.examples).keys() - aside
-        trained = {
-            id(pair) for key, group in groups.items() if key not in aside and key not in tested for pair in group
-        }
+        trained = {id(pair) for key in groups.keys() - aside - tested for pair in groups[key]}
         if not trained:
             raise TaskError(f"every training question of {rows.source} is in one of evaluate.sets; none is left")
         self._rows, self._sets = rows, sets
