@@ -44,7 +44,7 @@ class Pairs:
     examples: Sequence[Example]
     """The pairs, in the order of their rows."""
     faults: Mapping[str, str]
-    """Why other rows cannot be used, by place; each reason continues a sentence that begins with the place."""
+    """Why other rows cannot be used, by place, such as `is not JSON: …`."""
 
     def without(self, faults: Mapping[str, str]) -> "Pairs":
         """The same, but for further rows that cannot be used, by place, each with its reason."""
@@ -74,7 +74,7 @@ class Pairs:
 
 def explain(place: str, reason: str) -> str:
     """Why a row cannot be used, such as `pairs.jsonl, line 7 is not JSON: …`."""
-    return place + (": " if reason.startswith("`") else " ") + reason
+    return f"{place} {reason}" if reason.startswith(("is ", "has ", "holds ")) else f"{place}: {reason}"
 
 
 def read_pairs(

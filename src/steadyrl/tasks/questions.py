@@ -63,6 +63,7 @@ class Questions:
         Raises:
             TaskError: the data cannot be read, rows cannot be used, or too few are left.
         """
+        self._verify = _verifier(score)
         self._held_out, self._skip = held_out, skip_bad_rows
         check = None if digest else _reference_check(score)
 
@@ -86,7 +87,6 @@ class Questions:
         )
         if digest not in (None, self.digest()):
             raise TaskError(f"the rows of {path} have changed since the run began; restore them, or begin a new run")
-        self._verify = _verifier(score)
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
