@@ -59,7 +59,7 @@ def _require_hub_name(path: str, split: str) -> None:
     """Refuse what does not exist and looks like a file or a folder, rather than ask the hub for it."""
     missing = f"there is no such file or folder, seen from {Path.cwd()}"
     if kind_of(path) is not None:
-        raise TaskError(f"cannot read the questions in {_quoted(path)}: {missing}")
+        raise TaskError(f"cannot read the questions in {_quoted(path)[1:-1]}: {missing}")
     if path.count("/") > 1 or path.startswith((".", "/", "~")) or ("/" in path and Path(path).parent.is_dir()):
         raise TaskError(f"cannot load split {split!r} of the dataset {_quoted(path)}: {missing}")
 
