@@ -199,15 +199,16 @@ class ReasoningGymTask(AnyTask):
 
 
 class QuestionsTask(AnyTask):
-    """Question/answer pairs: a JSONL file or a Hugging Face dataset."""
+    """Question/answer pairs: a file, a folder or a Hugging Face dataset."""
 
     kind: Literal["questions"] = "questions"
     path: Name
-    """A `.jsonl` file, or the name (or folder) of a Hugging Face dataset."""
+    """A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the folder, or the
+    name, of a Hugging Face dataset."""
     subset: str | None = None
     """Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`."""
     split: str = "train"
-    """Split of the Hugging Face dataset; a JSONL file has none."""
+    """Split of the Hugging Face dataset; a file has none."""
     question_column: str = "question"
     """Field that holds the question, or the messages of a conversation; `a.b` is the field `b` of `a`."""
     answer_column: str = "answer"
