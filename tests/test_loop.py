@@ -203,6 +203,22 @@ def test_an_update_divides_by_the_responses_and_groups_of_its_mini_batch(tmp_pat
     assert seen == [(32 // minibatches, 8 // minibatches)] * minibatches
 
 
+def test_dapo_may_divide_by_the_tokens_of_the_mini_batch(tmp_path, monkeypatch):
+    seen = []
+
+    def note(policy, optimizer, objective, forwards, **counts):
+        seen.append((objective.mean, counts["batch_tokens"]))
+        return update(policy, optimizer, objective, forwards, **counts)
+
+    update = loop.update
+    monkeypatch.setattr(loop, "update", note)
+    task, objective = coin_questions(tmp_path), {"name": "dapo", "token_mean": "batch"}
+    run = train(tmp_path, task=task, objective=objective, steps=1, update={"minibatches": 2}, **QUIET)
+    (metrics,) = read_jsonl(run / "metrics.jsonl")
+    assert [mean for mean, _ in seen] == ["batch_tokens"] * 2
+    assert sum(tokens for _, tokens in seen) == round(metrics["response/length"] * 8 * 4)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_engines_are_compared_on_every_token_once(tmp_path, monkeypatch, minibatches):
     """On those of responses without advantage too."""

@@ -5,7 +5,7 @@ import torch
 
 from builders import response
 from steadyrl.config import Advantage
-from steadyrl.rollout import Group, Rewards, counted_groups, with_advantages
+from steadyrl.rollout import Group, Rewards, counted_groups, counted_tokens, rollout_metrics, with_advantages
 from steadyrl.tasks.base import Example
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
@@ -57,3 +57,24 @@ def test_each_mini_batch_counts_its_own_groups() -> None:
     assert counted_groups(rewards(values), parts=2, options=Advantage()) == [2, 2]
     assert counted_groups(rewards(values), parts=2, options=Advantage(filter_groups=True)) == [1, 0]
     assert counted_groups(rewards(values), parts=1, options=Advantage(filter_groups=True)) == [1]
+
+
+def test_each_mini_batch_counts_the_tokens_of_its_own_groups() -> None:
+    found = with_advantages(
+        groups(), rewards(), normalise=False, options=Advantage()
+    )  # lengths 1, 2, 3; uniform second
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage()) == [6, 6]
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage(filter_groups=True)) == [6, 0]
+    assert counted_tokens(found, rewards(), parts=1, options=Advantage(filter_groups=True)) == [6]
+
+
+def test_epsilon_softens_the_division_by_the_deviation() -> None:
+    deviation = (2 / 3) ** 0.5 + 0.5  # of 1, 0, 2
+    found = with_advantages(groups(), rewards(), normalise=True, options=Advantage(epsilon=0.5))
+    assert [r.advantage for r in found[0]] == pytest.approx([0.0, -1 / deviation, 1 / deviation])
+
+
+def test_groups_equal_but_for_rounding_are_counted_as_uniform() -> None:
+    nearly = torch.tensor([[1.0, 0.0, 2.0], [0.3, 0.3, 0.3]])
+    nearly[1, 1] = torch.nextafter(nearly[1, 1], torch.tensor(1.0))
+    assert rollout_metrics(groups(), rewards(nearly))["reward/uniform_groups"] == 0.5

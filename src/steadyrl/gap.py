@@ -29,7 +29,7 @@ from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packe
 from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
-from steadyrl.rollout import counted_groups, score_groups, with_advantages
+from steadyrl.rollout import counted_groups, counted_tokens, score_groups, with_advantages
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
 from steadyrl.update import Outcome, Scored, later_forward, score_old, step_ledger, traced, update_metrics
@@ -89,10 +89,11 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
         for number, part in enumerate(minibatches(answered, n))
     ]
     forwards, _ = begin_updates(session, answered)
-    lag = 0
-    for number, counted in enumerate(counted_groups(rewards, parts=n, options=options)):
+    lag, counted = 0, counted_groups(rewards, parts=n, options=options)
+    tokens = counted_tokens(answered, rewards, parts=n, options=options)
+    for number in range(n):
         gap, reason = _compared(session, blocks[number])
-        outcome = take_update(session, step, number, forwards[number], counted)
+        outcome = take_update(session, step, number, forwards[number], counted[number], tokens[number])
         yield Compared(
             lag=lag,
             responses=sum(len(s.micro.response.unique()) for block in blocks[number] for s in block),

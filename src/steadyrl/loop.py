@@ -27,6 +27,7 @@ from steadyrl.progress import Bar
 from steadyrl.rollout import (
     Group,
     counted_groups,
+    counted_tokens,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -150,6 +151,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         options = recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
         counted = counted_groups(rewards, parts=recipe.update.minibatches, options=options)
+        tokens = counted_tokens(responses, rewards, parts=recipe.update.minibatches, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -160,7 +162,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, counted, strict=True))
+            for n, part in enumerate(zip(forwards, counted, tokens, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -235,10 +237,17 @@ def packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[Micro
 
 
 def _update(
-    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward], groups: int
+    session: Session,
+    run: Run,
+    progress: Progress,
+    step: int,
+    number: int,
+    forwards: Sequence[Forward],
+    groups: int,
+    tokens: int,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, groups)
+    outcome = take_update(session, step, number, forwards, groups, tokens)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -249,8 +258,10 @@ def _update(
     return outcome
 
 
-def take_update(session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate; the mini-batch is divided by `groups`."""
+def take_update(
+    session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int, tokens: int
+) -> Outcome | None:
+    """Update `number` of a step, counted from 0, with its learning rate; it is divided by `groups`, or `tokens`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -268,6 +279,7 @@ def take_update(session: Session, step: int, number: int, forwards: Sequence[For
         forwards,
         responses=groups * recipe.rollout.responses,
         groups=groups,
+        batch_tokens=tokens,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
 

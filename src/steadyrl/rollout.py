@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
@@ -106,7 +106,10 @@ def with_advantages(
 ) -> list[list[Response]]:
     """Responses with their advantage, group by group."""
     values = rewards.values
-    found = leave_one_out(values) if options.leave_one_out else group_advantage(values, normalise=normalise)
+    if options.leave_one_out:
+        found = leave_one_out(values)
+    else:
+        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
         found = without_truncated(found, cut)
@@ -127,8 +130,21 @@ def with_advantages(
 
 def counted_groups(rewards: Rewards, *, parts: int, options: Advantage) -> list[int]:
     """How many groups each of `parts` equal mini-batches is divided by."""
-    counted = informative(rewards.values) if options.filter_groups else torch.ones(len(rewards.values))
-    return counted.view(parts, -1).sum(dim=1).long().tolist()
+    return _counted(rewards, options).view(parts, -1).sum(dim=1).tolist()
+
+
+def counted_tokens(
+    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
+) -> list[int]:
+    """The response tokens of those groups, in each of `parts` equal mini-batches."""
+    tokens = torch.tensor([group[0].group_tokens for group in groups])
+    return tokens.where(_counted(rewards, options), 0).view(parts, -1).sum(dim=1).tolist()
+
+
+def _counted(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups"]:
+    """Groups that count in the denominators."""
+    everyone = torch.ones(len(rewards.values), dtype=torch.bool)
+    return informative(rewards.values) if options.filter_groups else everyone
 
 
 def rollout_metrics(groups: Sequence[Group], rewards: Rewards) -> dict[str, float]:
@@ -139,7 +155,7 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards) -> dict[str, floa
         "reward/mean": values.mean().item(),
         "reward/accuracy": (values >= 1.0).float().mean().item(),
         "reward/failures": len(rewards.failures),
-        "reward/uniform_groups": (values.amax(dim=1) == values.amin(dim=1)).float().mean().item(),
+        "reward/uniform_groups": (~informative(values)).float().mean().item(),
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
     }

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -140,6 +141,7 @@ def update(
     *,
     responses: int,
     groups: int,
+    batch_tokens: int | None = None,
     max_grad_norm: float | None,
 ) -> Outcome | None:
     """One gradient step on one mini-batch; None where every advantage is zero, which moves nothing.
@@ -148,11 +150,14 @@ def update(
         forwards: a forward, not yet begun, for each micro-batch with an advantage.
         responses: responses in the mini-batch, the zero-advantage ones included.
         groups: prompts in the mini-batch.
+        batch_tokens: response tokens in the mini-batch, for an objective that divides by them.
+        max_grad_norm: the norm that the gradient is scaled down to.
     """
     if not forwards:
         return None
     optimizer.zero_grad()
-    traces = [_backward(objective, forward, responses=responses, groups=groups) for forward in forwards]
+    counts = {"responses": responses, "groups": groups, "batch_tokens": batch_tokens}
+    traces = [_backward(objective, forward, counts) for forward in forwards]
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
@@ -162,11 +167,11 @@ def update(
     return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite)
 
 
-def _backward(objective: Objective, forward: Forward, *, responses: int, groups: int) -> Traced:
+def _backward(objective: Objective, forward: Forward, counts: Mapping[str, Any]) -> Traced:
     """Forward and backward of one micro-batch; the backward lies inside the replay, for recomputed activations."""
     with forward as (logprobs, scored):
         tokens = scored.micro.tokens(scored.old_logprobs)
-        terms = objective(logprobs, tokens, responses=responses, groups=groups)
+        terms = objective(logprobs, tokens, **counts)
         (-terms.surrogate.sum()).backward()
     detached = terms._replace(surrogate=terms.surrogate.detach())
     return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)

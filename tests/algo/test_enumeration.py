@@ -30,6 +30,7 @@ from steadyrl.algo import (
     DPPOTV,
     GRPO,
     GSPO,
+    OPSM,
     SAPO,
     VESPO,
     Composed,
@@ -70,6 +71,10 @@ def vespo(w: float, a: float) -> float:
     return w**2 * math.exp(3 * (1 - w)) if a > 0 else w**3 * math.exp(2 * (1 - w))
 
 
+def opsm(p: list[float], m: list[float], a: float, threshold: float) -> bool:
+    return a < 0 and sum(math.log(z / x) for x, z in zip(p, m, strict=True)) / len(p) > threshold
+
+
 # The weight of ∇log π(y_t), mask included, written from the equations for one response in plain numbers:
 # π_θ, π_old and μ_old of its tokens, and Â.
 WEIGHTS = {
@@ -95,6 +100,9 @@ WEIGHTS = {
     CISPO(): lambda p, o, m, a: [min(max(x / y, 0.8), 1.27) / sum(LENGTHS) for x, y in zip(p, o, strict=True)],
     GSPO(): lambda p, o, m, a: [
         0.0 if clip(s := (math.prod(p) / math.prod(o)) ** (1 / len(p)), a, 3e-4, 4e-4) else s / len(p) for _ in p
+    ],
+    OPSM(threshold=0.02): lambda p, o, m, a: [
+        0.0 if clip(x / y, a, 0.2, 0.27) or opsm(p, m, a, 0.02) else x / y / len(p) for x, y in zip(p, o, strict=True)
     ],
     DPPOTV(): lambda p, o, m, a: [dppo(x, z, a, abs(x - z) > 0.15) for x, z in zip(p, m, strict=True)],
     DPPOKL(): lambda p, o, m, a: [dppo(x, z, a, binary_kl(z, x) > 0.05) for x, z in zip(p, m, strict=True)],

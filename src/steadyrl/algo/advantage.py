@@ -1,20 +1,28 @@
-"""Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes."""
+"""Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes.
 
+Rewards are float32 numbers. Sums that a verifier adds up in another order differ in the last bits and mean the same, so
+a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
+"""
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROUNDING = 8 * 2.0**-23
+"""Rewards of a group that differ by less than this share of the largest are equal."""
+
 
 def group_advantage(
-    rewards: Float[Tensor, "prompts responses"], *, normalise: bool
+    rewards: Float[Tensor, "prompts responses"], *, normalise: bool, epsilon: float = 0.0
 ) -> Float[Tensor, "prompts responses"]:
-    """Â = R − mean(R) over the group, divided by the group's standard deviation if `normalise`.
+    """Â = R − mean(R) over the group, divided by the group's standard deviation plus `epsilon` if `normalise`.
 
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
     population's; a group of equal rewards, or of one response, gets zeros either way.
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
     if normalise:
-        centred = centred / rewards.std(dim=1, correction=0, keepdim=True)
+        centred = centred / (rewards.std(dim=1, correction=0, keepdim=True) + epsilon)
     return centred.masked_fill(_uniform(rewards), 0.0)  # the mean of equal rewards is rounded, and 0/0 is NaN
 
 
@@ -45,4 +53,6 @@ def without_truncated(
 
 
 def _uniform(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts 1"]:
-    return rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+    """Whether all rewards of a group are equal, up to `ROUNDING`; False where one is NaN."""
+    low, high = rewards.aminmax(dim=1, keepdim=True)
+    return (high == low) | (high - low < ROUNDING * torch.maximum(high.abs(), low.abs()))
