@@ -84,9 +84,10 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
     rewards, options = score_groups(session, "train", groups), recipe.advantage
     answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
     n = recipe.update.minibatches
+    parts = minibatches(answered, n)
     blocks = [
         _blocks(session, part, responses, seed=seed_of(recipe.seed, f"gap/{step}/{number}"))
-        for number, part in enumerate(minibatches(answered, n))
+        for number, part in enumerate(parts)
     ]
     forwards, _ = begin_updates(session, answered)
     lag, counted = 0, counted_groups(rewards, parts=n, options=options)
@@ -99,14 +100,16 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
             responses=sum(len(s.micro.response.unique()) for block in blocks[number] for s in block),
             gap=gap,
             reason=reason,
-            measured={} if outcome is None else _measured(outcome, version + lag),
+            measured={}
+            if outcome is None
+            else _measured(outcome, version + lag, responses=sum(map(len, parts[number]))),
         )
         lag += outcome is not None and outcome.finite
 
 
-def _measured(outcome: Outcome, version: int) -> dict[str, float]:
+def _measured(outcome: Outcome, version: int, *, responses: int) -> dict[str, float]:
     factors = ledger.summary(step_ledger(traced([outcome]), [outcome], policy_version=version))
-    return factors | update_metrics([outcome])
+    return factors | update_metrics([outcome], responses=responses)
 
 
 def _blocks(session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int) -> list[list[Scored]]:

@@ -179,7 +179,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         **route_metrics(old_pass),
         **routed,
         **effect,
-        **update_metrics(outcomes),
+        **update_metrics(outcomes, responses=sum(map(len, responses))),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,

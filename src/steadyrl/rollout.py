@@ -110,10 +110,11 @@ def with_advantages(
         found = leave_one_out(values)
     else:
         found = group_advantage(values, normalise=normalise, epsilon=options.epsilon)
+    excess = leave_one_out(values)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
-        found = without_truncated(found, cut)
-    advantages = found.tolist()
+        found, excess = without_truncated(found, cut), without_truncated(excess, cut)
+    both = torch.stack([found, excess], dim=-1).tolist()
     return [
         [
             Response(
@@ -121,10 +122,11 @@ def with_advantages(
                 completion=completion,
                 advantage=advantage,
                 group_tokens=sum(len(c.token_ids) for c in group.completions),
+                excess=over_others,
             )
-            for completion, advantage in zip(group.completions, row, strict=True)
+            for completion, (advantage, over_others) in zip(group.completions, row, strict=True)
         ]
-        for group, row in zip(groups, advantages, strict=True)
+        for group, row in zip(groups, both, strict=True)
     ]
 
 

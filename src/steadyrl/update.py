@@ -255,11 +255,16 @@ def _responses(micros: Sequence[MicroBatch]) -> Tensor:
     return torch.cat([m.response + size for m, size in zip(micros, sizes, strict=False)])
 
 
-def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
+def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None = None) -> dict[str, float]:
     """What the updates did, and how far their token-level objective was from the sequence-level one.
 
     Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated, and both means
     are 0. Where no update was finite they are NaN.
+
+    Args:
+        outcomes: the updates, in order.
+        responses: how many responses their mini-batches had, over which the mean of Δ runs; None: those that were
+            scored in the updates.
     """
     moved = [o for o in outcomes if o is not None]
     finite = [o for o in moved if o.finite]
@@ -274,8 +279,9 @@ def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
         return metrics
     response = _responses([t.scored.micro for t in traces])
     gap = value_gap(torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t in traces]), response)
-    advantages = torch.cat([t.scored.micro.advantages for t in traces])[begins(response)]
-    metrics |= {f"surrogate/{name}": value for name, value in surrogate_error(gap, advantages).items()}
+    excess = torch.cat([t.scored.micro.excess for t in traces])[begins(response)]
+    errors = surrogate_error(gap, excess, responses=responses)
+    metrics |= {f"surrogate/{name}": value for name, value in errors.items()}
     shares = {
         "weight/truncated": [t.terms.truncated for t in traces],
         "clip/low": [t.terms.clipped.low for t in traces],
