@@ -9,7 +9,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
@@ -89,7 +89,14 @@ class ModelOptions(Section):
     """CPU threads of torch; 0 keeps torch's own choice. A run resumes bit-identically on the same number."""
 
 
-class ChainsTask(Section):
+class AnyTask(Section):
+    """What every task has."""
+
+    correct_at: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    """A response with at least this reward is right: accuracy counts these."""
+
+
+class ChainsTask(AnyTask):
     """Chains of + and − modulo ten, worked out with running totals; the task of the demo."""
 
     kind: Literal["chains"] = "chains"
@@ -109,7 +116,7 @@ class ChainsTask(Section):
         return self
 
 
-class RowsTask(Section):
+class RowsTask(AnyTask):
     """Rows of digits, each summed along itself from the one above; responses of hundreds of tokens, for the lab."""
 
     kind: Literal["rows"] = "rows"
@@ -129,7 +136,7 @@ class RowsTask(Section):
         return self
 
 
-class ReasoningGymTask(Section):
+class ReasoningGymTask(AnyTask):
     """Any dataset of reasoning-gym, scored by its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
@@ -141,7 +148,7 @@ class ReasoningGymTask(Section):
     """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
 
 
-class QuestionsTask(Section):
+class QuestionsTask(AnyTask):
     """Question/answer pairs: a JSONL file or a Hugging Face dataset."""
 
     kind: Literal["questions"] = "questions"
@@ -151,19 +158,26 @@ class QuestionsTask(Section):
     """Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`."""
     split: str = "train"
     """Split of the Hugging Face dataset; a JSONL file has none."""
-    question: str = "question"
-    """Field that holds the question."""
-    answer: str = "answer"
-    """Field that holds the reference answer."""
-    solution: str | None = None
+    question_column: str = "question"
+    """Field that holds the question, or the messages of a conversation; `a.b` is the field `b` of `a`."""
+    answer_column: str = "answer"
+    """Field that holds the reference answer, or a list of accepted ones."""
+    solution_column: str | None = None
     """Field that holds a worked solution, which the cold start imitates; without it, the answer."""
+    answer: Literal["auto", "boxed", "tag", "last_number"] = "auto"
+    """Where `math_verify` looks for a response's answer: in the last `\\boxed{}`, in `<answer>` tags, or in the last
+    number; `auto` tries them in this order, and `####` and "the answer is" too."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be used, and count them; off: they are rejected."""
     score: str = "math_verify"
     """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one
     with a parameter `answer` gets the reference answer as well."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
 
-    PAIRS: ClassVar[frozenset[str]] = frozenset({"path", "subset", "split", "question", "answer", "held_out"})
+    PAIRS: ClassVar[frozenset[str]] = frozenset(
+        {"path", "subset", "split", "question_column", "answer_column", "skip_bad_rows", "held_out"}
+    )
     """The fields that say which pairs there are, and which of them are set aside."""
 
 
@@ -179,6 +193,8 @@ class Scoring(Section):
     """Worker processes."""
     max_failures: Fraction = 0.1
     """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    audit: bool = True
+    """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
 
 
 class LocalEngine(Section):
@@ -224,6 +240,8 @@ class Rollout(Section):
     """A response that reaches this length is cut and counted as truncated."""
     stop: tuple[str, ...] = ()
     """Strings of a single token that end a response, beside the model's own end of sequence."""
+    strip_special: bool = False
+    """Verifiers get responses without special tokens such as `<think>`; off: without end tokens and padding alone."""
 
 
 class MiniRL(Section):
@@ -514,6 +532,22 @@ class Evaluate(Section):
     """The sampled evaluation keeps this many tokens; 0: all."""
 
 
+class Rollouts(Section):
+    """Which training responses are written to `rollouts.jsonl`."""
+
+    groups: Count = 2
+    """Groups of a step that are written."""
+    every: PositiveInt = 1
+    """Steps between those that are written."""
+
+
+class Prompt(Section):
+    """How questions become prompts."""
+
+    date: str | None = None
+    """The date, as `2026-01-31`, that a chat template which asks for it gets; by default the day the run began."""
+
+
 class Checkpoints(Section):
     """What is kept on disk."""
 
@@ -536,6 +570,8 @@ class Recipe(Section):
     """Precision, device and memory of the trained model."""
     task: TaskConfig
     """Where prompts and rewards come from."""
+    prompt: Prompt = Prompt()
+    """How questions become prompts."""
     scoring: Scoring = Scoring()
     """Limits on the scoring."""
     engine: Annotated[LocalEngine | VLLMEngine, Field(discriminator="kind")] = LocalEngine()
@@ -554,6 +590,8 @@ class Recipe(Section):
     """Supervised training first, or none."""
     evaluate: Evaluate = Evaluate()
     """Held-out accuracy."""
+    rollouts: Rollouts = Rollouts()
+    """Which training responses are written down."""
     checkpoints: Checkpoints = Checkpoints()
     """What is kept on disk."""
     sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
@@ -626,7 +664,7 @@ def _explain(detail: Mapping[str, Any]) -> str:
     place = [str(part) for part in above if part not in _TAGS] + [str(last)] * (unknown or last not in _TAGS)
     field = ".".join(place)
     if unknown:
-        known = {name for section in (Recipe, *Section.__subclasses__()) for name in section.model_fields}
+        known = {name for section in _sections(Section) for name in section.model_fields}
         near = difflib.get_close_matches(place[-1], sorted(known), n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         return f"{field}: unknown key{hint}"
@@ -634,6 +672,12 @@ def _explain(detail: Mapping[str, Any]) -> str:
     if detail["type"] in ("missing", "value_error"):
         return f"{field}: {message}"
     return f"{field}: {message} (found {detail['input']!r})"
+
+
+def _sections(base: type[Section]) -> Iterator[type[Section]]:
+    for section in base.__subclasses__():
+        yield section
+        yield from _sections(section)
 
 
 # pydantic names the variant in an error's location; the recipe's writer did not

@@ -63,7 +63,7 @@ def evaluate(
         session, engine, "held_out", range(prompts), responses=samples, sampling=sampling, key="evaluate"
     )
     rewards = score_groups(session, "held_out", groups)
-    return accuracy((rewards.values >= 1.0).float()), groups, rewards
+    return accuracy((rewards.values >= session.recipe.task.correct_at).float()), groups, rewards
 
 
 def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], list[Row]]:
@@ -88,7 +88,7 @@ def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], l
                     "high": result.high,
                     "prompts": options.prompts,
                     "samples": 1 if mode == "greedy" else options.samples,
-                    "failures": len(rewards.failures),
+                    "failures": len(rewards.failed),
                 }
             )
             shown = shown or _samples(session, groups[:8], rewards)

@@ -25,8 +25,9 @@ from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
 from steadyrl.rollout import (
+    Counted,
     Group,
-    counted_groups,
+    counted,
     counted_tokens,
     rollout_metrics,
     sample_groups,
@@ -147,11 +148,12 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards = score_groups(session, "train", groups)
-        run.log_failures(step, rewards.failures)
+        run.log_failures(step, rewards.failed)
         options = recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-        counted = counted_groups(rewards, parts=recipe.update.minibatches, options=options)
-        tokens = counted_tokens(responses, rewards, parts=recipe.update.minibatches, options=options)
+        parts = recipe.update.minibatches
+        divisors = counted(rewards, parts=parts, options=options)
+        tokens = counted_tokens(responses, rewards, parts=parts, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -162,7 +164,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, counted, tokens, strict=True))
+            for n, part in enumerate(zip(forwards, divisors, tokens, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -173,13 +175,13 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     rows = step_ledger(old_pass, outcomes, policy_version=version)
     metrics = {
         "policy_version": sampler,
-        **rollout_metrics(groups, rewards),
+        **rollout_metrics(groups, rewards, correct_at=recipe.task.correct_at),
         **scoring_metrics(old_pass),
         **ledger.summary(rows),
         **route_metrics(old_pass),
         **routed,
         **effect,
-        **update_metrics(outcomes, responses=sum(map(len, responses))),
+        **update_metrics(outcomes, responses=int(rewards.known.sum())),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,
@@ -243,11 +245,11 @@ def _update(
     step: int,
     number: int,
     forwards: Sequence[Forward],
-    groups: int,
+    divisor: Counted,
     tokens: int,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, groups, tokens)
+    outcome = take_update(session, step, number, forwards, divisor, tokens)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -259,9 +261,9 @@ def _update(
 
 
 def take_update(
-    session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int, tokens: int
+    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted, tokens: int
 ) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate; it is divided by `groups`, or `tokens`."""
+    """Update `number` of a step, counted from 0, with its learning rate; divided by `divisor`, or by `tokens`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -277,8 +279,8 @@ def take_update(
         session.optimizer,
         session.objective,
         forwards,
-        responses=groups * recipe.rollout.responses,
-        groups=groups,
+        responses=divisor.responses,
+        groups=divisor.groups,
         batch_tokens=tokens,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )

@@ -84,8 +84,8 @@ METRICS: tuple[Metric, ...] = (
         "surrogate/delta",
         "reward",
         "Δ of J(π) − J(μ) = E_μ[R Σ(r−1)] − Δ, r = π_θ/μ_old: how far the token level misses the sequence level, in "
-        "value. Mean over all responses of the step, of R less the mean R of the others in the group, which has the same mean "
-        "as R.",
+        "value. Mean over all responses of the step that have a reward, each weighed by R less the mean R of the "
+        "others in its group; R itself would have the same mean.",
     ),
     Metric("surrogate/delta_low", "reward", "Lower end of the 95% interval of Δ."),
     Metric("surrogate/delta_high", "reward", "Upper end of the 95% interval of Δ."),

@@ -1,6 +1,7 @@
 """The first half of a global step: prompts → completions → rewards → advantages."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,9 +38,18 @@ class Rewards:
     """What the responses of several groups earned."""
 
     values: Float[Tensor, "groups responses"]
-    """Reward of each; 0 where scoring failed."""
-    failures: tuple[str, ...]
-    """Why scoring failed, for each response that it failed for."""
+    """Reward of each; 0 where it is missing."""
+    known: Bool[Tensor, "groups responses"]
+    """Which responses have a reward; scoring failed for the others."""
+    parts: Mapping[str, Float[Tensor, "groups responses"]]
+    """Further numbers that the verifier returned, by name; NaN where it returned none."""
+    failures: tuple[str | None, ...]
+    """Why scoring failed, for each response; None where it did not."""
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The reasons alone, of the responses that scoring failed for."""
+        return tuple(reason for reason in self.failures if reason is not None)
 
 
 def sample_groups(
@@ -90,27 +100,37 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
-    failures = tuple(score.failure for score in scores if score.failure is not None)
+    failures = tuple(score.failure for score in scores)
+    failed = [failure for failure in failures if failure is not None]
     limit = session.recipe.scoring.max_failures
-    if len(failures) > limit * len(scores):
+    if len(failed) > limit * len(scores):
         raise TaskError(
-            f"scoring failed for {len(failures)} of {len(scores)} responses, above scoring.max_failures = {limit}; "
-            f"the first: {failures[0]}"
+            f"scoring failed for {len(failed)} of {len(scores)} responses, above scoring.max_failures = {limit}; "
+            f"the first: {failed[0]}"
         )
-    values = torch.tensor([score.reward for score in scores], dtype=torch.float32)
-    return Rewards(values=values.view(len(groups), -1), failures=failures)
+    names = sorted({name for score in scores for name in score.parts})
+    return Rewards(
+        values=_table([score.reward or 0.0 for score in scores], groups),
+        known=_table([float(score.reward is not None) for score in scores], groups).bool(),
+        parts={name: _table([score.parts.get(name, math.nan) for score in scores], groups) for name in names},
+        failures=failures,
+    )
+
+
+def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "groups responses"]:
+    return torch.tensor(values, dtype=torch.float32).view(len(groups), -1)
 
 
 def with_advantages(
     groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
 ) -> list[list[Response]]:
     """Responses with their advantage, group by group."""
-    values = rewards.values
+    values, known = rewards.values, rewards.known
     if options.leave_one_out:
-        found = leave_one_out(values)
+        found = leave_one_out(values, known=known)
     else:
-        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon)
-    excess = leave_one_out(values)
+        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon, known=known)
+    excess = leave_one_out(values, known=known)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
         found, excess = without_truncated(found, cut), without_truncated(excess, cut)
@@ -121,43 +141,66 @@ def with_advantages(
                 prompt_ids=group.prompt_ids,
                 completion=completion,
                 advantage=advantage,
-                group_tokens=sum(len(c.token_ids) for c in group.completions),
+                group_tokens=tokens,
                 excess=over_others,
             )
             for completion, (advantage, over_others) in zip(group.completions, row, strict=True)
         ]
-        for group, row in zip(groups, both, strict=True)
+        for group, row, tokens in zip(groups, both, _group_tokens(groups, known), strict=True)
     ]
 
 
-def counted_groups(rewards: Rewards, *, parts: int, options: Advantage) -> list[int]:
-    """How many groups each of `parts` equal mini-batches is divided by."""
-    return _counted(rewards, options).view(parts, -1).sum(dim=1).tolist()
+def _group_tokens(groups: Sequence[Group], known: Bool[Tensor, "groups responses"]) -> list[int]:
+    """Σ|y| over the responses of each group that have a reward; over all, where none has and nothing is moved."""
+    lengths = torch.tensor([[len(c.token_ids) for c in group.completions] for group in groups])
+    return lengths.where(known | ~known.any(dim=1, keepdim=True), 0).sum(dim=1).tolist()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """What a mini-batch is divided by."""
+
+    responses: int
+    """Responses that have a reward."""
+    groups: int
+    """Groups with such a response."""
+
+
+def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted]:
+    """What each of `parts` equal mini-batches is divided by: what has a reward and is not filtered out."""
+    counts = _counts(rewards, options)
+    return [
+        Counted(responses=int(part.sum()), groups=int(part.any(dim=1).sum()))
+        for part in counts.view(parts, -1, counts.shape[1])
+    ]
 
 
 def counted_tokens(
     groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
 ) -> list[int]:
-    """The response tokens of those groups, in each of `parts` equal mini-batches."""
+    """The tokens of those responses, in each of the mini-batches."""
     tokens = torch.tensor([group[0].group_tokens for group in groups])
-    return tokens.where(_counted(rewards, options), 0).view(parts, -1).sum(dim=1).tolist()
+    return tokens.where(_counts(rewards, options).any(dim=1), 0).view(parts, -1).sum(dim=1).tolist()
 
 
-def _counted(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups"]:
-    """Groups that count in the denominators."""
-    everyone = torch.ones(len(rewards.values), dtype=torch.bool)
-    return informative(rewards.values) if options.filter_groups else everyone
+def _counts(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups responses"]:
+    """Which responses count in the denominators."""
+    if not options.filter_groups:
+        return rewards.known
+    return rewards.known & informative(rewards.values, known=rewards.known)[:, None]
 
 
-def rollout_metrics(groups: Sequence[Group], rewards: Rewards) -> dict[str, float]:
+def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: float) -> dict[str, float]:
     """What the step sampled, in numbers."""
     completions = [c for group in groups for c in group.completions]
-    values = rewards.values
+    values, known = rewards.values, rewards.known
+    parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
     return {
-        "reward/mean": values.mean().item(),
-        "reward/accuracy": (values >= 1.0).float().mean().item(),
-        "reward/failures": len(rewards.failures),
-        "reward/uniform_groups": (~informative(values)).float().mean().item(),
+        "reward/mean": values[known].mean().item(),
+        "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
+        "reward/failures": len(rewards.failed),
+        "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),
+        **parts,
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
     }

@@ -148,9 +148,9 @@ def update(
 
     Args:
         forwards: a forward, not yet begun, for each micro-batch with an advantage.
-        responses: responses in the mini-batch, the zero-advantage ones included.
-        groups: prompts in the mini-batch.
-        batch_tokens: response tokens in the mini-batch, for an objective that divides by them.
+        responses: responses of the mini-batch that have a reward, the zero-advantage ones included.
+        groups: groups of the mini-batch with such a response.
+        batch_tokens: tokens of those responses, for an objective that divides by them.
         max_grad_norm: the norm that the gradient is scaled down to.
     """
     if not forwards:
@@ -263,8 +263,8 @@ def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None 
 
     Args:
         outcomes: the updates, in order.
-        responses: how many responses their mini-batches had, over which the mean of Δ runs; None: those that were
-            scored in the updates.
+        responses: how many responses of their mini-batches have a reward, over which the mean of Δ runs; None: those
+            that were scored in the updates.
     """
     moved = [o for o in outcomes if o is not None]
     finite = [o for o in moved if o.finite]

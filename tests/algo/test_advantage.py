@@ -90,3 +90,31 @@ def test_filters() -> None:
     assert informative(rewards).tolist() == [False, True, False]
     cut = torch.tensor([[False, True], [True, False], [False, False]])
     assert without_truncated(rewards, cut).tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]
+
+
+def test_a_missing_reward_takes_no_part_in_its_group() -> None:
+    rewards = torch.tensor([[9.0, -1.0, -1.0, -1.0], [9.0, 1.0, 2.0, 3.0]])
+    known = torch.tensor([[False, True, True, True]] * 2)
+    assert group_advantage(rewards, normalise=False, known=known).tolist() == [[0.0] * 4, [0.0, -1.0, 0.0, 1.0]]
+    deviation = (2 / 3) ** 0.5  # of 1, 2, 3
+    expected = [0.0, -1 / deviation, 0.0, 1 / deviation]
+    assert group_advantage(rewards, normalise=True, known=known)[1].tolist() == pytest.approx(expected)
+    assert leave_one_out(rewards, known=known)[1].tolist() == [0.0, -1.5, 0.0, 1.5]
+    assert informative(rewards, known=known).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_a_group_with_fewer_than_two_rewards_moves_nothing(count: int) -> None:
+    rewards, known = torch.tensor([[1.0, 0.0, 3.0]]), torch.tensor([[n < count for n in range(3)]])
+    for found in (
+        group_advantage(rewards, normalise=False, known=known),
+        group_advantage(rewards, normalise=True, known=known),
+        leave_one_out(rewards, known=known),
+    ):
+        assert found.tolist() == [[0.0, 0.0, 0.0]]
+    assert informative(rewards, known=known).tolist() == [False]
+
+
+def test_missing_rewards_change_no_bit_of_groups_that_have_all() -> None:
+    rewards = torch.rand(64, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(group_advantage(rewards, normalise=False), rewards - rewards.mean(dim=1, keepdim=True))

@@ -39,6 +39,8 @@ from steadyrl.algo import (
     MinPRO,
     PrefixIS,
     Reinforce,
+    group_advantage,
+    leave_one_out,
     value_gap,
 )
 from steadyrl.algo.surrogate import surrogate_error, worst_delta
@@ -174,6 +176,21 @@ def test_the_estimate_of_the_error_is_that_of_the_sum_over_responses() -> None:
     margin = 1.96 * (REWARDS * gap).std().item() / len(RESPONSES) ** 0.5
     assert said["delta_high"] - said["delta"] == pytest.approx(margin)
     assert said["delta"] - said["delta_low"] == pytest.approx(margin)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_estimate_from_groups_has_the_mean_delta(size: int) -> None:
+    """Over every group of responses that μ may sample, the mean of (R − mean of the others) · difference is Δ."""
+    chance = by_response(logprobs(MU)).exp()
+    gap = value_gap(logprobs(THETA) - logprobs(MU), RESPONSE)
+    delta = (chance * REWARDS * gap.difference).sum().item()
+    drawn = torch.cartesian_prod(*[torch.arange(len(RESPONSES))] * size)
+    probability = chance[drawn].prod(dim=1)
+    mean = (probability[:, None] * leave_one_out(REWARDS[drawn]) * gap.difference[drawn] / size).sum().item()
+    assert mean == pytest.approx(delta, rel=1e-9)
+    # a mean over the moved responses alone, weighed by R − mean of the group, is another number
+    centred = group_advantage(REWARDS[drawn], normalise=False)
+    assert (probability[:, None] * centred * gap.difference[drawn] / size).sum().item() != pytest.approx(delta, rel=0.1)
 
 
 def exact_gradient(logits: Tensor) -> Tensor:

@@ -128,6 +128,8 @@ def test_a_factor_by_hand() -> None:
         "chi2": pytest.approx(3 / 8),
         "mean": pytest.approx(1.0),
         "max": pytest.approx(2.0),
+        # products ¼ and 2: (9/4)² / (2 · 65/16)
+        "ess_sequences": pytest.approx(81 / 130),
         "ess": pytest.approx(16 / (4 * 5.5)),  # (Σw)² / (n Σw²) = 4² / (4 · (¼ + ¼ + 1 + 4))
         "abs_mean": pytest.approx(3 / 4 * log2),
         "abs_max": pytest.approx(log2),

@@ -18,7 +18,7 @@ def write(folder: Path, rows: list) -> str:
 
 
 def questions(path: str, **changed: object) -> Questions:
-    fields: dict = {"split": "train", "question": "question", "answer": "answer", "solution": None}
+    fields: dict = {"split": "train"}
     return Questions(**fields | {"path": path, "score": "math_verify", "held_out": 8} | changed)
 
 
@@ -56,10 +56,12 @@ def test_a_repeated_question_is_in_one_split_only(tmp_path: Path) -> None:
 
 def test_fields_and_solution(tmp_path: Path) -> None:
     path = write(tmp_path, [{"q": "1+1=", "a": 2, "work": "one and one"}, "\n", {"q": "2+2=", "a": 4, "work": "w"}])
-    example = questions(path, question="q", answer="a", solution="work", held_out=1).example("train", 0)
+    example = questions(path, question_column="q", answer_column="a", solution_column="work", held_out=1).example(
+        "train", 0
+    )
     assert example.answer in "24"
     assert example.solution in ("one and one", "w")
-    plain = questions(path, question="q", answer="a", held_out=1).example("train", 0)
+    plain = questions(path, question_column="q", answer_column="a", held_out=1).example("train", 0)
     assert plain.solution == plain.answer
 
 
@@ -103,8 +105,8 @@ def hub_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_hugging_face_dataset(hub_folder: str, tmp_path: Path) -> None:
-    task = questions(hub_folder, solution="work")
-    same = questions(write(tmp_path, ROWS), solution="work")
+    task = questions(hub_folder, solution_column="work")
+    same = questions(write(tmp_path, ROWS), solution_column="work")
     assert [task.example("train", n) for n in range(32)] == [same.example("train", n) for n in range(32)]
     assert held_out(task) == held_out(same)
 
@@ -113,7 +115,7 @@ def test_mistakes_about_a_hugging_face_dataset(hub_folder: str, tmp_path: Path) 
     with pytest.raises(TaskError, match=r"cannot load split 'test' of the dataset .*\['train'\]"):
         questions(hub_folder, split="test")
     with pytest.raises(TaskError, match=r"row 0 has no field `answr`; it has `question`, `answer`, `work`"):
-        questions(hub_folder, answer="answr")
+        questions(hub_folder, answer_column="answr")
     with pytest.raises(TaskError, match="cannot load split 'train' of the dataset"):
         questions(str(tmp_path / "nothing here"))
 
@@ -127,7 +129,7 @@ def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_example_recipe_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
     score = "examples/score_exact.py:score"
-    task = questions("examples/arithmetic.jsonl", solution="solution", score=score, held_out=100)
+    task = questions("examples/arithmetic.jsonl", solution_column="solution", score=score, held_out=100)
     assert (task.size("train"), task.size("held_out")) == (3900, 100)
     for index in range(3900):
         example = task.example("train", index)

@@ -158,9 +158,9 @@ def describe(
 
     `tokens`; `k1`, `k3` (each with `_margin`, half its 95% interval) and `chi2`; `mean`, `max` and `ess` of the ratio,
     the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `ess_sequences`, the same of
-    W = Π ρ over the tokens of a response in the bucket: the share of responses (VCPO, arXiv 2602.17616); `abs_mean` and `abs_max` of
-    its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of ratios outside
-    [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
+    W = Π ρ over the tokens of a response in the bucket: the share of responses (VCPO, arXiv 2602.17616); `abs_mean`
+    and `abs_max` of its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of
+    ratios outside [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
 
     Args:
         log_ratio: log of the ratio, per factor and token.

@@ -5,8 +5,8 @@ level, to first order, by 1 + Σ(r_t − 1). The difference is that of arXiv 260
 
     1 + Σ_t (r_t − 1) − Π_t r_t = Σ_t (r_t − 1)(1 − Π_{j>t} r_j)
 
-so that J(π) − J(μ) = E_μ[R Σ_t (r_t − 1)] − Δ with Δ = E_μ[R · difference], exactly. The difference has the mean 0 under
-μ, so a baseline that does not depend on the response may be taken from R: `advantage.leave_one_out` does so.
+so that J(π) − J(μ) = E_μ[R Σ_t (r_t − 1)] − Δ with Δ = E_μ[R · difference], exactly. The difference has the mean 0
+under μ, so a baseline that does not depend on the response may be taken from R: `advantage.leave_one_out` does so.
 """
 
 from typing import NamedTuple
@@ -67,13 +67,14 @@ def surrogate_error(
         mean of |R| · bound, which |Δ| does not exceed; `value_gap`, the mean |Π r − (1 + Σ(r − 1))|.
     """
     wide = rewards.double()
-    absent = (len(wide) if responses is None else responses) - len(wide)
-    delta = mean_interval(pad(wide * gap.difference, (0, absent)))
+    counts = wide != 0
+    absent = (len(wide) if responses is None else responses) - int(counts.sum())
+    delta = mean_interval(pad((wide * gap.difference)[counts], (0, absent)))
     return {
         "delta": delta.value,
         "delta_low": delta.low,
         "delta_high": delta.high,
-        "delta_bound": pad(wide.abs() * gap.bound, (0, absent)).mean().item(),
+        "delta_bound": pad((wide.abs() * gap.bound)[counts], (0, absent)).mean().item(),
         "value_gap": gap.difference.abs().mean().item(),
     }
 
@@ -118,8 +119,8 @@ def gram(
 def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
-    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts,
-    and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
+    A part is one response, or a block of about as many responses as the others. Both gradients are the sums over the
+    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
     their inner products. The interval is between quantiles of the resamples; where the gap is small against the noise
     of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
 
@@ -133,10 +134,16 @@ def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int =
     weights = torch.cat([torch.ones(1, parts), counts]).to(products)  # the first row is the batch itself
     norms = torch.einsum("ri,abij,rj->abr", weights, products, weights)
     token, cross, sequence = norms[0, 0], norms[0, 1], norms[1, 1]
-    if not (token[0] > 0 and sequence[0] > 0 and norms.isfinite().all()):
+    sizes = f"{token[0].item():g} (token level) and {sequence[0].item():g} (sequence level)"
+    if not norms.isfinite().all():
         raise ValueError(
-            f"the squared norms of the gradients are {token[0].item():g} (token level) and {sequence[0].item():g} "
-            "(sequence level); both must be finite and above 0: take responses whose advantages are not all 0"
+            f"a gradient is not finite: the squared norms are {sizes}; the policies are so far apart that a product of "
+            "ratios overflows, or a log-probability is broken"
+        )
+    if not (token[0] > 0 and sequence[0] > 0):
+        raise ValueError(
+            f"the squared norms of the gradients are {sizes}; both must be above 0: take responses with "
+            "advantages that do not cancel"
         )
     cosine = (cross / (token * sequence).sqrt()).clamp(-1.0, 1.0)
     error = ((token - 2.0 * cross + sequence).clamp(min=0.0) / sequence).sqrt()

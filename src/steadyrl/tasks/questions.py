@@ -4,7 +4,8 @@ import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.answers import Place
+from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
 from steadyrl.tasks.checks import question_hash
 from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.pairs import read_hub, read_jsonl
@@ -22,15 +23,21 @@ class Questions:
         *,
         path: str,
         subset: str | None = None,
-        split: str,
-        question: str,
-        answer: str,
-        solution: str | None,
-        score: str,
-        held_out: int,
+        split: str = "train",
+        question_column: str = "question",
+        answer_column: str = "answer",
+        solution_column: str | None = None,
+        score: str = "math_verify",
+        answer: Place = "auto",
+        held_out: int = 256,
+        skip_bad_rows: bool = False,
     ) -> None:
         """Read all pairs and set `held_out` different questions aside."""
-        fields = {"question": question, "answer": answer, "solution": solution or answer}
+        fields = {
+            "question": question_column,
+            "answer": answer_column,
+            "solution": solution_column or answer_column,
+        }
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
         self._pairs = _divide(pairs, held_out, path)
         self._verify = _verifier(score)
@@ -43,7 +50,7 @@ class Questions:
         """The pair at `index`: training pairs in the order of the file, held-out ones by their hash."""
         return self._pairs[split][index]
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
         return self._verify(self._pairs[split][index], completion)
 

@@ -11,7 +11,7 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.factory import DATASETS, ProceduralDataset
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
 
 _HELD_OUT_SHARE = 1 / 4  # some generators take seconds per draw, so few draws may fall into the wrong split
@@ -53,7 +53,7 @@ class ReasoningGym:
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Example(question=entry["question"], answer=answer, solution=answer)
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if the dataset's verifier gives the answer at least `min_score`, else 0."""
         entry, answer = self._entry(split, index), extract_answer(completion)
         try:

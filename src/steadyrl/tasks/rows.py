@@ -3,7 +3,7 @@
 import functools
 import random
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
 from steadyrl.tasks.checks import split_of
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -41,7 +41,7 @@ class Rows:
         """The rows at `index`."""
         return _draw(self._seed, split, index, self._width, self._rows, self._noise)
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there are as many characters as the rows have and the last row is right, else 0."""
         example = self.example(split, index)
         whole = len(completion) == len(example.solution)
