@@ -340,6 +340,16 @@ def test_the_cold_start_learns_and_the_engine_has_its_weights(tmp_path, capfd):
     assert losses[-1] < 0.6 * losses[0]
 
 
+@pytest.mark.parametrize(("limit", "learns"), [(1e-12, False), (1.0, True), (math.inf, True)])
+def test_the_cold_start_scales_its_gradient_to_the_limit_of_the_recipe(tmp_path, limit, learns):
+    """So small a gradient is nothing beside the 1e-8 that Adam adds to its root."""
+    cold = {"batch": 16, "check_every": 30, "stages": [{"steps": 6, "learning_rate": 1e-2}]}
+    limited = {"optimizer": {"max_grad_norm": limit}}
+    run = train(tmp_path, task=coin_questions(tmp_path), cold_start=cold, steps=0, **limited, **QUIET)
+    losses = [row["loss"] for row in read_jsonl(run / "cold_start.jsonl")]
+    assert (losses[-1] < 0.9 * losses[0]) == learns
+
+
 @pytest.mark.parametrize(("filtered", "groups"), [(False, [4, 4]), (True, [2, 4])])
 def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkeypatch, filtered, groups):
     """Two of the first four groups get equal rewards."""

@@ -117,7 +117,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "routes/unrouted",
         "share",
-        "Share of fed positions that the engine returned no experts for; the trainer routes them by itself.",
+        "Share of fed positions for which the engine left out experts of a layer; the trainer routes there by itself.",
     ),
     Metric(
         "replay/k3_natural",

@@ -235,7 +235,7 @@ def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: S
         ledger.by_version(torch.cat([v - m.policy_version for v, m in zip(versions, micros, strict=True)])),
     ]
     chosen = [
-        (s.differs[b.predicting], routed(b.routes)[b.predicting])
+        (s.differs[b.predicting], routed(b.routes)[b.predicting].all(dim=1))
         for s in scored
         if s.differs is not None and (b := s.micro.batch).routes is not None
     ]
@@ -244,9 +244,9 @@ def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: S
     return ledger.table(measured, response, splits)
 
 
-def routed(routes: Routes) -> Bool[Tensor, "positions"]:
-    """Whether the engine returned experts for a position."""
-    return routes[:, 0, 0].int() != torch.iinfo(routes.dtype).max
+def routed(routes: Routes) -> Bool[Tensor, "positions layers"]:
+    """Whether the engine returned experts, for each position and layer."""
+    return routes[..., 0].int() != torch.iinfo(routes.dtype).max
 
 
 def _responses(micros: Sequence[MicroBatch]) -> Tensor:

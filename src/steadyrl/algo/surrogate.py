@@ -120,9 +120,9 @@ def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int =
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
     A part is one response, or a block of about as many responses as the others. Both gradients are the sums over the
-    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
-    their inner products. The interval is between quantiles of the resamples; where the gap is small against the noise
-    of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
+    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs
+    only their inner products. The interval is between quantiles of the resamples; where the gap is small against the
+    noise of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
 
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
