@@ -283,7 +283,7 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
         [run for figure in runs for run in figure if (run.fell_at is None) is way] for way in (True, False)
     )
     logged = {name for run in (*stable, *fallen) for name in run.steps}
-    signs = [(name, way) for name, way in SIGNS if name in logged]  # older results lack the newer quantities
+    signs = [sign for sign in SIGNS if sign[0] in logged]  # older results lack the newer quantities
     for name, way in signs:
         leads, false = record(runs, name, way)
         early = [lead for lead in leads if lead is not None]
