@@ -5,13 +5,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from steadyrl.tasks.plain_text import plain_characters, plain_latex, without_end_tokens
+from steadyrl.tasks.plain_text import plain_characters, plain_latex, without_special_tokens
 from steadyrl.tasks.prose import first_sentence, last_match, maths_in, number_in
 
 Place = Literal["auto", "boxed", "tag", "last_number"]
 Found = Literal["box", "marked", "line"]
 
-_LONGEST_LINE = 4_000  # characters of an answer's line that are looked at
+_LONGEST_LINE = 2_000  # characters of an answer's line that are looked at
 _NAMES = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|seed:think|scratchpad)"
 _THOUGHT = re.compile(
     rf"(?P<open><\s?{_NAMES}\s?>|\[{_NAMES}\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>)"
@@ -21,7 +21,7 @@ _THOUGHT = re.compile(
 _BRACE = re.compile(r"\\f?boxed\s{0,3}\{|\\fbox\s{0,3}\{|\\.|[{}]", re.DOTALL)
 _BETWEEN_BOXES = re.compile(r"[\s$.]{0,10}(?:,|or|and|&|,\s?(?:or|and))[\s$]{0,10}", re.IGNORECASE)
 _TAG = re.compile(r"<\s?(/?)\s?answer\s?>", re.IGNORECASE)
-_HASHES = re.compile(r"#{4,}(?!#)")
+_HASHES = re.compile(r"#{4,}(?=[^\n#]*(?:\n|$))")  # the last of a line
 _HEADING = re.compile(
     r"(?:\d+[.)]\s+[A-Za-z]|[*_\s]*(?:step|part|case|method|solution|explanation|conclusion|verification|check|reasoning|"
     r"analysis|approach|calculation|given|summary|final|answer|example|problem|question)\b|.*:\s*$)",
@@ -83,7 +83,7 @@ def find_final(
     completion: str, *, place: Place, prompt_text: str, finish_reason: Literal["stop", "length"], question: str
 ) -> Final | None:
     """Like `final_answer`, but of a sentence the whole sentence, and where it was found."""
-    text = without_end_tokens(without_thoughts(completion, begins_in_thought=ends_in_thought(prompt_text)))
+    text = without_special_tokens(without_thoughts(completion, begins_in_thought=ends_in_thought(prompt_text)))
     is_cut = finish_reason == "length"
     if place == "last_number":
         return None if is_cut else _on_last_line(text, question)
@@ -93,7 +93,7 @@ def find_final(
             return Final(boxed, "box") if boxed else None
     tagged = last_tag(text)
     if tagged is not None or place == "tag":
-        return Final(tagged, "marked") if tagged else None
+        return Final(tagged, "marked") if tagged and len(tagged) <= _LONGEST_LINE else None
     marked = behind_last_mark(text, must_be_closed=is_cut)
     if marked is not None:
         return None if marked.rstrip(" *_$").endswith("?") else Final(marked, "marked")
@@ -119,7 +119,7 @@ def without_thoughts(text: str, *, begins_in_thought: bool = False) -> str:
             inside = True
     if not inside:
         kept.append(text[start:])
-    return "\n".join(kept)
+    return "\n\n".join(kept)
 
 
 def last_box(text: str) -> str | None:
@@ -235,7 +235,7 @@ def _on_last_line(text: str, question: str) -> Final | None:
     if not lines:
         return None
     line = lines[0].strip()[-_LONGEST_LINE:]
-    if len(lines) > 1 and line != lines[1].strip() and _is_bare_number(line) and _is_bare_number(lines[1]):
+    if _is_column(lines):
         return None
     if line.rstrip(" *_$\"')").endswith("?") or (question and _is_quoted(line, question)):
         return None
@@ -243,15 +243,20 @@ def _on_last_line(text: str, question: str) -> Final | None:
 
 
 def _last_lines(text: str) -> list[str]:
-    """The last two lines with a letter or a digit, the last one first."""
+    """The last three lines with a letter or a digit, the last one first."""
     found: list[str] = []
     end = len(text)
-    while end > 0 and len(found) < 2:
+    while end > 0 and len(found) < 3:
         start = text.rfind("\n", 0, end) + 1
         if any(map(str.isalnum, text[start:end])):
             found.append(text[start:end])
         end = start - 1
     return found
+
+
+def _is_column(lines: list[str]) -> bool:
+    """Whether the last three lines are different numbers: candidates, not an answer."""
+    return len(lines) == 3 and len({line.strip() for line in lines}) == 3 and all(map(_is_bare_number, lines))
 
 
 def _is_bare_number(line: str) -> bool:

@@ -101,15 +101,15 @@ class _Reader:
     def sum_(self) -> Node:
         """Terms with + and −."""
         self._deeper()
-        terms = [self._signed()]
+        terms = [self._signed(signs=1)]
         while self.next and self.next in "+-":
-            terms.append(self._signed())
+            terms.append(self._signed(signs=2))  # `5 + -3`
         self._depth -= 1
         return terms[0] if len(terms) == 1 else Node("add", tuple(terms))
 
-    def _signed(self) -> Node:
+    def _signed(self, *, signs: int) -> Node:
         negative = False
-        for _ in range(2):  # `5 + -3` has two signs
+        for _ in range(signs):
             if self.next and self.next in "+-":
                 negative ^= self._take() == "-"
         term = self._product()

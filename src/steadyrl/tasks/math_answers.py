@@ -5,7 +5,7 @@ from typing import Literal
 
 from steadyrl.tasks.answers import Final, Place, behind_last_mark, find_final
 from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex, unwrapped
-from steadyrl.tasks.prose import maths_in, number_in, without_opening, without_reason, words_in
+from steadyrl.tasks.prose import last_brackets, maths_in, number_in, without_opening, without_reason, words_in
 from steadyrl.tasks.references import (
     Answer,
     Choice,
@@ -65,7 +65,8 @@ def right_responses(answer: str, *, place: Place = "auto") -> list[tuple[str, st
 def _gives(final: Final, reference: Reference, place: Place, question: str) -> bool:
     """Whether what was found says what the reference says."""
     if final.found == "box":
-        answers = [read_answer(behind_last_mark(final.text) or final.text)]
+        said = behind_last_mark(plain_latex(final.text)) if "nswer" in final.text else None
+        answers = [read_answer(said or final.text)]
     else:
         answers = _said(final, reference, only_number=place == "last_number")
     return any(
@@ -92,7 +93,7 @@ def _said(final: Final, reference: Reference, *, only_number: bool) -> list[Answ
         starts = final.found == "marked" and "=" not in plain and plain.lstrip(" -+$€£¥(")[:1].isdigit()
         number = number_in(plain, first=starts)
         return [] if number is None else [read_answer(number)]
-    return [whole, *(read_answer(one) for one in words_in(text)[1:])]
+    return [whole, *(read_answer(one) for one in (*words_in(text)[1:], *last_brackets(text)))]
 
 
 def _is_copied(answer: Answer, reference: Reference, question: str) -> bool:

@@ -10,8 +10,8 @@ _CHARACTERS = str.maketrans(
         "−": "-", "‐": "-", "‑": "-", "–": "-", "﹣": "-", "－": "-", "⁄": "/", "∕": "/",
         "×": "*", "⋅": "*", "·": "*", "∙": "*", "∗": "*", "•": "*", "✕": "*", "✖": "*",
         "π": "\\pi ", "∞": "\\infty ", "≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "±": "\\pm ",
-        "∪": "\\cup ", "√": "\\sqrt ", "°": " degrees ", "º": " degrees ", "٫": ".", "٬": ",", "。": ".",
-        "’": "'", "‘": "'", "“": '"', "”": '"', "′": "'",
+        "∪": "\\cup ", "√": "\\sqrt ", "°": " degrees ", "º": " degrees ", "→": "=", "⇒": "=",
+        "٫": ".", "٬": ",", "。": ".", "’": "'", "‘": "'", "“": '"', "”": '"', "′": "'",
     }
 )  # fmt: skip
 _RUNS_OF_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
@@ -32,6 +32,7 @@ _SPELLINGS = (
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
+    (re.compile(r"\\(?:[Rr]ightarrow|implies)(?![A-Za-z])"), "="),
     (re.compile(r"\\(?:lbrace|\{)"), r"\\{"),
     (re.compile(r"\\(?:rbrace|\})"), r"\\}"),
     (re.compile(r"\\(?:%|percent(?![A-Za-z]))"), "%"),
@@ -42,7 +43,7 @@ _MARKUP = re.compile(r"\*\*|__|`+")
 _POWER = re.compile(r"(?<=[\w)])(?:\*\*|\s\*\*\s)(?=[\d(-]|[a-z](?![A-Za-z]))")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("'", "'"), ("*", "*"), ("_", "_"))
 _BLANK = " \t\r\n"
-_END_TOKENS = re.compile(r"(?:<\|\w{1,30}\|>|</s>|<eos>|<end_of_turn>|<pad>|\s)+$")
+_SPECIAL_TOKENS = re.compile(r"<\|\w{1,30}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
 
 def plain_characters(text: str) -> str:
@@ -101,9 +102,9 @@ def unwrapped(text: str) -> str:
     return text
 
 
-def without_end_tokens(text: str) -> str:
-    """Text without the tokens that end a turn, and the white space before them."""
-    return _END_TOKENS.sub("", text[-400:]) if len(text) < 400 else text[:-400] + _END_TOKENS.sub("", text[-400:])
+def without_special_tokens(text: str) -> str:
+    """Text with a new line for each token that begins or ends a turn."""
+    return _SPECIAL_TOKENS.sub("\n", text)
 
 
 def folded(text: str) -> str:

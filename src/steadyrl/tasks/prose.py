@@ -50,6 +50,7 @@ _OPENING = re.compile(
     re.IGNORECASE,
 )
 _SAYS = re.compile(r"\s(?:is|are|was|were|be|equals|means)\s|[=:]\s?|→|\\(?:Rightarrow|rightarrow|to)(?![A-Za-z])")
+_BRACKETS = re.compile(r"[(\[][^()\[\],]{1,100},[^()\[\]]{1,100}[)\]]")
 _VERDICT = re.compile(r"(yes|no|true|false)\b\s*(?:[,.;:!]|-\s)(.*)", re.IGNORECASE | re.DOTALL)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _CHOSEN = re.compile(
@@ -110,6 +111,12 @@ def maths_in(text: str) -> tuple[str, bool] | None:
         return None
     inside = next(group for group in last.groups() if group is not None)
     return inside, any(map(str.isdigit, text[last.end() :]))
+
+
+def last_brackets(text: str) -> list[str]:
+    """The last tuple or interval in a sentence, if it has one."""
+    last = last_match(_BRACKETS, text)
+    return [] if last is None else [last.group()]
 
 
 def first_sentence(text: str) -> str:

@@ -29,7 +29,7 @@ _THOUSANDS = re.compile(r"(?<![\w.,'])(\d{1,3})((?:,\d{3})+|(?: \d{3})+|(?:'\d{3
 _UNDERSCORES = re.compile(r"(?<=\d)_(?=\d{3})")
 _MIXED = re.compile(r"(?<![\d/.^])(\d{1,9})\s{1,3}(?:(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])|(?=\\frac))")
 _TIMES_X = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^|\d)")
-_QUANTITY = re.compile(r"(-?[^A-Za-z]*?(?:\\frac\{\d+\}\{\d+\})?[^A-Za-z]*?)([A-Za-z%].*)", re.DOTALL)
+_QUANTITY = re.compile(r"([^A-Za-z%\\]*(?:\\frac\{\d+\}\{\d+\})?)\s?([A-Za-z%].*)", re.DOTALL)
 _FORMULA_WITH_UNIT = re.compile(r"(.*[\d)}a-z]) ([A-Za-z]{2,12})(?: ?\^ ?\{?[23]\}?)?", re.DOTALL)
 _NO_UNIT = re.compile(
     r"(?:or|and|to|not|plus|minus|times|over|divided|multiplied|mod|modulo|choose|factorial|squared|cubed|less|more|than|"
@@ -50,6 +50,13 @@ _UNITS = {
     "hours": "h", "h": "h", "day": "day", "days": "day", "week": "week", "weeks": "week", "year": "year",
     "years": "year", "degree": "degree", "degrees": "degree", "ml": "ml", "l": "l", "liters": "l", "litres": "l",
 }  # fmt: skip
+_NAMES_TO_20 = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+)
+_NAMES_OF_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NAMED = {name: number for number, name in enumerate(_NAMES_TO_20.split())}
+_NAMED |= {name: 10 * number for number, name in enumerate(_NAMES_OF_TENS.split(), 2)}
 _UNIT_LETTERS = frozenset("mghsLlNJWVAKCF")
 _NAME = re.compile(r"[^-+*/^÷<>\d][^-+*/^÷<>]{0,60}")
 _RELATION = re.compile(r"<=|>=|!=|\\(?:le|ge|ne|in|approx|equiv|sim|subset|to)(?![A-Za-z])|[<>]")
@@ -175,13 +182,16 @@ def read_answer(text: str) -> Answer:
     if len(text) > _LONGEST:
         return Answer(folded(text), None)
     clean = plain_latex(unwrapped(plain_characters(text)))
-    return _read(re.sub(r"[ \t]+", " ", clean), depth=0)
+    clean = re.sub(r"[ \t]+", " ", clean)
+    return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else Answer(folded(clean), None)
 
 
 def _read(text: str, depth: int) -> Answer:
     """Reads cleaned text."""
     text = unwrapped(text)
     name = folded(text)
+    if (named := _named_number(name)) is not None:
+        return Answer(name, Number(named, percent=False, unit="", literal=True, node=None))
     if (
         not text
         or depth > 6
@@ -197,6 +207,15 @@ def _read(text: str, depth: int) -> Answer:
     if value is None and _looks_like_latex(text):
         value = Opaque(text)
     return Answer(name, value)
+
+
+def _named_number(name: str) -> Fraction | None:
+    """A number below 100 in words: `seven`, `twenty-one`."""
+    tens, _, ones = name.replace("-", " ").partition(" ")
+    first, second = _NAMED.get(tens), _NAMED.get(ones) if ones else 0
+    if first is None or second is None or (ones and not (first >= 20 and 0 < second < 10)):
+        return None
+    return Fraction(first + second)
 
 
 def _read_choice(text: str, depth: int) -> Choice | None:
