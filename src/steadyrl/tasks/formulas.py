@@ -137,7 +137,7 @@ class _Reader:
 
     def _beside(self, factors: list[Node]) -> list[Node]:
         """A factor without a sign before it: `2x`, or the fraction of a mixed number."""
-        is_fraction, is_digit = self.next == "\\frac", self.next[0].isdigit()
+        is_fraction, is_digit = self.next == "\\frac", self.next[0] in "0123456789."
         factor, before = self._power(), factors[-1]
         if is_digit:
             raise NotAFormula  # `1 2`, `x 2`

@@ -3,22 +3,13 @@
 from collections.abc import Sequence
 from typing import Literal
 
+from steadyrl.tasks.answer_values import Answer, Choice, Equation, Formula, Number, Several
 from steadyrl.tasks.answers import Final, Place, behind_last_mark, find_final
+from steadyrl.tasks.equality import is_right
 from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex, unwrapped
 from steadyrl.tasks.prose import last_brackets, maths_in, number_in, without_opening, without_reason, words_in
-from steadyrl.tasks.references import (
-    Answer,
-    Choice,
-    Equation,
-    Formula,
-    Number,
-    Reference,
-    Several,
-    answer_in,
-    is_right,
-    read_answer,
-    read_reference,
-)
+from steadyrl.tasks.reading import read_answer
+from steadyrl.tasks.references import Reference, answer_in, read_reference
 
 
 def math_verify_score(
@@ -78,6 +69,7 @@ def _gives(final: Final, reference: Reference, place: Place, question: str) -> b
 def _said(final: Final, reference: Reference, *, only_number: bool) -> list[Answer]:
     """What a sentence may be meant to answer: the sentence itself, else its formula, its number or its words."""
     text = without_reason(without_opening(final.text)) if final.found == "marked" else final.text
+    text = text.rstrip(" !")  # no factorial at the end of a sentence
     whole = read_answer(text)
     if whole.value is not None and not only_number:
         return [whole]

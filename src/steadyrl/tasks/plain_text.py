@@ -42,6 +42,7 @@ _SPELLINGS = (
 _MARKUP = re.compile(r"\*\*|__|`+")
 _POWER = re.compile(r"(?<=[\w)])(?:\*\*|\s\*\*\s)(?=[\d(-]|[a-z](?![A-Za-z]))")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("'", "'"), ("*", "*"), ("_", "_"))
+_FACTORIAL = re.compile(r"[\d)}]!$|(?<![A-Za-z])[a-z]!$")
 _BLANK = " \t\r\n"
 _SPECIAL_TOKENS = re.compile(r"<\|\w{1,30}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
@@ -91,7 +92,9 @@ def plain_latex(text: str) -> str:
 def unwrapped(text: str) -> str:
     """Text without the delimiters, quotes and punctuation around it."""
     for _ in range(8):
-        text = text.lstrip(_BLANK + ",;:").rstrip(_BLANK + ".,;:!")
+        text = text.lstrip(_BLANK + ",;:").rstrip(_BLANK + ".,;:")
+        if text.endswith("!") and not _FACTORIAL.search(text):
+            text = text.rstrip("!")
         for opening, closing in _WRAPPERS:
             inner = text[len(opening) : -len(closing)]
             if inner and text.startswith(opening) and text.endswith(closing) and closing not in inner:
@@ -109,5 +112,6 @@ def without_special_tokens(text: str) -> str:
 
 def folded(text: str) -> str:
     """Text for a comparison: case folded, spaces only between words."""
-    text = re.sub(r"\s+", " ", text.casefold()).strip(" .,;:!?\"'")
+    text = re.sub(r"\s+", " ", text.casefold()).strip(" \"'").rstrip(" .,;:?\"'")
+    text = text if _FACTORIAL.search(text) else text.rstrip("!")
     return re.sub(r"(?<!\w) | (?!\w)", "", text).removeprefix("the ")

@@ -21,9 +21,9 @@ _OPERATION_BEFORE = re.compile(
     re.IGNORECASE,
 )
 _OPERATION_BEHIND = re.compile(
-    r"\s?[)}\]]{0,2}\s?(?:[+*÷^<>±!=]|/(?=\s?[\d(])|-\s?[$€£¥(]?\s?\d|- ?[a-z]\b|\\(?:le|ge|ne|pm)|plus\b|minus\b|"
-    r"times\s+\d|x\s?\d|over\s+\d|divided\b|multiplied\b|mod\b|choose\b|factorial\b|squared\b|cubed\b|more than\b|"
-    r"less than\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
+    r"\s?[)}\]]{0,2}\s?(?:[+*÷^<>±=]|!\s*\S|/(?=\s?[\d(])|-\s?[$€£¥(]?\s?\d|- ?[a-z]\b|\\(?:le|ge|ne|pm)|plus\b|"
+    r"minus\b|times\s+\d|x\s?\d|over\s+\d|divided\b|multiplied\b|mod\b|choose\b|factorial\b|squared\b|cubed\b|"
+    r"more than\b|less than\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
     re.IGNORECASE,
 )
 _GLUED = re.compile(r"(?:[xyzkKMBn]|th|st|nd|rd)(?![A-Za-z])|[A-Za-z]*\d|_|\(|\\")
@@ -122,7 +122,7 @@ def last_brackets(text: str) -> list[str]:
 def first_sentence(text: str) -> str:
     """The text up to the first full stop that ends a sentence; the point behind a choice letter does not."""
     start = 3 if re.match(r"\(?[A-Ja-j]\)?[.:)]\s", text) else 0
-    for match in re.finditer(r"[.!?](?=[\s*)\"'$]|$)", text[start : start + 2000]):
+    for match in re.finditer(r"(?:[.?]|(?<!\d)!|!$)(?=[\s*)\"'$]|$)", text[start : start + 2000]):
         end = start + match.end()
         return (
             text[:end] if not re.match(r"[\s*]*(?:or|and)\b", text[end : end + 20], re.IGNORECASE) else text[: end + 60]

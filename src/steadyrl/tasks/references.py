@@ -1,142 +1,14 @@
-"""Reading an answer, a reference or a response's, and telling whether two are equal.
+"""Reading a reference answer. What cannot be read is rejected."""
 
-What counts as equal stands in `docs/answers.md`; `is_right` is the one place that decides.
-"""
-
-import re
-from dataclasses import dataclass
-from fractions import Fraction
-
+from steadyrl.tasks.answer_values import Answer, Formula, Opaque
 from steadyrl.tasks.answers import behind_last_mark, last_box, last_tag
 from steadyrl.tasks.base import TaskError
-from steadyrl.tasks.formula_values import exact, is_identical, is_literal, is_value, is_worked_out
-from steadyrl.tasks.formulas import PLAIN_NAMES, Node, NotAFormula, functions, leaves, parse, symbols
-from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex, unwrapped
-
-_LONGEST = 2_000  # characters of an answer that are read as anything but text
-_MOST_WORDS = 50  # of a reference that is a text
-_MOST_ITEMS = 100
-
-_PLAIN_NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-_LABEL = re.compile(r"\d+(?::\d+)+(?:\.\d+)?(?: ?[ap]\.?m)?|\d+(?:[-/.]\d+){2,}", re.IGNORECASE)  # a time, a date
-_PLAIN_WORDS = re.compile(r"[A-Za-z]{2,30}(?: [A-Za-z]{2,30}){0,5}")
-_CHOICE = re.compile(r"(?:(?:option|choice|letter|answer)\s+)?[(\[]?([A-Za-z])[)\].:]{0,2}", re.IGNORECASE)
-_CHOICE_AND_MORE = re.compile(r"(?:\(([A-Ja-j])\)[.:]?\s{0,5}|([A-Ja-j])\)\s{0,5}|([A-J])[.:]\s{1,5})(\S.*)", re.DOTALL)
-_HEDGE = re.compile(r"(?:=|\\approx|~|≈|approximately|about|around|roughly|exactly|only|either)(?![a-z])\s{0,5}", re.I)
-_CURRENCY = re.compile(r"(-?)\s?(?:(US|A|C|AU|CA|NZ|HK)?\$|[€£¥₹])\s?(?=[-+]?[.0-9])")
-_CURRENCY_BEHIND = re.compile(r"(?<=\d)\s?(?:[$€£¥₹]|USD|EUR|GBP|dollars? and|\\?\$)$")
-_THOUSANDS = re.compile(r"(?<![\w.,'])(\d{1,3})((?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?![\d,'])(?! \d)")
-_UNDERSCORES = re.compile(r"(?<=\d)_(?=\d{3})")
-_MIXED = re.compile(r"(?<![\d/.^])(\d{1,9})\s{1,3}(?:(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])|(?=\\frac))")
-_TIMES_X = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^|\d)")
-_QUANTITY = re.compile(r"([^A-Za-z%\\]*(?:\\frac\{\d+\}\{\d+\})?)\s?([A-Za-z%].*)", re.DOTALL)
-_FORMULA_WITH_UNIT = re.compile(r"(.*[\d)}a-z]) ([A-Za-z]{2,12})(?: ?\^ ?\{?[23]\}?)?", re.DOTALL)
-_NO_UNIT = re.compile(
-    r"(?:or|and|to|not|plus|minus|times|over|divided|multiplied|mod|modulo|choose|factorial|squared|cubed|less|more|than|"
-    r"from|of|if|vs|versus|but|without|with|hundredths?|tenths?|thousandths?|halves|thirds?|quarters?|fifths?|k|"
-    r"th|st|nd|rd|e|i|pi|is|was|are|does|equals)(?![a-z])"
-)
-_SCALES = {
-    "hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12,
-}  # fmt: skip
-_UNITS = {
-    "$": "dollar", "dollar": "dollar", "dollars": "dollar", "usd": "dollar", "€": "euro", "euro": "euro",
-    "euros": "euro", "£": "pound", "¥": "yen", "yen": "yen", "cent": "cent", "cents": "cent",
-    "mm": "mm", "cm": "cm", "m": "m", "km": "km", "millimeters": "mm", "centimeters": "cm", "centimetres": "cm",
-    "meter": "m", "meters": "m", "metres": "m", "kilometers": "km", "kilometres": "km", "mile": "mile",
-    "miles": "mile", "feet": "foot", "foot": "foot", "ft": "foot", "inch": "inch", "inches": "inch", "in": "inch",
-    "mg": "mg", "g": "g", "kg": "kg", "gram": "g", "grams": "g", "kilograms": "kg",
-    "second": "s", "seconds": "s", "s": "s", "minute": "min", "minutes": "min", "min": "min", "hour": "h",
-    "hours": "h", "h": "h", "day": "day", "days": "day", "week": "week", "weeks": "week", "year": "year",
-    "years": "year", "degree": "degree", "degrees": "degree", "ml": "ml", "l": "l", "liters": "l", "litres": "l",
-}  # fmt: skip
-_NAMES_TO_20 = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-)
-_NAMES_OF_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
-_NAMED = {name: number for number, name in enumerate(_NAMES_TO_20.split())}
-_NAMED |= {name: 10 * number for number, name in enumerate(_NAMES_OF_TENS.split(), 2)}
-_UNIT_LETTERS = frozenset("mghsLlNJWVAKCF")
-_NAME = re.compile(r"[^-+*/^÷<>\d][^-+*/^÷<>]{0,60}")
-_RELATION = re.compile(r"<=|>=|!=|\\(?:le|ge|ne|in|approx|equiv|sim|subset|to)(?![A-Za-z])|[<>]")
-_COMMANDS = re.compile(r"\\(?:begin|end)\{[a-z*]+\}|\\[A-Za-z]+")
-_MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Number:
-    """An exact rational number."""
-
-    value: Fraction
-    """What it is; of `50%` one half."""
-    percent: bool
-    """Whether it was written as a percentage."""
-    unit: str
-    """Its unit if that is a common one, else empty."""
-    literal: bool
-    """Whether it was written as a number, not as a power, a root or a whole fraction."""
-    node: Node | None
-    """How it was written; None for a plain decimal."""
-
-
-@dataclass(frozen=True, slots=True)
-class Formula:
-    """A formula that is no worked-out rational number."""
-
-    node: Node
-    """Its tree."""
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The letter of a choice."""
-
-    letter: str
-    """Case folded."""
-    more: "Answer | None"
-    """What stands behind it, as in `B) 12`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Several:
-    """A tuple, interval, set, matrix, union, or a list without brackets."""
-
-    items: tuple["Answer", ...]
-    """What is in it."""
-    brackets: str
-    """Its two brackets, `matrix`, `union`, or empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class Equation:
-    """A named value, as in `x = 5`."""
-
-    name: str
-    """The left side."""
-    answer: "Answer"
-    """The right side."""
-
-
-@dataclass(frozen=True, slots=True)
-class Opaque:
-    """LaTeX that only math_verify reads, such as an inequality."""
-
-    latex: str
-    """It."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """An answer that was read. `Reference` is another name for it."""
-
-    text: str
-    """Its text, case folded, for a comparison as text."""
-    value: Number | Formula | Choice | Several | Equation | Opaque | None
-    """What it says; None for words."""
-
+from steadyrl.tasks.formula_values import exact
+from steadyrl.tasks.formulas import parts
+from steadyrl.tasks.reading import PLAIN_NUMBER, PLAIN_WORDS, RELATION, read_answer
 
 Reference = Answer
+_MOST_WORDS = 50  # of a reference that is a text
 
 
 def read_reference(answer: str) -> Reference:
@@ -145,7 +17,7 @@ def read_reference(answer: str) -> Reference:
     Raises:
         TaskError: there is no answer in it, or it is LaTeX that cannot be read. The message names no line.
     """
-    if _PLAIN_NUMBER.fullmatch(answer) or _PLAIN_WORDS.fullmatch(answer):
+    if PLAIN_NUMBER.fullmatch(answer) or PLAIN_WORDS.fullmatch(answer):
         return read_answer(answer)
     way_out = "give a number, a formula, a word or a choice letter, or score it yourself"
     text = answer_in(answer)
@@ -157,12 +29,22 @@ def read_reference(answer: str) -> Reference:
         raise TaskError(
             f"cannot read the answer {shown}: it has more than {_MOST_WORDS} words; mark the answer itself by `#### `"
         )
-    if isinstance(read.value, Opaque):
-        from steadyrl.tasks.symbolic import can_read
-
-        if not can_read(read.value.latex):
-            raise TaskError(f"cannot read the answer {shown} as a formula; {way_out}")
+    if not _can_be_given(read):
+        raise TaskError(f"cannot read the answer {shown} as a formula; {way_out}")
     return read
+
+
+def _can_be_given(read: Answer) -> bool:
+    """Whether a response can say it: it has letters or digits, divides by no 0, and is read by something."""
+    if isinstance(read.value, Formula):
+        return not any(part.op in ("div", "over") and exact(part.args[1]) == 0 for part in parts(read.value.node))
+    if not isinstance(read.value, Opaque):
+        return read.value is not None or any(map(str.isalnum, read.text))
+    if "\\" not in read.value.latex and not RELATION.search(read.value.latex):
+        return "=" in read.value.latex
+    from steadyrl.tasks.symbolic import can_read
+
+    return can_read(read.value.latex)
 
 
 def answer_in(reference: str) -> str:
@@ -173,306 +55,3 @@ def answer_in(reference: str) -> str:
     if marked is None:
         marked = reference.rpartition("####")[2] if "####" in reference else behind_last_mark(reference)
     return (reference if marked is None else marked).strip()
-
-
-def read_answer(text: str) -> Answer:
-    """Reads the text of an answer; never fails. What is neither number, formula nor list is words."""
-    if _PLAIN_NUMBER.fullmatch(text):
-        return Answer(text, Number(Fraction(text), percent=False, unit="", literal=True, node=None))
-    if len(text) > _LONGEST:
-        return Answer(folded(text), None)
-    clean = plain_latex(unwrapped(plain_characters(text)))
-    clean = re.sub(r"[ \t]+", " ", clean)
-    return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else Answer(folded(clean), None)
-
-
-def _read(text: str, depth: int) -> Answer:
-    """Reads cleaned text."""
-    text = unwrapped(text)
-    name = folded(text)
-    if (named := _named_number(name)) is not None:
-        return Answer(name, Number(named, percent=False, unit="", literal=True, node=None))
-    if (
-        not text
-        or depth > 6
-        or _LABEL.fullmatch(text)
-        or (_PLAIN_WORDS.fullmatch(text) and text.lower() not in PLAIN_NAMES)
-    ):
-        return Answer(name, None)
-    choice = _read_choice(text, depth)
-    if choice is not None:
-        return Answer(f"choice {choice.letter}" if choice.more is None else name, choice)
-    text = _UNDERSCORES.sub("", _HEDGE.sub("", text, count=1) if _HEDGE.match(text) else text)
-    value = _read_several(text, depth) or _read_equation(text, depth) or _read_number(text)
-    if value is None and _looks_like_latex(text):
-        value = Opaque(text)
-    return Answer(name, value)
-
-
-def _named_number(name: str) -> Fraction | None:
-    """A number below 100 in words: `seven`, `twenty-one`."""
-    tens, _, ones = name.replace("-", " ").partition(" ")
-    first, second = _NAMED.get(tens), _NAMED.get(ones) if ones else 0
-    if first is None or second is None or (ones and not (first >= 20 and 0 < second < 10)):
-        return None
-    return Fraction(first + second)
-
-
-def _read_choice(text: str, depth: int) -> Choice | None:
-    if (match := _CHOICE.fullmatch(text)) is not None:
-        return Choice(match.group(1).casefold(), None)
-    if (match := _CHOICE_AND_MORE.fullmatch(text)) is not None:
-        letter = match.group(1) or match.group(2) or match.group(3)
-        if "," not in match.group(4) or match.group(4)[0] not in ",;":
-            return Choice(letter.casefold(), _read(match.group(4), depth + 1))
-    return None
-
-
-def _read_several(text: str, depth: int) -> Several | None:
-    """A matrix, a union, something in brackets, or items between commas, `and` or `or`."""
-    if (match := _MATRIX.fullmatch(text)) is not None:
-        rows = [row.split("&") for row in match.group(2).split("\n") if row.strip()]
-        items = tuple(_read(item, depth + 1) for row in rows for item in row)
-        return Several((Answer(f"{len(rows)} rows", None), *items), "matrix")
-    if "\\cup" in text:
-        return Several(tuple(_read(part, depth + 1) for part in text.split("\\cup")[:_MOST_ITEMS]), "union")
-    if text.startswith("\\{") and text.endswith("\\}"):
-        items = _items(text[2:-2], depth)
-        return Several(items if items else (_read(text[2:-2], depth + 1),), "{}")
-    if text[0] in "([" and text[-1] in ")]" and _closes_at_end(text):
-        items = _items(text[1:-1], depth)
-        return Several(items, text[0] + text[-1]) if items else None
-    if "\\pm" in text or "\\mp" in text:
-        return _plus_and_minus(text, depth)
-    bare = _THOUSANDS.sub(lambda match: match.group(1) + re.sub(r"\D", "", match.group(2)), text)
-    items = _items(bare, depth)
-    if items and all(item.value is not None and item.text for item in items):
-        return Several(items, "")
-    return None
-
-
-def _plus_and_minus(text: str, depth: int) -> Several:
-    up = text.replace("\\pm", "+").replace("\\mp", "-")
-    down = text.replace("\\pm", "-").replace("\\mp", "+")
-    return Several((_read(up, depth + 1), _read(down, depth + 1)), "")
-
-
-def _closes_at_end(text: str) -> bool:
-    """Whether the first bracket is closed by the last character."""
-    level = 0
-    for position, character in enumerate(text):
-        level += (character in "([{") - (character in ")]}")
-        if level == 0:
-            return position == len(text) - 1
-    return False
-
-
-def _items(text: str, depth: int) -> tuple[Answer, ...]:
-    """The items of a list; none if there is no comma, semicolon, `and` or `or` outside brackets."""
-    parts, level, start = [], 0, 0
-    for match in re.finditer(r"[(\[{]|[)\]}]|[,;]|(?<![A-Za-z])(?:and|or)(?![A-Za-z])", text):
-        sign = match.group()
-        if sign in "([{":
-            level += 1
-        elif sign in ")]}":
-            level -= 1
-        elif level == 0:
-            parts.append(text[start : match.start()])
-            start = match.end()
-    parts = [part for part in (*parts, text[start:]) if part.strip()] if parts else []
-    return tuple(_read(part, depth + 1) for part in parts) if 1 < len(parts) <= _MOST_ITEMS else ()
-
-
-def _read_equation(text: str, depth: int) -> Equation | Opaque | None:
-    """`x = 5`, `5 + 11 = 16`, `Total = 72`: the last side, with the name of the first; or a relation."""
-    if _RELATION.search(text):
-        return Opaque(text) if _looks_like_latex(text) else None
-    left, equals, right = text.rpartition("=")
-    if not equals or not left.strip(" =") or not right.strip():
-        return None
-    first = left.partition("=")[0].strip()
-    side = _formula(first)
-    is_algebra = side is not None and symbols(side) and side.op != "sym"
-    if is_algebra and (not _NAME.fullmatch(first) or "=" in left):
-        return Opaque(text)
-    return Equation(first.replace(" ", ""), _read(right, depth + 1))
-
-
-def _formula(text: str) -> Node | None:
-    try:
-        return parse(text)
-    except NotAFormula:
-        return None
-
-
-def _read_number(text: str) -> Number | Formula | None:
-    """A number with or without its unit, or a formula."""
-    text, unit = _without_currency(text)
-    if (match := _FORMULA_WITH_UNIT.fullmatch(text)) is not None and match.group(2).lower() in _UNITS:
-        text, unit = match.group(1), _UNITS[match.group(2).lower()]
-    text = _THOUSANDS.sub(lambda match: match.group(1) + re.sub(r"\D", "", match.group(2)), text)
-    text = _MIXED.sub(_proper, text)
-    text = _TIMES_X.sub("*", text)
-    node = None if _has_unit(text) else _formula(text)
-    scale = 1
-    if node is None:
-        match = _QUANTITY.fullmatch(text)
-        words = match.group(2).strip().casefold() if match else ""
-        if match is None or _NO_UNIT.match(words) or not any(map(str.isdigit, match.group(1))):
-            return None
-        node = _formula(match.group(1))
-        scale, words = _scale(words)
-        if node is None or re.search(
-            r"[\d=+*/\\]|(?<![a-z])(?:or|and|plus|minus|times|not|wrong|incorrect)(?![a-z])|n't",
-            words.partition("^")[0],
-        ):
-            return None
-        unit = unit or _UNITS.get(words.split()[0] if words else "", "")
-        if re.match(r"percent|pct|%", words):
-            node, unit = Node("percent", (node,)), ""
-    value = exact(node)
-    if value is None or not is_value(node):
-        return Formula(node)
-    percent = node.op == "percent" or (node.op == "neg" and node.args[0].op == "percent")
-    return Number(value * scale, percent=percent, unit=unit, literal=is_literal(node), node=node)
-
-
-def _proper(match: re.Match[str]) -> str:
-    """`3 1/2` as a mixed number; left as it is if the fraction is not below 1."""
-    whole, top, bottom = match.groups()
-    if top is None:
-        return whole
-    return f"{whole}\\frac{{{top}}}{{{bottom}}}" if int(top) < int(bottom) else match.group()
-
-
-def _scale(words: str) -> tuple[int, str]:
-    """The factor of `million`, and the words behind it."""
-    first, _, rest = words.partition(" ")
-    return (_SCALES[first], rest.strip()) if first in _SCALES else (1, words)
-
-
-def _without_currency(text: str) -> tuple[str, str]:
-    """The text without `$` or `€`, and which it was."""
-    if (match := _CURRENCY.match(text)) is not None:
-        return match.group(1) + text[match.end() :], _symbol(match.group())
-    if (match := _CURRENCY_BEHIND.search(text)) is not None:
-        return text[: match.start()], _symbol(match.group())
-    return text, ""
-
-
-def _symbol(text: str) -> str:
-    return next((_UNITS.get(sign, "") for sign in text if sign in "$€£¥"), "")
-
-
-def _has_unit(text: str) -> bool:
-    """Whether letters behind a number are a unit, not variables: `12 cm`, `5 m`, `16km`, but not `5x`."""
-    match = re.fullmatch(r"[-+]?[\d.,/ ]*\d(\s?)([A-Za-z]+)(?:\^?[{]?[23][}]?|/[A-Za-z]+)?", text)
-    if match is None:
-        return False
-    space, word = match.groups()
-    if len(word) == 1:
-        return bool(space) and word in _UNIT_LETTERS
-    return word.lower() not in PLAIN_NAMES and (bool(space) or len(word) > 3 or word.lower() in _UNITS)
-
-
-def _looks_like_latex(text: str) -> bool:
-    """Whether text that is no number was meant as a formula: a command in it, or no word of two letters."""
-    words = set(re.findall(r"[^\W\d_]{2,}", _COMMANDS.sub(" ", text).casefold()))
-    return not words - {"or", "and", "if"} and ("\\" in text or not words)
-
-
-def is_right(reference: Answer, answer: Answer, *, literal: bool = False) -> bool:
-    """Whether an answer equals the reference.
-
-    Args:
-        reference: The reference.
-        answer: What the response answers.
-        literal: Take only numbers that are written as numbers, for an answer that nothing marks as one.
-    """
-    if isinstance(answer.value, Choice) and not isinstance(reference.value, Choice) and answer.value.more is not None:
-        return is_right(reference, answer.value.more, literal=literal)
-    if reference.text and reference.text == answer.text:
-        return True
-    expected, given = reference.value, answer.value
-    if isinstance(expected, Equation) and isinstance(given, Equation):
-        both_variables = len(expected.name) == len(given.name) == 1
-        return not (both_variables and expected.name != given.name) and is_right(
-            expected.answer, given.answer, literal=literal
-        )
-    if isinstance(given, Equation):
-        return is_right(reference, given.answer, literal=literal)
-    if isinstance(expected, Equation):
-        return is_right(expected.answer, answer, literal=literal)
-    if isinstance(expected, Choice):
-        return _is_choice(expected, answer)
-    if isinstance(expected, Number):
-        return isinstance(given, Number) and (given.literal or not literal) and _is_number(expected, given)
-    if isinstance(expected, Formula):
-        return _is_formula(expected.node, given)
-    if isinstance(expected, Several) and isinstance(given, Several):
-        return _are_all_right(expected, given)
-    if isinstance(expected, Opaque) and isinstance(given, Opaque | Several):
-        from steadyrl.tasks.symbolic import is_equal
-
-        return is_equal(expected.latex, given.latex if isinstance(given, Opaque) else answer.text)
-    return False
-
-
-def _is_choice(expected: Choice, answer: Answer) -> bool:
-    """The letter, with or without what stands behind it; or only what stands behind it."""
-    given = answer.value
-    if not isinstance(given, Choice):
-        return expected.more is not None and is_right(expected.more, answer)
-    more_is_right = expected.more is None or given.more is None or is_right(expected.more, given.more)
-    return expected.letter == given.letter and more_is_right
-
-
-def _is_number(expected: Number, given: Number) -> bool:
-    """Exactly equal; `50%`, `0.5` and `50` are where one of the two is a percentage. Units that are named agree."""
-    if expected.unit and given.unit and expected.unit != given.unit:
-        return False
-    if expected.value == given.value:
-        return True
-    if expected.percent != given.percent:
-        return expected.value * (100 if expected.percent else 1) == given.value * (100 if given.percent else 1)
-    return False
-
-
-def _is_formula(expected: Node, given: object) -> bool:
-    """Equal in value, and worked out where it is a constant, unless the reference is written so too."""
-    if isinstance(given, Number):
-        value = exact(expected)
-        return (
-            value == given.value if value is not None else given.node is not None and is_identical(expected, given.node)
-        )
-    if not isinstance(given, Formula):
-        return False
-    if symbols(expected) or symbols(given.node):
-        return is_identical(expected, given.node)
-    if not functions(given.node) <= functions(expected):
-        return False
-    written_so = not is_worked_out(expected) and leaves(expected) == leaves(given.node)
-    if not (written_so or is_worked_out(given.node)):
-        return False
-    left, right = exact(expected), exact(given.node)
-    return left == right if left is not None and right is not None else is_identical(expected, given.node)
-
-
-def _are_all_right(expected: Several, given: Several) -> bool:
-    """Item by item. Sets, unions and lists without brackets have no order; a tuple may lose its brackets."""
-    if len(expected.items) != len(given.items):
-        return False
-    brackets = {expected.brackets, given.brackets}
-    same = len(brackets) == 1 or brackets in ({"", "()"}, {"", "{}"})
-    if not same and not (brackets == {"", "[]"} and len(expected.items) > 2):
-        return False
-    ordered = bool(brackets & {"()", "[]", "(]", "[)", "matrix"})
-    if ordered:
-        return all(map(is_right, expected.items, given.items))
-    left = list(given.items)
-    for item in expected.items:
-        match = next((other for other in left if is_right(item, other)), None)
-        if match is None:
-            return False
-        left.remove(match)
-    return True

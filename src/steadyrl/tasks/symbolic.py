@@ -9,7 +9,7 @@ from typing import Any
 
 _NO_LIMIT: Any = None  # its own limit is a signal, which works in a main thread only
 _LONGEST = 200
-_LARGE = re.compile(r"\d{12}|\^\s{0,3}\{?\s{0,3}[-+(]{0,2}\s{0,3}(?:\d{3}|\d*\s{0,3}\^|\{)|\^[^^]{0,9}\^|!")
+_LARGE = re.compile(r"\d{12}|\^\s{0,3}\{?\s{0,3}[-+(]{0,2}\s{0,3}(?:\d{3}|\d*\s{0,3}\^)|\^[^^]{0,9}\^|!")
 _COMMAND = re.compile(r"\\[A-Za-z]+")
 _PLAIN_COMMANDS = r"\frac \sqrt \pi \infty \le \ge \ne \in \cup \cap \mid \mathbb \emptyset \setminus \begin \end"
 _PLAIN = frozenset(_PLAIN_COMMANDS.split())
