@@ -157,6 +157,32 @@ def test_a_list_of_the_question_is_no_sorted_list() -> None:
     assert math_verify_score("1, 2, 3", r"\boxed{1, 2, 3}", question=question) == 1.0
 
 
+CHOICES = "Which car is faster?\nA) the old red car\nB) the new blue car\nC) 12 small cars\nD) 15 cars"
+
+
+@pytest.mark.parametrize(
+    ("reference", "completion", "reward"),
+    [
+        ("B", "B) the new blue car", 1.0),
+        ("B", "The answer is B) the new blue car.", 1.0),
+        ("B) the new blue car", "B) the new blue car", 1.0),
+        ("the new blue car", "the new blue car", 1.0),
+        ("the new blue car", "The answer is the new blue car.", 1.0),
+        ("C", "C) 12 small cars", 1.0),
+        ("12", "C) 12 small cars", 1.0),
+        ("D", "D) 15 cars", 1.0),
+        ("D", CHOICES, 0.0),
+        ("D", "Question: " + CHOICES, 0.0),
+        ("15", CHOICES, 0.0),
+        ("D", "D) 15 cars\nor maybe B", 0.0),
+    ],
+)
+def test_an_option_of_the_question_is_an_answer_and_all_options_are_none(
+    reference: str, completion: str, reward: float
+) -> None:
+    assert math_verify_score(reference, completion, question=CHOICES) == reward
+
+
 def test_any_of_several_accepted_references() -> None:
     assert math_verify_score(["1/3", "0.333"], r"\boxed{0.333}") == 1.0
     assert math_verify_score(["1/3", "0.333"], r"\boxed{\frac{1}{3}}") == 1.0

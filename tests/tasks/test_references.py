@@ -22,7 +22,8 @@ from steadyrl.tasks.references import read_reference
     ("answer", "value"),
     [
         ("72", 72), ("-7", -7), ("+7", 7), ("−7", -7), ("–7", -7), ("007", 7), ("2.50", "5/2"), (".5", "1/2"),
-        ("5.", 5),         ("1,234", 1234), ("1,234.5", "2469/2"), ("1 234 567", 1234567), ("1'234", 1234), ("1_234", 1234),
+        ("5.", 5),
+        ("1,234", 1234), ("1,234.5", "2469/2"), ("1 234 567", 1234567), ("1'234", 1234), ("1_234", 1234),
         ("1{,}234", 1234), ("1\\,234", 1234), ("1\u202f234", 1234), ("1\u00a0234", 1234), ("1.234,56", "30864/25"),
         ("1.234.567", 1234567), ("１２", 12), ("１，２３４", 1234), ("٣٤", 34), ("५", 5), ("𝟓", 5), ("½", "1/2"),
         ("3½", "7/2"), ("2³", 8), ("10⁻⁵", "1/100000"), ("5\u200b", 5), ("$18", 18), ("\\$18", 18), ("$18$", 18),
@@ -49,13 +50,15 @@ def test_numbers(answer: str, value: int | str) -> None:
     ("answer", "kind"),
     [
         ("Paris", None), ("New York", None), ("No", None), ("nan", None), ("None", None), ("10:30", None),
-        ("3:4", None),         ("2020-01-01", None), ("1st", None), ("H2O", None), ("Apollo 11", None), ("Paris, France", None), ("ab", None),
+        ("3:4", None),
+        ("2020-01-01", None), ("1st", None), ("H2O", None), ("Apollo 11", None), ("Paris, France", None), ("ab", None),
         ("\\text{all real numbers}", None), ("答案", None), ("五", None), ("N. Bohr", None), ("don't know", None),
         ("B", Choice), ("(b)", Choice), ("B.", Choice), ("B)", Choice), ("B) 12", Choice), ("\\textbf{(B)}", Choice),
         ("\\mathrm{(D)}\\ 12", Choice), ("[B]", Choice), ("1,23", Several), ("1, 2", Several), ("(1, 2)", Several),
         ("\\{1, 2\\}", Several), ("[1, 2)", Several), ("1 and 2", Several), ("\\pm 3", Several), ("x = 5", Equation),
         ("f(x) = x^2", Equation), ("2\\pi", Formula), ("x^2", Formula), ("5+11", Formula), ("3xy", Formula),
-        ("5!", Formula),         ("x > 5", Opaque), ("2x = 10", Opaque), ("\\infty", Opaque), ("∞", Opaque), ("\\emptyset", Opaque),
+        ("5!", Formula),
+        ("x > 5", Opaque), ("2x = 10", Opaque), ("\\infty", Opaque), ("∞", Opaque), ("\\emptyset", Opaque),
     ],
 )  # fmt: skip
 def test_what_is_no_number(answer: str, kind: type | None) -> None:

@@ -38,6 +38,8 @@ _IS = re.compile(
 _TITLE = re.compile(r"[\s*_]*:?[\s*_]*$")
 _TITLE_BEFORE = re.compile(r"(?:^|\n)[\s#*_]*(?:(?:the|my|final|correct)\s)*$", re.IGNORECASE)
 _ONLY_DELIMITERS = re.compile(r"[\s$*_`\\\[\](){}#-]*")
+_OPTION = re.compile(r"\s*[*_]{0,3}\(?[A-Ja-j][).:][*_]{0,3}\s+\S")
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}|&(?=\s?=)")
 _BULLET = re.compile(r"^\s*(?:[*•]\s+(?=\S)|-\s+(?=[A-Za-z$\\*])|\d{1,2}[.)]\s+(?=\S)|#{1,6}\s+|>\s+)")
 
 
@@ -49,6 +51,8 @@ class Final:
     """The answer, or the sentence that gives it."""
     found: Found
     """In a box, behind a mark such as `the answer is`, or on the last line."""
+    is_quoted: bool = False
+    """Whether it only repeats a passage of the question: no answer, unless the reference is this passage."""
 
 
 def final_answer(
@@ -71,8 +75,10 @@ def final_answer(
         question: The question. A last line that only repeats a passage of it is no answer.
     """
     final = find_final(completion, place=place, prompt_text=prompt_text, finish_reason=finish_reason, question=question)
-    if final is None or final.found == "box":
-        return None if final is None else final.text
+    if final is None or final.is_quoted:
+        return None
+    if final.found == "box":
+        return final.text
     plain = plain_latex(plain_characters(final.text))
     if not any(map(str.isdigit, plain)) or maths_in(final.text) is not None:
         return final.text
@@ -84,6 +90,7 @@ def find_final(
 ) -> Final | None:
     """Like `final_answer`, but of a sentence the whole sentence, and where it was found."""
     text = without_special_tokens(without_thoughts(completion, begins_in_thought=ends_in_thought(prompt_text)))
+    text = _ENVIRONMENT.sub(" ", text)
     is_cut = finish_reason == "length"
     if place == "last_number":
         return None if is_cut else _on_last_line(text, question)
@@ -235,11 +242,15 @@ def _on_last_line(text: str, question: str) -> Final | None:
     if not lines:
         return None
     line = lines[0].strip()[-_LONGEST_LINE:]
-    if _is_column(lines):
+    is_option = _OPTION.match(line) is not None
+    if _is_column(lines) or (is_option and len(lines) > 1 and _OPTION.match(lines[1])):
         return None
-    if line.rstrip(" *_$\"')").endswith("?") or (question and _is_quoted(line, question)):
+    if line.rstrip(" *_$\"')").endswith("?"):
         return None
-    return Final(_BULLET.sub("", line, count=1), "line")
+    is_quoted = bool(question) and (
+        (not is_option and _is_quoted(line, question)) or (len(lines) > 1 and _is_passage(text, question))
+    )
+    return Final(_BULLET.sub("", line, count=1), "line", is_quoted)
 
 
 def _last_lines(text: str) -> list[str]:
@@ -267,12 +278,23 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\w+(?:[.,]\d+)*|[^\w\s]", text.casefold())
 
 
+def _is_passage(text: str, question: str) -> bool:
+    """Whether a text of three words or more stands in the question."""
+    if len(text) > len(question) + _LONGEST_LINE:
+        return False
+    words = [word for word in _words(text) if word[0].isalnum()]
+    return len(words) >= 3 and f" {' '.join(words)} " in _spaced(question)
+
+
+def _spaced(text: str) -> str:
+    return f" {' '.join(word for word in _words(text) if word[0].isalnum())} "
+
+
 def _is_quoted(line: str, question: str) -> bool:
-    """Whether a line of three words or more is a passage of the question, or four around its last number are."""
-    words = [word for word in _words(line) if word[0].isalnum()]
-    asked = f" {' '.join(word for word in _words(question) if word[0].isalnum())} "
-    if len(words) >= 3 and f" {' '.join(words)} " in asked:
+    """Whether a line is a passage of the question, or four words around its last number are."""
+    if _is_passage(line, question):
         return True
+    words, asked = _spaced(line).split(), _spaced(question)
     numbers = [place for place, word in enumerate(words) if word[0].isdigit()]
     if not numbers:
         return False

@@ -55,6 +55,8 @@ def right_responses(answer: str, *, place: Place = "auto") -> list[tuple[str, st
 
 def _gives(final: Final, reference: Reference, place: Place, question: str) -> bool:
     """Whether what was found says what the reference says."""
+    if final.is_quoted:  # one of the texts to choose from, word by word
+        return reference.value is None and read_answer(final.text).text == reference.text
     if final.found == "box":
         said = behind_last_mark(plain_latex(final.text)) if "nswer" in final.text else None
         answers = [read_answer(said or final.text)]
@@ -70,22 +72,23 @@ def _said(final: Final, reference: Reference, *, only_number: bool) -> list[Answ
     """What a sentence may be meant to answer: the sentence itself, else its formula, its number or its words."""
     text = without_reason(without_opening(final.text)) if final.found == "marked" else final.text
     text = text.rstrip(" !")  # no factorial at the end of a sentence
-    whole = read_answer(text)
-    if whole.value is not None and not only_number:
-        return [whole]
-    if reference.value is None or isinstance(reference.value, Choice):
-        answers = [] if only_number else [read_answer(one) for one in words_in(text)]
+    whole, maths = read_answer(text), maths_in(text)
+    if isinstance(reference.value, Choice) or reference.value is None:
+        if only_number:
+            return []
         more = reference.value.more if isinstance(reference.value, Choice) else None
-        return [*answers, *(_said(final, more, only_number=only_number) if more is not None else [])]
-    maths = maths_in(text)
-    if maths is not None and not maths[1]:
+        return [*map(read_answer, words_in(text)), *(_said(final, more, only_number=False) if more is not None else [])]
+    if maths is not None and not maths[1] and not isinstance(whole.value, Number | Several | Formula | Choice):
         return [read_answer(maths[0])]
+    is_read = whole.value is not None and not (isinstance(whole.value, Equation) and whole.value.answer.value is None)
+    if is_read and not only_number:
+        return [whole]
     if isinstance(reference.value, Number):
         plain = plain_latex(plain_characters(text))
         starts = final.found == "marked" and "=" not in plain and plain.lstrip(" -+$€£¥(")[:1].isdigit()
         number = number_in(plain, first=starts)
         return [] if number is None else [read_answer(number)]
-    return [whole, *(read_answer(one) for one in (*words_in(text)[1:], *last_brackets(text)))]
+    return [whole, *map(read_answer, (*words_in(text)[1:], *last_brackets(text)))]
 
 
 def _is_copied(answer: Answer, reference: Reference, question: str) -> bool:

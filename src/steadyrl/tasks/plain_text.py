@@ -43,6 +43,7 @@ _MARKUP = re.compile(r"\*\*|__|`+")
 _POWER = re.compile(r"(?<=[\w)])(?:\*\*|\s\*\*\s)(?=[\d(-]|[a-z](?![A-Za-z]))")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("'", "'"), ("*", "*"), ("_", "_"))
 _FACTORIAL = re.compile(r"[\d)}]!$|(?<![A-Za-z])[a-z]!$")
+_PRICE = re.compile(r"\$\s?\$[^$]+\$")
 _BLANK = " \t\r\n"
 _SPECIAL_TOKENS = re.compile(r"<\|\w{1,30}\|>|</?s>|<(?:eos|bos|pad|end_of_turn)>")
 
@@ -95,6 +96,8 @@ def unwrapped(text: str) -> str:
         text = text.lstrip(_BLANK + ",;:").rstrip(_BLANK + ".,;:")
         if text.endswith("!") and not _FACTORIAL.search(text):
             text = text.rstrip("!")
+        if _PRICE.fullmatch(text):
+            text = text[1:-1]
         for opening, closing in _WRAPPERS:
             inner = text[len(opening) : -len(closing)]
             if inner and text.startswith(opening) and text.endswith(closing) and closing not in inner:

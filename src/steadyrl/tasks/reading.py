@@ -20,10 +20,12 @@ _LABEL = re.compile(
 PLAIN_WORDS = re.compile(r"[A-Za-z]{2,30}(?: [A-Za-z]{2,30}){0,5}")
 _CHOICE = re.compile(r"(?:(?:option|choice|letter|answer)\s+)?[(\[]?([A-Za-z])[)\].:]{0,2}", re.IGNORECASE)
 _CHOICE_AND_MORE = re.compile(r"(?:\(([A-Ja-j])\)[.:]?\s{0,5}|([A-Ja-j])\)\s{0,5}|([A-J])[.:]\s{1,5})(\S.*)", re.DOTALL)
+_OTHER_CHOICE = re.compile(r"(?:^|\s)(?:\([A-J]\)|[A-J][).:])(?:\s|$)")
 _HEDGE = re.compile(r"(?:=|\\approx|~|≈|approximately|about|around|roughly|exactly|only|either)(?![a-z])\s{0,5}", re.I)
 _CURRENCY = re.compile(r"(-?)\s?(?:(US|A|C|AU|CA|NZ|HK)?\$|[€£¥₹])\s?(?=[-+]?[.0-9])")
 _CURRENCY_BEHIND = re.compile(r"(?<=\d)\s?(?:[$€£¥₹]|USD|EUR|GBP|dollars? and|\\?\$)$")
 _THOUSANDS = re.compile(r"(?<![\w.,'])(\d{1,3})((?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?![\d,'])(?! \d)")
+_MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _UNDERSCORES = re.compile(r"(?<=\d)_(?=\d{3})")
 _MIXED = re.compile(r"(?<![\d/.^])(\d{1,9})\s{1,3}(?:(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])|(?=\\frac))")
 _TIMES_X = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^|\d)")
@@ -78,14 +80,14 @@ def read_answer(text: str) -> Answer:
         return Answer(text, Number(Fraction(text), percent=False, unit="", literal=True, node=None))
     if len(text) > _LONGEST:
         return Answer(folded(text), None)
-    clean = plain_latex(unwrapped(plain_characters(text)))
+    clean = plain_latex(plain_characters(text))
     clean = re.sub(r"[ \t]+", " ", clean)
     return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else Answer(folded(clean), None)
 
 
 def _read(text: str, depth: int) -> Answer:
     """Reads cleaned text."""
-    text = unwrapped(text)
+    text = _MEMBER.sub("", unwrapped(text))
     name = folded(text)
     if (named := _named_number(name)) is not None:
         return Answer(name, Number(named, percent=False, unit="", literal=True, node=None))
@@ -121,7 +123,7 @@ def _read_choice(text: str, depth: int) -> Choice | None:
         return Choice(match.group(1).casefold(), None)
     if (match := _CHOICE_AND_MORE.fullmatch(text)) is not None:
         letter = match.group(1) or match.group(2) or match.group(3)
-        if "," not in match.group(4) or match.group(4)[0] not in ",;":
+        if not _OTHER_CHOICE.search(match.group(4)):
             return Choice(letter.casefold(), _read(match.group(4), depth + 1))
     return None
 
