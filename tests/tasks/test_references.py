@@ -1,9 +1,11 @@
 """Reading references: what they are worth, what equals them, and what is rejected."""
 
+import re
 import subprocess
 import sys
 import time
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,3 +191,15 @@ def test_numbers_and_words_never_load_sympy() -> None:
         "assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_documented_table_is_true() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "answers.md").read_text(encoding="utf-8")
+    rows = [row.strip("| ").split(" | ") for row in page.splitlines() if row.startswith("| `")]
+    rows = [row for row in rows if len(row) == 3]
+    assert len(rows) == 16
+    for reference, right, wrong in rows:
+        for form in ("\\boxed{%s}", "The answer is %s."):
+            for cell, reward in ((right, 1.0), (wrong, 0.0)):
+                for answer in re.findall(r"`([^`]+)`", cell):
+                    assert math_verify_score(reference.strip("`"), form % answer) == reward, (reference, form, answer)

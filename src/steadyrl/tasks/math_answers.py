@@ -60,6 +60,8 @@ def _gives(final: Final, reference: Reference, place: Place, question: str) -> b
     if final.found == "box":
         said = behind_last_mark(plain_latex(final.text)) if "nswer" in final.text else None
         answers = [read_answer(said or final.text)]
+        if reference.value is None or isinstance(reference.value, Choice):
+            answers += map(read_answer, words_in(plain_latex(final.text).strip())[1:])
     else:
         answers = _said(final, reference, only_number=place == "last_number")
     return any(

@@ -23,7 +23,7 @@ _OPERATION_BEFORE = re.compile(
 _OPERATION_BEHIND = re.compile(
     r"\s?[)}\]]{0,2}\s?(?:[+*÷^<>±=]|!\s*\S|/(?=\s?[\d(])|-\s?[$€£¥(]?\s?\d|- ?[a-z]\b|\\(?:le|ge|ne|pm)|plus\b|"
     r"minus\b|times\s+\d|x\s?\d|over\s+\d|divided\b|multiplied\b|mod\b|choose\b|factorial\b|squared\b|cubed\b|"
-    r"more than\b|less than\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
+    r"more than\b|less than\b|and an? (?:half|third|quarter)\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
     re.IGNORECASE,
 )
 _GLUED = re.compile(r"(?:[xyzkKMBn]|th|st|nd|rd)(?![A-Za-z])|[A-Za-z]*\d|_|\(|\\")
@@ -40,7 +40,7 @@ _MATH = re.compile(
     r"\$\$([^$]+)\$\$|\$(?![\s$])([^$\n]*[^$\s\\])\$(?!\d)|\\\(((?:[^\\]|\\(?!\)))*)\\\)|\\\[((?:[^\\]|\\(?!\]))*)\\\]"
 )
 _REASON = re.compile(
-    r"[,;]?\s(?:because|since|as|so|which|when|where|if(?! not)|given|after|for|that is|i\.e\.|in total)\b|"
+    r"[,;]?\s(?:because|since|as|so|which|when|where|if(?! not)|given|after|for|that is|i\.e|in total)\b|"
     r"\s\((?=\D|\d+[^)\w])|;|\s[—–]\s|,\s(?!(?:or|and|maybe|perhaps|but|not|yes|no|true|false)\b)(?=[a-z]{2})",
     re.IGNORECASE,
 )

@@ -12,9 +12,10 @@ _LONGEST = 2_000  # characters of an answer that are read as anything but text
 _MOST_ITEMS = 100
 
 PLAIN_NUMBER = re.compile(r"-?[0-9]{1,18}(?:\.[0-9]{1,18})?")
-# a time, a date, `3rd`, `H2O`
+# a time, a date, `3rd`, a number of another base, `H2O`
 _LABEL = re.compile(
-    r"\d+(?::\d+)+(?:\.\d+)?(?: ?[ap]\.?m)?|\d+(?:[-/]\d+){2,}|\d+(?:\.\d{1,2}){2,}|\d+(?:st|nd|rd|th)|[A-Za-z]+\d\w*",
+    r"\d+(?::\d+)+(?:\.\d+)?(?: ?[ap]\.?m)?|\d+(?:[-/]\d+){2,}|\d+(?:\.\d{1,2}){2,}|\d+(?:st|nd|rd|th)|"
+    r"(?!\d{1,3}(?:_\d{3})+$)[\dA-F]+_\d+|[A-Za-z]+\d\w*",
     re.IGNORECASE,
 )
 PLAIN_WORDS = re.compile(r"[A-Za-z]{2,30}(?: [A-Za-z]{2,30}){0,5}")
@@ -25,6 +26,7 @@ _HEDGE = re.compile(r"(?:=|\\approx|~|≈|approximately|about|around|roughly|exa
 _CURRENCY = re.compile(r"(-?)\s?(?:(US|A|C|AU|CA|NZ|HK)?\$|[€£¥₹])\s?(?=[-+]?[.0-9])")
 _CURRENCY_BEHIND = re.compile(r"(?<=\d)\s?(?:[$€£¥₹]|USD|EUR|GBP|dollars? and|\\?\$)$")
 _THOUSANDS = re.compile(r"(?<![\w.,'])(\d{1,3})((?:,\d{3})+|(?: \d{3})+|(?:'\d{3})+)(?![\d,'])(?! \d)")
+_INDEX = re.compile(r"_ ?\{ ?(\w+) ?\}")
 _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _UNDERSCORES = re.compile(r"(?<=\d)_(?=\d{3})")
 _MIXED = re.compile(r"(?<![\d/.^])(\d{1,9})\s{1,3}(?:(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])|(?=\\frac))")
@@ -81,7 +83,7 @@ def read_answer(text: str) -> Answer:
     if len(text) > _LONGEST:
         return Answer(folded(text), None)
     clean = plain_latex(plain_characters(text))
-    clean = re.sub(r"[ \t]+", " ", clean)
+    clean = _INDEX.sub(r"_\1", re.sub(r"[ \t]+", " ", clean))
     return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else Answer(folded(clean), None)
 
 
