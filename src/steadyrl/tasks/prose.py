@@ -32,18 +32,21 @@ _ONLY_A_JOINT = re.compile(
     re.IGNORECASE,
 )
 _OR = re.compile(
-    r"[\s)%]*(?:[A-Za-z°]+\s+){0,3}[\s,]*(?:or|vs\.?|versus)\s+(?:[A-Za-z]+\s+){0,3}[-$€£¥]?\s*", re.IGNORECASE
+    r"[\s()%]*(?:[A-Za-z°]+\s+){0,3}[\s,]*(?:or|vs\.?|versus)\s+(?:[A-Za-z]+\s+){0,3}[-$€£¥]?\s*", re.IGNORECASE
 )
 _SAME_WORD = re.compile(r"\s?([A-Za-z]+)\s?(?:,|;|,?\s?and)\s{0,3}[$€£¥]?")
 _WORD = re.compile(r"\s?([A-Za-z]+)")
 _MATH = re.compile(
     r"\$\$([^$]+)\$\$|\$(?![\s$])([^$\n]*[^$\s\\])\$(?!\d)|\\\(((?:[^\\]|\\(?!\)))*)\\\)|\\\[((?:[^\\]|\\(?!\]))*)\\\]"
 )
-_REASON = re.compile(
+_BECAUSE = (
     r"[,;]?\s(?:because|since|as|so|which|when|where|if(?! not)|given|after|for|that is|i\.e|in total)\b|"
-    r"\s\((?=\D|\d+[^)\w])|;|\s[—–]\s|,\s(?!(?:or|and|maybe|perhaps|but|not|yes|no|true|false)\b)(?=[a-z]{2})",
-    re.IGNORECASE,
+    r"\s\((?!(?:or|and)\b)(?=\D|\d+[^)\w])|\s[—–]\s"
 )
+_REASON = re.compile(
+    rf"{_BECAUSE}|[,;]\s(?!(?:or|and|maybe|perhaps|but|not|yes|no|true|false)\b)(?=[a-z]{{2}})", re.IGNORECASE
+)
+_REASON_FOR_WORDS = re.compile(rf"{_BECAUSE}|\s\((?!(?:or|and)\b)", re.IGNORECASE)
 _OPENING = re.compile(
     r"(?:(?:that|is|are|exactly|approximately|about|around|roughly|just|only|equal to|simply|therefore|thus|then|"
     r"now|a total of|option|choice|=|≈|~|\\approx)(?![A-Za-z])[\s:]*){1,4}",
@@ -146,7 +149,7 @@ def without_opening(text: str) -> str:
 
 def words_in(text: str) -> list[str]:
     """What a sentence may give as its answer in words: itself, its verdict, its choice, what follows its last `is`."""
-    found = [text, _REASON.split(text, maxsplit=1)[0]]
+    found = [text, _REASON_FOR_WORDS.split(text, maxsplit=1)[0]]
     if (verdict := _VERDICT.match(text.lstrip("*_ "))) is not None:
         opposite = _OPPOSITE[verdict.group(1).lower()]
         if not re.match(rf"[\s,]*(?:or\s+)?{opposite}\b", verdict.group(2), re.IGNORECASE):
