@@ -91,6 +91,7 @@ def test_where_the_answer_must_stand(place: Any, right: list[str], wrong: list[s
         ("<think>\n\n</think>\n\n", "8", 1.0),
         ("", "I say 9</think>8", 1.0),
         ("", "I say 8</think>9", 0.0),
+        ("", "<think>a</think>The answer is 8.</think>Hm", 0.0),
     ],
 )
 def test_a_prompt_that_ends_in_a_thought(prompt: str, completion: str, reward: float) -> None:
@@ -121,6 +122,11 @@ def test_a_prompt_that_ends_in_a_thought(prompt: str, completion: str, reward: f
 )
 def test_a_response_that_was_cut(completion: str, reward: float) -> None:
     assert math_verify_score("72", completion, finish_reason="length") == reward
+
+
+def test_a_response_that_was_cut_has_no_last_number() -> None:
+    assert math_verify_score("72", "72", place="last_number") == 1.0
+    assert math_verify_score("72", "72", place="last_number", finish_reason="length") == 0.0
 
 
 QUESTION = "Tom has 16 apples and gives 0 apples to Ann. How many apples does Tom have now? Write it as $2^4$ or 32/2."

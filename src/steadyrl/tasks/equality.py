@@ -16,8 +16,7 @@ def is_right(reference: Answer, answer: Answer, *, literal: bool = False) -> boo
     if isinstance(answer.value, Choice) and not isinstance(reference.value, Choice) and answer.value.more is not None:
         return is_right(reference, answer.value.more, literal=literal)
     expected, given = reference.value, answer.value
-    both_numbers = isinstance(expected, Number) and isinstance(given, Number)
-    if reference.text and reference.text == answer.text and not both_numbers:
+    if reference.text and reference.text == answer.text and not isinstance(expected, Number):
         return True
     if isinstance(expected, Equation) and isinstance(given, Equation):
         both_variables = len(expected.name) == len(given.name) == 1
