@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from steadyrl.tasks.answer_values import Choice, Equation, Formula, Number, Opaque, Several
@@ -167,6 +167,8 @@ def test_exact_values(formula: str, value: Any) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(max_size=60) | st.text("0123456789.,+-*/^={}()[]\\ frac$%xB;", max_size=30))
+@example("0,=")
+@example("= , 5")
 def test_every_text_is_read_or_rejected(answer: str) -> None:
     try:
         read_reference(answer)

@@ -105,6 +105,8 @@ def _read(text: str, depth: int) -> Answer:
         return Answer(f"choice {choice.letter}" if choice.more is None else name, choice)
     text = _UNDERSCORES.sub("", _HEDGE.sub("", text, count=1) if _HEDGE.match(text) else text)
     text = _DOTTED_THOUSANDS.sub(lambda match: match.group().replace(".", "").replace(",", "."), text)
+    if not text:
+        return Answer(name, None)
     value = _read_several(text, depth) or _read_equation(text, depth) or _read_number(text)
     if value is None and _looks_like_latex(text):
         value = Opaque(text)
