@@ -57,7 +57,7 @@ def close(one, other, rel):
 def test_a_run_directory_holds_its_files(whole):
     found = {path.name for path in whole.iterdir()}
     logs = {f"{name}.jsonl" for name in ("metrics", "ledger", "eval", "samples", "cold_start", "failures")}
-    assert found == logs | {"recipe.json", "engine.json", "report.html", "checkpoints"}
+    assert found == logs | {"recipe.json", "engine.json", "report.html", "checkpoints", "lock"}
     assert not (whole / "failures.jsonl").read_text()
     assert "<html" in (whole / "report.html").read_text()
     assert not list(whole.rglob("*.part"))

@@ -513,7 +513,7 @@ class Advantage(Section):
 
     leave_one_out: bool = False
     """The baseline of a response is the mean over the others of its group (RLOO, arXiv 2402.14740), not over all."""
-    epsilon: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    epsilon: Weight = 0.0
     """Added to the standard deviation where the objective divides by it. Groups of equal rewards need none."""
     filter_groups: bool = False
     """Groups of equal rewards, which have no gradient, do not count in the denominators either (DAPO's dynamic
