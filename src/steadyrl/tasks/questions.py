@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from steadyrl.tasks.answers import Place
-from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import question_hash
 from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.pairs import read_hub, read_jsonl
+from steadyrl.tasks.right import right_answers
 
 
 class Questions:
@@ -41,6 +42,7 @@ class Questions:
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
         self._pairs = _divide(pairs, held_out, path)
         self._verify = _verifier(score)
+        self._score, self._place, self._has_solutions = score, answer, solution_column is not None
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
@@ -53,6 +55,15 @@ class Questions:
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
         return self._verify(self._pairs[split][index], completion)
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The reference answer in the usual forms; for a user's own function, the worked solution too."""
+        return right_answers(
+            self._pairs[split][index],
+            score=self._score,
+            place=self._place,
+            solved=self._has_solutions,
+        )
 
 
 def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:
