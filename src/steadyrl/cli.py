@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, show, gap, conformance, lab."""
+"""The command line: train, resume, eval, audit, show, gap, conformance, lab."""
 
 import argparse
 import contextlib
@@ -24,6 +24,7 @@ USAGE = """steadyrl COMMAND …
   train RECIPE [--run DIR] [--dry-run] [--section.field value …]
   resume RUN [--checkpoint step-000020]
   eval CHECKPOINT [--section.field value …]
+  audit RECIPE [--json] [--strict] [--section.field value …]
   show RUN
   gap RUN [--responses 64]
   conformance --model FAMILY_OR_PATH [--weights] | --all
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": train_command,
         "resume": resume_command,
         "eval": eval_command,
+        "audit": audit_command,
         "show": show_command,
         "gap": gap_command,
         "conformance": conformance_command,
@@ -122,6 +124,23 @@ def eval_command(argv: list[str]) -> int:
         rows, _ = evaluation_rows(session, every_mode=True)
     _print_evaluation(rows)
     return 0
+
+
+def audit_command(argv: list[str]) -> int:
+    """`steadyrl audit RECIPE`."""
+    parser = argparse.ArgumentParser(
+        "steadyrl audit",
+        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
+    )
+    parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")
+    parser.add_argument("--json", action="store_true", help="print the counts and the rows as JSON")
+    parser.add_argument("--strict", action="store_true", help="count what is partial or doubtful, or failed, as well")
+    options, rest = parser.parse_known_args(argv)
+    recipe = _with_flags(Recipe, load(options.recipe), rest, f"steadyrl audit {options.recipe}")
+    from steadyrl.audit import run
+
+    return run(recipe, as_json=options.json, strict=options.strict)
 
 
 def show_command(argv: list[str]) -> int:
@@ -245,6 +264,7 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     """Train, and say at the end what came of it."""
     from transformers.utils import logging
 
+    from steadyrl.audit import at_start
     from steadyrl.loop import TrainingStopped, train
     from steadyrl.session import notices, open_session
 
@@ -253,6 +273,8 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with _one_interrupt() as stop_asked, open_session(recipe) as session:
+        for warning in at_start(recipe, session.task, session.pool, session.policy.tokenizer):
+            print(f"steadyrl: {warning}", file=sys.stderr)
         run = open_run()
         try:
             taken = train(session, run, stop_asked=stop_asked)

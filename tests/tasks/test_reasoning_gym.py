@@ -8,7 +8,7 @@ import pytest
 from reasoning_gym.factory import DATASETS
 
 from steadyrl.tasks.base import TaskError
-from steadyrl.tasks.reasoning import HASH_ORDERED, REFUSED, ReasoningGym, extract_answer
+from steadyrl.tasks.reasoning import HASH_ORDERED, UNREPEATABLE, ReasoningGym, extract_answer
 
 
 def gym(dataset: str = "chain_sum", *, seed: int = 0, min_score: float = 1.0, **parameters: object) -> ReasoningGym:
@@ -116,7 +116,7 @@ def test_hash_ordered_datasets_need_a_fixed_hash(monkeypatch: pytest.MonkeyPatch
     assert gym("ransom_note").example("train", 0).question
 
 
-@pytest.mark.parametrize("dataset", REFUSED)
+@pytest.mark.parametrize("dataset", UNREPEATABLE)
 def test_unrepeatable_datasets_are_refused(dataset: str) -> None:
     with pytest.raises(TaskError, match=f"reasoning-gym's {dataset} .*use another dataset"):
         gym(dataset)
@@ -139,7 +139,7 @@ print("\\n" + json.dumps(found))
 @pytest.mark.slow
 def test_every_other_dataset_is_the_same_in_every_process() -> None:
     """A worker scores problems that another process drew: both must see the same ones."""
-    names = sorted(set(DATASETS) - HASH_ORDERED - REFUSED.keys())
+    names = sorted(set(DATASETS) - HASH_ORDERED - UNREPEATABLE.keys())
     first, second = (_draw_in_a_process(names, hash_seed) for hash_seed in ("1", "2"))
     # both stop a slow dataset after a second, maybe not at the same problem
     differ = [name for name in names if any(a != b for a, b in zip(first[name], second[name], strict=False))]

@@ -24,7 +24,8 @@ from steadyrl.tasks.reasoning import UNREPEATABLE, ReasoningGym
 
 PROBLEMS = 8
 """Problems of a dataset that are tried."""
-_SECONDS = 900.0  # all datasets take about two minutes
+_PLANTED = 3  # of these, those that code is planted in
+_SECONDS = 900.0  # all datasets take about half a minute
 _SHOWN = 60  # characters of a response in the table
 _EXAMPLES = ("possible_answer", "example_answer", "example_correct_answer")  # where metadata hold a right answer
 _NEAR = ("half of a right response", "two answers", "another problem's answer")  # junk that may hold some of the answer
@@ -93,7 +94,7 @@ def _here(name: str) -> Verdict:
         example, right = task.example("train", index), task.right_responses("train", index)
         for junk in junk_responses(example, right, before):
             score = task.raw_score("train", index, junk.response) if junk.certain else 0.0
-            if junk.form in _NEAR:
+            if junk.form in _NEAR and score < 1.0:
                 near = max(near, score)
             elif score > best:
                 best, form, response = score, junk.form, junk.response[:_SHOWN]
@@ -127,11 +128,12 @@ def _own(own: Sequence[float], examples: Sequence[float]) -> Own:
 
 def _runs_code(task: ReasoningGym, mark: str) -> bool:
     """Whether one of the planted answers, bare or in tags, leaves its file in the working directory."""
-    for text in planted(task.example("train", 0).answer, mark):
-        for response in (text, f"<answer>{text}</answer>"):
-            task.raw_score("train", 0, response)
-            if Path(mark).exists():
-                return True
+    for index in range(_PLANTED):
+        for text in planted(task.example("train", index).answer, mark):
+            for response in (text, f"<answer>{text}</answer>"):
+                task.raw_score("train", index, response)
+                if Path(mark).exists():
+                    return True
     return False
 
 

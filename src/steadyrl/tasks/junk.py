@@ -22,11 +22,11 @@ _CLOSE = 0.01  # half of a number that is this near to the whole is a rounded an
 class Junk:
     """A response that must not be paid.
 
-    For instance, `Junk(form='"nan" (boxed)', response=r"\\boxed{nan}")`.
+    For instance, `Junk(form='"nan"', response=r"\\boxed{nan}")`.
     """
 
     form: str
-    """What kind of junk it is; in brackets the form of a right response whose answer it takes the place of."""
+    """What kind of junk it is."""
     response: str
     """The response."""
     certain: bool = True
@@ -50,6 +50,7 @@ def junk_responses(
         Junk(form='"nan"', response="nan"),
         Junk(form='"inf"', response="inf"),
         Junk(form='"None"', response="None"),
+        Junk(form="zero", response="0"),
         Junk(form="empty list", response="[]"),
         Junk(form="unclosed brackets", response="((("),
         Junk(form="integers in a row", response=_integers(accepted)),
@@ -70,7 +71,8 @@ def junk_responses(
         Junk(form="refusal", response="I do not know."),
         Junk(form="filler", response=_FILLER),
     ]
-    placed = [junk for text in texts for junk in _in_place(text, accepted, right)]
+    wrong = [text for text in texts if not _same(text.response, accepted)]
+    placed = [junk for text in wrong for junk in _in_place(text, accepted, right)]
     found = {"": Junk(form="empty response", response="")}
     for junk in (*bare, *placed, *_half(accepted, right), *_of_another(accepted, right, other)):
         if not _same(junk.response, accepted):
@@ -142,19 +144,20 @@ def _code(answer: str) -> str:
 
 def _in_place(junk: Junk, accepted: list[str], right: RightResponses) -> list[Junk]:
     """Junk where a right response has its answer: a verifier that finds the place must still look at what is there."""
-    for form, response in right.forms[1:2] or right.forms[:1]:
+    for _, response in right.forms[1:2] or right.forms[:1]:
         before, _, after = response.rpartition(accepted[0])
         if before:
-            return [Junk(form=f"{junk.form} ({form})", response=before + junk.response + after, certain=junk.certain)]
+            return [Junk(form=junk.form, response=before + junk.response + after, certain=junk.certain)]
     return []
 
 
 def _half(accepted: list[str], right: RightResponses) -> list[Junk]:
-    """The first half of a right response, unless this half is still the answer, or the answer rounded."""
+    """The first half of a right response, unless this half is still the answer: rounded, or without its unit."""
     for _, response in right.forms[:1]:
-        half = response[: len(response) // 2]
+        half, rest = response[: len(response) // 2], response[len(response) // 2 :]
         value, wholes = _value(half), [whole for answer in accepted if (whole := _value(answer)) is not None]
-        if value is not None and any(math.isclose(value, whole, rel_tol=_CLOSE) for whole in wholes):
+        rounded = value is not None and any(math.isclose(value, whole, rel_tol=_CLOSE) for whole in wholes)
+        if rounded or (value is not None and not re.search(r"\d", rest)):
             return []
         certain = right.only and not any(answer in half for answer in accepted)
         return [Junk(form="half of a right response", response=half, certain=certain)]
