@@ -11,6 +11,7 @@ _LARGEST_INTEGER = 100
 _LONGEST_CODE = 200  # characters of an answer
 _FILLER = "well, let me think about this again, and then once more; " * 20
 _NUMBER = re.compile(r"[-+]?\d+(?:\.\d+)?")
+_FRACTION = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
 _FORMULA = re.compile(r"\$([^$]+)\$")
 _RUN = re.compile(r"[-\d\s.,()+*/^%×·÷−]+")
 _OPERATION = re.compile(r"\d\)*\s?[-+*/^%×·÷−]\s?[-(]*\d")
@@ -87,10 +88,12 @@ def _accepted(example: Example) -> list[str]:
 
 
 def _value(text: str) -> float | None:
-    """The number that a text is, or None."""
+    """The number or the simple fraction that a text is, or None."""
+    plain = _FRACTION.sub(r"\1/\2", text).replace(",", "").strip().removeprefix("$")
+    above, slash, below = plain.partition("/")
     try:
-        return float(text.strip().replace(",", "").removeprefix("$"))
-    except ValueError:
+        return float(above) / float(below) if slash else float(plain)
+    except (ValueError, ArithmeticError):
         return None
 
 
@@ -169,8 +172,15 @@ def _of_another(accepted: list[str], right: RightResponses, other: tuple[Example
     if other is None or not accepted or any(_same(answer, accepted) for answer in _accepted(other[0])):
         return []
     forms, foreign = other[1].forms[1:2] or other[1].forms[:1], _accepted(other[0])[:1]
-    both = (f"It is {answer} or {accepted[0]} or {answer}" for answer in foreign)
+    both = [(f"It is {answer} or {accepted[0]} or {answer}", _alike(answer, accepted[0])) for answer in foreign]
     return [
         *(Junk(form="another problem's answer", response=text, certain=right.only) for _, text in forms),
-        *(Junk(form="two answers", response=text, certain=right.only) for text in both),
+        *(Junk(form="two answers", response=text, certain=right.only and alike) for text, alike in both),
     ]
+
+
+def _alike(one: str, another: str) -> bool:
+    """Whether both are numbers, or both are words: a number among words may be read as the only answer."""
+    numbers = [_value(text) is not None for text in (one, another)]
+    words = [text.replace(" ", "").isalpha() for text in (one, another)]
+    return all(numbers) or all(words)
