@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
-from steadyrl.tasks.audit import Finding, Report, Row, audit
+from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.scoring import ScorePool
@@ -49,12 +50,10 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     Raises:
         TaskError: the task cannot be built.
     """
-    spec, limits = recipe.task.model_dump(), recipe.scoring
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
-    with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
-        report = audit(
-            task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=_TOGETHER * limits.workers
-        )
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    together = _TOGETHER * recipe.scoring.workers
+    with _new_pool(recipe) as pool:
+        report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
     else:
@@ -72,32 +71,44 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
     key = digest(recipe, task, tokenizer)
     report = _remembered(key)
     if report is None:
-        found = audit(
-            task,
-            pool.score,
-            problems=AT_START,
-            correct_at=recipe.task.correct_at,
-            together=recipe.scoring.workers,
-            seconds=SECONDS,
-        )
+        # a function that remembers its calls must not have seen others when the run begins
+        with _new_pool(recipe) if _own_file(recipe) else nullcontext(pool) as auditors:
+            found = audit(
+                task,
+                auditors.score,
+                problems=AT_START,
+                correct_at=recipe.task.correct_at,
+                together=recipe.scoring.workers,
+                seconds=SECONDS,
+            )
         report = found.as_json()
         if found.complete:
             _remember(key, report)
     return list(_warnings(recipe, report))
 
 
+def _new_pool(recipe: Recipe) -> ScorePool:
+    limits = recipe.scoring
+    return ScorePool(recipe.task.model_dump(), seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit)
+
+
+def _own_file(recipe: Recipe) -> Path | None:
+    """The file of the user's score function, or None where the task has a verifier of ours."""
+    score = recipe.task.score if isinstance(recipe.task, QuestionsTask) else ""
+    return Path(score.rpartition(":")[0]).expanduser() if ":" in score else None
+
+
 def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
-    """A digest of the data, the score function with the Python files beside it, the tokenizer and the software."""
+    """A digest of the problems, the score function with the Python files beside it, the tokenizer and the software."""
     parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.scoring.time_limit, AT_START]
     parts += [importlib.metadata.version(name) for name in ("reasoning-gym", "math-verify", "sympy")]
     sources = [path for path in Path(__file__).parent.glob("tasks/*") if path.is_file()]
-    if isinstance(recipe.task, QuestionsTask):
-        size = task.size("train") or 0
-        parts += [repr(task.example("train", index)) for index in range(size)]
-        if ":" in recipe.task.score:
-            sources += Path(recipe.task.score.rpartition(":")[0]).expanduser().parent.glob("*.py")
+    if isinstance(recipe.task, QuestionsTask):  # the problems of the other tasks follow from seed and section
+        parts += [repr(task.example("train", index)) for index in audited(task.size("train"), AT_START)]
+    if (own := _own_file(recipe)) is not None:
+        sources += own.parent.glob("*.py")
     parts += [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(sources)]
-    parts += [sorted(tokenizer.get_vocab().items()), tokenizer.chat_template]
+    parts += ["\0".join(sorted(tokenizer.get_vocab())), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

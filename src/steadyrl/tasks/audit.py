@@ -132,7 +132,7 @@ def audit(
     seconds: float = float("inf"),
     prompt_text: Callable[[Example], str] = lambda example: example.question,
 ) -> Report:
-    """Score right responses and junk on training problems that are spread evenly over the data.
+    """Score right responses and junk on some of the training problems.
 
     Args:
         task: Its problems and their right responses.
@@ -142,11 +142,15 @@ def audit(
         together: Responses that are scored in one call; the time is looked at between calls.
         seconds: No call begins after so many seconds. A problem that is not finished then is left out.
         prompt_text: The prompt that a score function sees as `prompt_text`.
+
+    Returns:
+        Counts and an example for each form of response.
     """
     report, deadline = Report(correct_at=correct_at), time.monotonic() + seconds
     rows: dict[tuple[Half, str], Row] = {}
     earlier: list[tuple[Example, RightResponses]] = []
-    for index in _indices(task.size(_SPLIT), problems):
+    indices = audited(task.size(_SPLIT), problems)
+    for index in indices:
         if time.monotonic() >= deadline:
             break
         example, right = task.example(_SPLIT, index), task.right_responses(_SPLIT, index)
@@ -166,13 +170,13 @@ def audit(
             *_junk_findings(index, example, junk, earned, correct_at),
         ):
             rows.setdefault((finding.half, finding.form), Row(half=finding.half, form=finding.form)).add(finding)
-    report.complete = len(earlier) == report.problems == len(_indices(task.size(_SPLIT), problems))
+    report.complete = len(earlier) == report.problems == len(indices)
     report.rows = sorted(rows.values(), key=lambda row: row.half == "junk")
     return report
 
 
-def _indices(size: int | None, problems: int) -> Sequence[int]:
-    """The first problems of an endless task; of a finite one, problems from its beginning to its end."""
+def audited(size: int | None, problems: int) -> Sequence[int]:
+    """Which problems are tried: the first of an endless task, or evenly spaced ones of a finite task."""
     if size is None or size <= problems:
         return range(problems if size is None else size)
     return [position * size // problems for position in range(problems)]
