@@ -2,6 +2,7 @@
 
     python -m steadyrl.tasks.gym_audit > reasoning_gym.json
     python -m steadyrl.tasks.gym_audit chain_sum n_queens
+    python -m steadyrl.tasks.gym_audit --markdown   # the shipped table, as docs/verifiers.md shows it
 
 The measuring runs in another process and in a temporary directory, because code in an answer is meant to run there.
 """
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from steadyrl.tasks.base import Example, RightResponses
-from steadyrl.tasks.gym_table import GymTable, Own, Verdict
+from steadyrl.tasks.gym_table import GymTable, Own, Verdict, markdown, table
 from steadyrl.tasks.junk import junk_responses
 from steadyrl.tasks.reasoning import UNREPEATABLE, ReasoningGym
 
@@ -142,6 +143,8 @@ def main(arguments: Sequence[str]) -> None:
     if arguments[:1] == ["--here"]:
         verdicts = {name: asdict(_here(name)) for name in arguments[1:]}
         print("\n" + json.dumps(verdicts))  # some datasets print too
+    elif arguments[:1] == ["--markdown"]:
+        print(markdown(table()))
     else:
         print(json.dumps(asdict(measure(arguments or all_datasets())), indent=1, ensure_ascii=False))
 

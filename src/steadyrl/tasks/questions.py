@@ -42,7 +42,8 @@ class Questions:
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
         self._pairs = _divide(pairs, held_out, path)
         self._verify = _verifier(score)
-        self._score, self._place, self._has_solutions = score, answer, solution_column is not None
+        self._score, self._has_solutions = score, solution_column is not None
+        self._place: Place = answer
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
