@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, audit, show, gap, conformance, lab."""
+"""The command line: train, resume, eval, show, gap, audit, conformance, lab."""
 
 import argparse
 import contextlib
@@ -24,9 +24,9 @@ USAGE = """steadyrl COMMAND …
   train RECIPE [--run DIR] [--dry-run] [--section.field value …]
   resume RUN [--checkpoint step-000020]
   eval CHECKPOINT [--section.field value …]
-  audit RECIPE [--json] [--strict] [--section.field value …]
   show RUN
   gap RUN [--responses 64]
+  audit RECIPE [--json] [--strict] [--section.field value …]
   conformance --model FAMILY_OR_PATH [--weights] | --all
   lab run FIGURE [--arms …] [--seeds …] [--jobs N] | lab report
 
@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": train_command,
         "resume": resume_command,
         "eval": eval_command,
-        "audit": audit_command,
         "show": show_command,
         "gap": gap_command,
+        "audit": audit_command,
         "conformance": conformance_command,
         "lab": lab_command,
     }

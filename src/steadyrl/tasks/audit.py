@@ -201,20 +201,7 @@ def _right_findings(
     paid = [_is_paid(score, correct_at) for score in scores]
     for number, ((form, response), score) in enumerate(zip(right.forms, scores, strict=True)):
         counts = not paid[number] if right.every else number == 0 and not any(paid)
-        yield Finding(
-            half="right",
-            form=form,
-            index=index,
-            question=example.question,
-            answer=example.answer,
-            response=response,
-            reward=score.reward,
-            failure=score.failure,
-            paid=paid[number],
-            counts=counts,
-            doubtful=False,
-            partial=False,
-        )
+        yield _finding("right", form, index, example, response, score, paid=paid[number], counts=counts)
 
 
 def _junk_findings(
@@ -224,20 +211,36 @@ def _junk_findings(
     floor = scores[0].reward or 0.0
     for one, score in zip(junk, scores, strict=True):
         paid = _is_paid(score, correct_at)
-        yield Finding(
-            half="junk",
-            form=one.form,
-            index=index,
-            question=example.question,
-            answer=example.answer,
-            response=one.response,
-            reward=score.reward,
-            failure=score.failure,
+        partial = not paid and score.reward is not None and score.reward > floor
+        counts, doubtful = paid and one.certain, paid and not one.certain
+        yield _finding(
+            "junk",
+            one.form,
+            index,
+            example,
+            one.response,
+            score,
             paid=paid,
-            counts=paid and one.certain,
-            doubtful=paid and not one.certain,
-            partial=not paid and score.reward is not None and score.reward > floor,
+            counts=counts,
+            doubtful=doubtful,
+            partial=partial,
         )
+
+
+def _finding(
+    half: Half, form: str, index: int, example: Example, response: str, score: Score, **verdict: bool
+) -> Finding:
+    return Finding(
+        half=half,
+        form=form,
+        index=index,
+        question=example.question,
+        answer=example.answer,
+        response=response,
+        reward=score.reward,
+        failure=score.failure,
+        **({"doubtful": False, "partial": False} | verdict),
+    )
 
 
 def _is_paid(score: Score, correct_at: float) -> bool:
