@@ -18,6 +18,7 @@ from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
+from steadyrl.tasks.questions import Questions
 from steadyrl.tasks.scoring import ScorePool
 
 PROBLEMS = 32
@@ -52,7 +53,7 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
     together = _TOGETHER * recipe.scoring.workers
-    with _new_pool(recipe) as pool:
+    with _new_pool(recipe, task) as pool:
         report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
@@ -72,7 +73,7 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
     report = _remembered(key)
     if report is None:
         # a function that remembers its calls must not have seen others when the run begins
-        with _new_pool(recipe) if _own_file(recipe) else nullcontext(pool) as auditors:
+        with _new_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
             found = audit(
                 task,
                 auditors.score,
@@ -87,9 +88,11 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
     return list(_warnings(recipe, report))
 
 
-def _new_pool(recipe: Recipe) -> ScorePool:
+def _new_pool(recipe: Recipe, task: Task) -> ScorePool:
+    """Workers that see the problems of `task`."""
+    spec = recipe.task.model_dump() | (task.settled() if isinstance(task, Questions) else {})
     limits = recipe.scoring
-    return ScorePool(recipe.task.model_dump(), seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit)
+    return ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit)
 
 
 def _own_file(recipe: Recipe) -> Path | None:

@@ -18,6 +18,7 @@ import torch
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
+from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Row, Value
 from steadyrl.model.packing import pack_responses
@@ -28,6 +29,7 @@ from steadyrl.rollout import (
     Counted,
     Group,
     counted,
+    counted_tokens,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -55,7 +57,7 @@ MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RunStopped):
     """The run cannot go on by itself; what it needs to be looked into lies in the run directory."""
 
 
@@ -85,11 +87,11 @@ class Clock:
         self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
 
 
-def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
+def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     """Train to the last step of the recipe, or until `stop_asked` after a step; a checkpoint lies at the end.
 
     Returns:
-        Global steps taken.
+        The last global step, and how many were taken now.
 
     Raises:
         TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
@@ -98,7 +100,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
         return _train(session, run, stop_asked)
 
 
-def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
+def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     recipe = session.recipe
     run.note_engine(session.engine.facts)
     restored = run.restore(session.policy, session.optimizer)
@@ -124,7 +126,7 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
                 run.save(session.policy, session.optimizer, vars(progress))
             if stopping:
                 break
-    return progress.step - start
+    return progress.step, progress.step - start
 
 
 def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, float | None], None]:
@@ -150,7 +152,9 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         run.log_failures(step, rewards.failed)
         options = recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-        divisors = counted(rewards, parts=recipe.update.minibatches, options=options)
+        parts = recipe.update.minibatches
+        divisors = counted(rewards, parts=parts, options=options)
+        tokens = counted_tokens(responses, rewards, parts=parts, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -161,7 +165,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, divisors, strict=True))
+            for n, part in enumerate(zip(forwards, divisors, tokens, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -178,7 +182,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         **route_metrics(old_pass),
         **routed,
         **effect,
-        **update_metrics(outcomes),
+        **update_metrics(outcomes, responses=int(rewards.known.sum())),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,
@@ -243,9 +247,10 @@ def _update(
     number: int,
     forwards: Sequence[Forward],
     divisor: Counted,
+    tokens: int,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, divisor)
+    outcome = take_update(session, step, number, forwards, divisor, tokens)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -257,9 +262,9 @@ def _update(
 
 
 def take_update(
-    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted
+    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted, tokens: int
 ) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate."""
+    """Update `number` of a step, counted from 0, with its learning rate; divided by `divisor`, or by `tokens`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -277,6 +282,7 @@ def take_update(
         forwards,
         responses=divisor.responses,
         groups=divisor.groups,
+        batch_tokens=tokens,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
 
