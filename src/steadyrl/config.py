@@ -210,6 +210,8 @@ class ReasoningGymTask(AnyTask):
     """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
     min_score: Fraction = 1.0
     """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+    allow_code: bool = False
+    """Take a dataset whose verifier runs Python code that a response holds. Off: such a dataset is rejected."""
 
 
 class QuestionsTask(AnyTask):

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from steadyrl.tasks.answers import Place
-from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.held_out import by_question, choose, count_near
 from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
+from steadyrl.tasks.right import right_answers
 from steadyrl.tasks.sources import read_source
 
 
@@ -64,6 +65,8 @@ class Questions:
             TaskError: the data cannot be read, rows cannot be used, or too few are left.
         """
         self._verify = _verifier(score)
+        self._score, self._has_solutions = score, solution_column is not None
+        self._place: Place = answer
         self._held_out, self._skip = held_out, skip_bad_rows
         check = None if digest else _reference_check(score)
 
@@ -99,6 +102,15 @@ class Questions:
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
         return self._verify(self._pairs[split][index], completion)
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The reference answer in the usual forms; for a user's own function, the worked solution too."""
+        return right_answers(
+            self._pairs[split][index],
+            score=self._score,
+            place=self._place,
+            solved=self._has_solutions,
+        )
 
     @property
     def examples(self) -> Iterator[Example]:

@@ -1,0 +1,48 @@
+"""Right responses to a question/answer pair, for the audit of its verifier."""
+
+from steadyrl.tasks.answers import Place
+from steadyrl.tasks.base import Example, RightResponses
+
+_THOUGHTS = "<think>\nFirst I look at what is given.\n</think>\n"
+_PLACED: dict[Place, tuple[str, ...]] = {
+    "auto": ("bare", "boxed", "in a sentence", "after thoughts"),
+    "boxed": ("boxed", "boxed after thoughts"),
+    "tag": ("tag", "tag after thoughts"),
+    "last_number": ("bare", "in a sentence", "after thoughts"),
+}
+"""The forms that `math_verify` pays, by the place where an answer must stand."""
+
+
+def right_answers(example: Example, *, score: str, place: Place, solved: bool) -> RightResponses:
+    """The reference answer in the usual forms.
+
+    `math_verify` must pay each form that `place` allows. A user's own function must pay one of all forms, or the
+    worked solution: it may want its answers in a certain place.
+
+    Args:
+        example: The pair.
+        score: `math_verify`, or the user's function.
+        place: Where `math_verify` looks.
+        solved: The data have a worked solution.
+    """
+    forms = usual_forms((example.accepted or (example.answer,))[0].rpartition("####")[2].strip())
+    single = len(example.accepted) <= 1
+    if score == "math_verify":
+        return RightResponses(forms=tuple((name, forms[name]) for name in _PLACED[place]), only=single)
+    worked = {"as the data have it": example.answer, **({"worked": example.solution} if solved else {})}
+    return RightResponses(forms=(*forms.items(), *worked.items()), every=False, only=single)
+
+
+def usual_forms(answer: str) -> dict[str, str]:
+    """The same answer as people and models write it."""
+    return {
+        "bare": answer,
+        "boxed": rf"\boxed{{{answer}}}",
+        "in a sentence": f"The answer is {answer}.",
+        "after thoughts": f"{_THOUGHTS}The answer is {answer}.",
+        "boxed after thoughts": rf"{_THOUGHTS}\boxed{{{answer}}}",
+        "tag": f"<answer>{answer}</answer>",
+        "tag after thoughts": f"{_THOUGHTS}<answer>{answer}</answer>",
+        "behind ####": f"#### {answer}",
+        "thoughts and answer in tags": f"<think>\nI add.\n</think>\n<answer>\n{answer}\n</answer>",
+    }
