@@ -210,7 +210,9 @@ def _verifier(score: str) -> Callable[[Example, str], float]:
     if score == "math_verify":
         from steadyrl.tasks.math_answers import math_verify_score
 
-        return lambda pair, completion: math_verify_score(pair.answer, completion)
+        return lambda pair, completion: math_verify_score(
+            pair.accepted or pair.answer, completion, question=pair.question
+        )
     file, colon, name = score.rpartition(":")
     if not (file and colon and name):
         raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")

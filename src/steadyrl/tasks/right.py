@@ -4,13 +4,6 @@ from steadyrl.tasks.answers import Place
 from steadyrl.tasks.base import Example, RightResponses
 
 _THOUGHTS = "<think>\nFirst I look at what is given.\n</think>\n"
-_PLACED: dict[Place, tuple[str, ...]] = {
-    "auto": ("bare", "boxed", "in a sentence", "after thoughts"),
-    "boxed": ("boxed", "boxed after thoughts"),
-    "tag": ("tag", "tag after thoughts"),
-    "last_number": ("bare", "in a sentence", "after thoughts"),
-}
-"""The forms that `math_verify` pays, by the place where an answer must stand."""
 
 
 def right_answers(example: Example, *, score: str, place: Place, solved: bool) -> RightResponses:
@@ -25,10 +18,13 @@ def right_answers(example: Example, *, score: str, place: Place, solved: bool) -
         place: Where `math_verify` looks.
         solved: The data have a worked solution.
     """
-    forms = usual_forms((example.accepted or (example.answer,))[0].rpartition("####")[2].strip())
+    reference = (example.accepted or (example.answer,))[0]
     single = len(example.accepted) <= 1
     if score == "math_verify":
-        return RightResponses(forms=tuple((name, forms[name]) for name in _PLACED[place]), only=single)
+        from steadyrl.tasks.math_answers import right_responses
+
+        return RightResponses(forms=tuple(right_responses(reference, place=place)), only=single)
+    forms = usual_forms(reference.rpartition("####")[2].strip())
     worked = {"as the data have it": example.answer, **({"worked": example.solution} if solved else {})}
     return RightResponses(forms=(*forms.items(), *worked.items()), every=False, only=single)
 
