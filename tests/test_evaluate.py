@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from steadyrl.evaluate import Accuracy, accuracy
+from steadyrl.estimates import Estimate, accuracy
 
 Z = 1.959964
 
@@ -17,11 +17,11 @@ def wilson(right: int, n: int) -> tuple[float, float]:
     return (-b - root) / (2 * a), (-b + root) / (2 * a)
 
 
-def single(right: int, n: int) -> Accuracy:
+def single(right: int, n: int) -> Estimate:
     return accuracy((torch.arange(n) < right).float()[:, None])
 
 
-def width(found: Accuracy) -> float:
+def width(found: Estimate) -> float:
     return found.high - found.low
 
 

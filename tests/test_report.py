@@ -9,6 +9,7 @@ import pytest
 from steadyrl import report
 from steadyrl.config import Recipe, resolve
 from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, SAMPLE_FIELDS, MetricsLog
+from steadyrl.reading import RunError
 
 RECIPE = {
     "steps": 120,
@@ -217,7 +218,7 @@ def test_a_torn_line_is_a_run_in_progress_and_a_broken_one_an_error(tmp_path: Pa
 
 
 def test_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(report.RunError, match=r"not a run directory: it has no recipe\.json"):
+    with pytest.raises(RunError, match=r"not a run directory: it has no recipe\.json"):
         report.write_report(tmp_path / "missing")
 
 

@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
-from steadyrl.evaluate import evaluate
+from steadyrl.evaluate import evaluate, held_out
 from steadyrl.metrics import MetricsLog
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
@@ -119,6 +119,5 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
 
 def _look(session: Session) -> float:
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
-    options = session.recipe.evaluate
-    result, _, _ = evaluate(session, session.engine, prompts=options.prompts, samples=1, greedy=False)
+    result, _, _ = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
     return result.value

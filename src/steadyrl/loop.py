@@ -24,10 +24,12 @@ from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
+from steadyrl.responses import rollout_rows
 from steadyrl.rollout import (
     Counted,
     Group,
     counted,
+    require_scored,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -146,10 +148,10 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         groups = sample_step(session, step)
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
-        rewards = score_groups(session, "train", groups)
-        run.log_failures(step, rewards.failed)
-        options = recipe.advantage
+        rewards, options = score_groups(session, "train", groups), recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
+        run.log_rollouts(step, rewards.failed, rollout_rows(session, step, groups, rewards, responses))
+        require_scored(rewards, limit=recipe.scoring.max_failures)
         divisors = counted(rewards, parts=recipe.update.minibatches, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)

@@ -6,7 +6,8 @@ from typing import Any, Literal, Protocol
 
 from steadyrl.errors import UserError
 
-Split = Literal["train", "held_out"]
+Split = str
+"""`train`, `held_out`, or the name of a further set that is only evaluated."""
 FinishReason = Literal["stop", "length"]
 Message = Mapping[str, str]
 """A turn of a conversation: its `role` and its `content`."""
@@ -72,4 +73,8 @@ class Task(Protocol):
 
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """Reward of a response to the problem at `index`."""
+        ...
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What a response gives as its answer, for the votes of maj@k; None where it gives none."""
         ...

@@ -1,8 +1,10 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
 import inspect
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from steadyrl.tasks.answers import Place
 from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
@@ -31,15 +33,21 @@ class Questions:
         answer: Place = "auto",
         held_out: int = 256,
         skip_bad_rows: bool = False,
+        sets: Sequence[Mapping[str, Any]] = (),
     ) -> None:
-        """Read all pairs and set `held_out` different questions aside."""
+        """Read all pairs and set `held_out` different questions aside.
+
+        Args:
+            sets: further sets that are only evaluated: `name`, `path`, `subset`, `split` and the two columns of each.
+        """
         fields = {
             "question": question_column,
             "answer": answer_column,
             "solution": solution_column or answer_column,
         }
-        pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
-        self._pairs = _divide(pairs, held_out, path)
+        self._pairs = _divide(_read(path, subset, split, fields), held_out, path)
+        self._pairs |= {other["name"]: _read_set(other) for other in sets}
+        self._pairs["train"] = _without(self._pairs["train"], [self._pairs[other["name"]] for other in sets], path)
         self._verify = _verifier(score)
 
     def size(self, split: Split) -> int | None:
@@ -53,6 +61,32 @@ class Questions:
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
         return self._verify(self._pairs[split][index], completion)
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The last box, else the last number, else the last line."""
+        found = re.findall(r"\\boxed\{([^{}]*)\}", completion) or re.findall(r"[-+]?\d[\d,]*\.?\d*", completion)
+        lines = completion.strip().splitlines()
+        return found[-1] if found else lines[-1] if lines else None
+
+
+def _read(path: str, subset: str | None, split: str, fields: Mapping[str, str]) -> list[Example]:
+    return read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
+
+
+def _read_set(other: Mapping[str, Any]) -> list[Example]:
+    """All pairs of a further set, in the order of its file."""
+    answer = other["answer_column"]
+    fields = {"question": other["question_column"], "answer": answer, "solution": answer}
+    return _read(other["path"], other["subset"], other["split"], fields)
+
+
+def _without(pairs: list[Example], sets: Sequence[list[Example]], path: str) -> list[Example]:
+    """The pairs whose question is in none of the further sets: what is evaluated is never trained on."""
+    aside = {pair.question for other in sets for pair in other}
+    kept = [pair for pair in pairs if pair.question not in aside]
+    if not kept:
+        raise TaskError(f"every training question of {path} is in one of evaluate.sets: nothing is left to train on")
+    return kept
 
 
 def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:

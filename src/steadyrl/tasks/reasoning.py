@@ -62,6 +62,10 @@ class ReasoningGym:
             return 0.0  # some verifiers raise on an answer they cannot read, and that answer is wrong
         return float(score >= self._min_score)
 
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What the dataset's verifier is given."""
+        return extract_answer(completion) or None
+
     def _find_entry(self, split: Split, index: int) -> dict[str, Any]:
         """The first of this index's draws whose question belongs to the split."""
         block, row = divmod(index, _PROBLEMS)
