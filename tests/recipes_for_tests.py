@@ -108,7 +108,6 @@ def comparable(run: Path) -> dict[str, list[Row]]:
         {name: value for name, value in row.items() if not name.startswith(MACHINE)}
         for row in read_jsonl(run / "metrics.jsonl")
     ]
-    files = {
-        name: read_jsonl(run / f"{name}.jsonl") for name in ("ledger", "eval", "samples", "cold_start", "failures")
-    }
+    names = ("ledger", "eval", "samples", "rollouts", "cold_start", "failures")
+    files = {name: read_jsonl(run / f"{name}.jsonl") for name in names}
     return {"metrics": metrics, **files}

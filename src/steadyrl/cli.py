@@ -117,13 +117,15 @@ def eval_command(argv: list[str]) -> int:
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
-    from steadyrl.evaluate import evaluation_rows
+    from steadyrl.evaluate import evaluation
+    from steadyrl.rollout import require_scored
     from steadyrl.session import open_session
 
     with open_session(recipe) as session:
-        rows, _ = evaluation_rows(session, every_mode=True)
-    _print_evaluation(rows)
-    if warning := unreached(rows, correct_at=recipe.task.correct_at):
+        found = evaluation(session, every_mode=True)
+    require_scored(found.last, limit=recipe.scoring.max_failures)
+    _print_evaluation(found.rows)
+    if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)
     return 0
 

@@ -19,6 +19,7 @@ from steadyrl.model.routing import moe_blocks
 from steadyrl.model.scoring import feed
 from steadyrl.model.text import encode_prompt, encode_response
 from steadyrl.order import problem_indices
+from steadyrl.rollout import require_scored
 from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task
 from steadyrl.types import TokenBatch
@@ -119,5 +120,6 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
 
 def _look(session: Session) -> float:
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
-    result, _, _ = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
+    result, _, rewards = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
+    require_scored(rewards, limit=session.recipe.scoring.max_failures)
     return result.value

@@ -8,7 +8,7 @@ from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at,
 from steadyrl.jsonl import Row
 from steadyrl.model.text import decode_response
 from steadyrl.responses import sample_rows
-from steadyrl.rollout import Group, Rewards, require_scored, sample_groups, score_groups
+from steadyrl.rollout import Group, Rewards, sample_groups, score_groups, too_many_failures
 from steadyrl.session import Session, unquantised_engine
 from steadyrl.tasks.base import Context, Split
 from steadyrl.types import Sampling
@@ -37,9 +37,6 @@ def evaluate(
     """Let an engine answer the first problems of a set; the same ones, with the same random numbers, at any step.
 
     A response is right if its reward is at least `task.correct_at`; the estimate is the share of right ones.
-
-    Raises:
-        TaskError: scoring failed for more than the recipe's share of the responses.
     """
     options = session.recipe.evaluate
     sampling = Sampling(
@@ -53,7 +50,6 @@ def evaluate(
         session, engine, problems.split, indices, responses=samples, sampling=sampling, key=problems.key
     )
     rewards = score_groups(session, problems.split, groups)
-    require_scored(rewards, limit=session.recipe.scoring.max_failures)
     return accuracy((rewards.values >= session.recipe.task.correct_at).float(), rewards.known), groups, rewards
 
 
@@ -71,20 +67,42 @@ def problem_sets(session: Session) -> Iterator[ProblemSet]:
         yield ProblemSet(split=other.name, prompts=prompts)
 
 
-def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], list[Row]]:
-    """Rows of `eval.jsonl`, and a few of `samples.jsonl`, for the weights that the engine holds.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What came of evaluating the weights that the engine holds."""
+
+    rows: list[Row]
+    """Lines of `eval.jsonl`, one for each set, mode and precision."""
+    samples: list[Row]
+    """Lines of `samples.jsonl`."""
+    last: Rewards
+    """The rewards of the last set, mode and precision. Where scoring failed too often, the others are not made."""
+
+
+def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
+    """Evaluate the weights that the engine holds; `require_scored` then says whether the verifier may go on.
 
     Args:
         every_mode: sampled and greedy, in the engine's precision and unquantised; else only sampled, in the engine's.
     """
-    rows, shown = [], []
-    for precision, engine in _engines(session, every_mode).items():
-        for mode in ("sampled", "greedy") if every_mode else ("sampled",):
-            for problems in problem_sets(session):
-                row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
-                rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
-                shown = shown or sample_rows(session, groups, rewards, first=_SHOWN)
-    return rows, shown
+    rows: list[Row] = []
+    samples: list[Row] = []
+    limit = session.recipe.scoring.max_failures
+    asked = [
+        (precision, engine, mode, problems)
+        for precision, engine in _engines(session, every_mode).items()
+        for mode in (("sampled", "greedy") if every_mode else ("sampled",))
+        for problems in problem_sets(session)
+    ]
+    for precision, engine, mode, problems in asked:
+        row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
+        rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
+        failing = too_many_failures(rewards, limit=limit)
+        if failing or not samples:
+            samples = sample_rows(session, groups, rewards, first=_SHOWN)
+        if failing:
+            break
+    return Evaluation(rows=rows, samples=samples, last=rewards)
 
 
 def _evaluation_row(

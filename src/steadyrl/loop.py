@@ -18,7 +18,7 @@ import torch
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
-from steadyrl.evaluate import evaluation_rows
+from steadyrl.evaluate import evaluation
 from steadyrl.metrics import Row, Value
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
@@ -299,8 +299,9 @@ def hand_over(session: Session, progress: Progress) -> None:
 
 
 def _evaluate(session: Session, run: Run, step: int, *, every_mode: bool) -> None:
-    rows, samples = evaluation_rows(session, every_mode=every_mode)
-    run.log_evaluation(step, rows, samples)
+    found = evaluation(session, every_mode=every_mode)
+    run.log_evaluation(step, found.rows, found.samples)
+    require_scored(found.last, limit=session.recipe.scoring.max_failures)
 
 
 def _peak_memory(session: Session) -> float:

@@ -111,12 +111,17 @@ def require_scored(rewards: Rewards, *, limit: float) -> None:
     Raises:
         TaskError: scoring failed for more than the share `limit` of the responses.
     """
-    failed, scored = rewards.failed, len(rewards.failures)
-    if len(failed) > limit * scored:
+    if too_many_failures(rewards, limit=limit):
+        failed = rewards.failed
         raise TaskError(
-            f"scoring failed for {len(failed)} of {scored} responses, above scoring.max_failures = {limit}; "
-            f"the first: {failed[0]}"
+            f"scoring failed for {len(failed)} of {len(rewards.failures)} responses, above scoring.max_failures = "
+            f"{limit}; the first: {failed[0]}"
         )
+
+
+def too_many_failures(rewards: Rewards, *, limit: float) -> bool:
+    """Whether scoring failed for more than the share `limit` of the responses."""
+    return len(rewards.failed) > limit * len(rewards.failures)
 
 
 def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "groups responses"]:
