@@ -107,14 +107,20 @@ def test_every_kind_has_its_field() -> None:
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"reward": 0.65, "reward_max": 0.9}], "the highest reward is 0.9, the mean 0.65"),
-        ([{"reward": 0.2, "reward_max": 1.0}, {"reward": 0.1, "reward_max": 0.5}], None),
+        ([{"accuracy": 0.0, "reward": 0.65, "reward_max": 0.9}], "the highest reward is 0.9, the mean 0.65"),
         (
-            [{"set": "held_out", "reward": 1.0, "reward_max": 1.0}, {"set": "hard", "reward": 0.0, "reward_max": 0.0}],
+            [{"accuracy": 0.1, "reward": 0.2, "reward_max": 1.0}, {"accuracy": 0.0, "reward": 0.1, "reward_max": 0.5}],
+            None,
+        ),
+        (
+            [
+                {"accuracy": 1.0, "reward": 1.0, "reward_max": 1.0},
+                {"set": "hard", "accuracy": 0.0, "reward": 0.0, "reward_max": 0.0},
+            ],
             "hard",
         ),
         ([{"accuracy": 0.0}], None),
-        ([{"reward": None, "reward_max": None}], None),
+        ([{"accuracy": None, "reward": None, "reward_max": None}], None),
         ([], None),
     ],
 )

@@ -7,7 +7,7 @@ from steadyrl.engine.base import Engine
 from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
 from steadyrl.jsonl import Row
 from steadyrl.model.text import decode_response
-from steadyrl.responses import sample_rows
+from steadyrl.responses import sample_rows, written
 from steadyrl.rollout import Group, Rewards, sample_groups, score_groups, too_many_failures
 from steadyrl.session import Session, unquantised_engine
 from steadyrl.tasks.base import Context, Split
@@ -119,7 +119,7 @@ def _evaluation_row(
         "reward": earned.value,
         "reward_low": earned.low,
         "reward_high": earned.high,
-        "reward_max": float(known.max()) if len(known) else None,
+        "reward_max": written(float(known.max())) if len(known) else None,
         "prompts": problems.prompts,
         "samples": samples,
         "failures": len(rewards.failed),

@@ -108,12 +108,17 @@ def _places(rewards: Rewards, chosen: Sequence[int]) -> Iterator[tuple[int, int]
 def _reward(rewards: Rewards, place: int, sample: int) -> dict[str, float | str | None]:
     """Reward, its parts, and why there is none."""
     known = bool(rewards.known[place, sample])
-    parts = {f"reward/{name}": float(part[place, sample]) for name, part in rewards.parts.items()}
+    parts = {f"reward/{name}": written(float(part[place, sample])) for name, part in rewards.parts.items()}
     return {
-        "reward": float(rewards.values[place, sample]) if known else None,
+        "reward": written(float(rewards.values[place, sample])) if known else None,
         **{name: value for name, value in parts.items() if math.isfinite(value)},
         "failure": rewards.failures[place * rewards.known.shape[1] + sample],
     }
+
+
+def written(value: float) -> float:
+    """A float32 as its verifier wrote it: 0.9 rather than 0.8999999761581421, to seven digits."""
+    return float(f"{value:.7g}")
 
 
 def _rollout_row(

@@ -226,7 +226,7 @@ class Watch:
 
 
 def unreached(rows: Sequence[Mapping[str, Any]], *, correct_at: float) -> str | None:
-    """What to say of an evaluation in which no response is right; None where one is.
+    """What to say of an evaluation in which no response to a set is right; None where one is.
 
     Args:
         rows: lines of `eval.jsonl` that belong together. Those of older runs, without rewards, say nothing.
@@ -234,8 +234,8 @@ def unreached(rows: Sequence[Mapping[str, Any]], *, correct_at: float) -> str | 
     """
     for name in dict.fromkeys(row.get("set", "held_out") for row in rows):
         known = [row for row in rows if row.get("set", "held_out") == name and row.get("reward_max") is not None]
-        highest = max((row["reward_max"] for row in known), default=correct_at)
-        if highest < correct_at:
+        if known and not any(row["accuracy"] for row in known):
+            highest = max(row["reward_max"] for row in known)
             return (
                 f"no response to the {name} problems has a reward of at least task.correct_at = {correct_at:g}, so the "
                 f"accuracy is 0; the highest reward is {highest:g}, the mean {known[0]['reward']:.3g}. Where rewards "
