@@ -87,6 +87,7 @@ def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
     """
     rows: list[Row] = []
     samples: list[Row] = []
+    made: list[Rewards] = []
     limit = session.recipe.scoring.max_failures
     asked = [
         (precision, engine, mode, problems)
@@ -97,12 +98,13 @@ def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
     for precision, engine, mode, problems in asked:
         row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
         rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
+        made.append(rewards)
         failing = too_many_failures(rewards, limit=limit)
         if failing or not samples:
             samples = sample_rows(session, groups, rewards, first=_SHOWN)
         if failing:
             break
-    return Evaluation(rows=rows, samples=samples, last=rewards)
+    return Evaluation(rows=rows, samples=samples, last=made[-1])
 
 
 def _evaluation_row(
