@@ -58,8 +58,8 @@ def mean_reward(
     """The mean reward and its interval, over the prompts' means.
 
     Rewards of 0 and 1 alone are a share, with the interval of `accuracy`. Of others it is m ± t s/√n, with n prompts,
-    s the standard deviation of their means, and t of Student's distribution. Equal means show no spread, and their interval
-    has no width; one prompt has no interval (NaN).
+    s the standard deviation of their means, and t of Student's distribution. Equal means show no spread: their
+    interval has no width. One prompt has no interval (NaN).
     """
     held = rewards if known is None else rewards[known]
     if ((held == 0.0) | (held == 1.0)).all():
