@@ -381,7 +381,7 @@ def long_run(folder: Path, steps: int) -> Path:
 
 
 def test_a_report_does_not_hold_a_long_ledger(tmp_path: Path) -> None:
-    """What it takes beyond a short run's is far below the ledger's 25 MB."""
+    """What it takes beyond a short run is for the points of the curves, far below the 25 MB of the ledger."""
     report.write_report(long_run(tmp_path / "warm", 10))
     taken = {}
     for steps in (100, 500):
@@ -392,7 +392,7 @@ def test_a_report_does_not_hold_a_long_ledger(tmp_path: Path) -> None:
         tracemalloc.stop()
         assert f">{steps} <span" in page.read_text()
         assert page.stat().st_size < 1_000_000
-    assert taken[500] < taken[100] + 2_000_000
+    assert taken[500] < taken[100] + 8_000_000
     assert (tmp_path / "500" / "ledger.jsonl").stat().st_size > 20_000_000
 
 
