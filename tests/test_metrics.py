@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from steadyrl import metrics
-from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, read_jsonl
+from steadyrl.jsonl import read_jsonl
+from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,8 +51,8 @@ def test_lines_come_back(path: Path) -> None:
 
 def test_unknown_names_are_refused(path: Path) -> None:
     log = MetricsLog(path)
-    with pytest.raises(ValueError, match="unknown reward/maen"):
-        log.log(1, {"reward/mean": 1.0, "reward/maen": 1.0})
+    with pytest.raises(ValueError, match="unknown response/lenght"):
+        log.log(1, {"reward/mean": 1.0, "response/lenght": 1.0})
     with pytest.raises(ValueError, match="unknown accuracy"):
         log.log(1, {"accuracy": 1.0})
     MetricsLog(path, EVAL_FIELDS).log(1, {"accuracy": 1.0})

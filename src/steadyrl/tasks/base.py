@@ -6,7 +6,8 @@ from typing import Any, Literal, Protocol
 
 from steadyrl.errors import UserError
 
-Split = Literal["train", "held_out"]
+Split = str
+"""`train`, `held_out`, or the name of a further set that is only evaluated."""
 FinishReason = Literal["stop", "length"]
 Message = Mapping[str, str]
 """A turn of a conversation: its `role` and its `content`."""
@@ -93,4 +94,8 @@ class Task(Protocol):
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
         """Responses to the problem at `index` that are right, in the forms that the task promises to pay."""
+        ...
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What a response gives as its answer, for the votes of maj@k; None where it gives none."""
         ...

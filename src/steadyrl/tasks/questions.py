@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from steadyrl.tasks.answers import Place
+from steadyrl.tasks.answers import Place, final_answer
 from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.held_out import by_question, choose, count_near
 from steadyrl.tasks.own_score import load_function
@@ -110,6 +110,12 @@ class Questions:
             score=self._score,
             place=self._place,
             solved=self._has_solutions,
+        )
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The final answer, where `task.answer` says that it stands."""
+        return final_answer(
+            completion, place=self._place, prompt_text=context.prompt_text, finish_reason=context.finish_reason
         )
 
     @property
