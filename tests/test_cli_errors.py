@@ -603,7 +603,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capf
 def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
     def cache(sequences: int) -> float:
         recipe = resolve(merged(TINY, {"engine": {"max_sequences": sequences}}), source="test")
-        return plan._memory(recipe, plan._model_config(recipe), 20_064)["engine's keys and values"]
+        return plan._memory(recipe, session.model_config(recipe), 20_064)["engine's keys and values"]
 
     assert cache(16) == cache(32) / 2  # 8 × 4 responses, 16 problems in an evaluation
     assert cache(32) == cache(10_000)

@@ -22,7 +22,7 @@ NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 USAGE = """steadyrl COMMAND …
 
   train RECIPE [--run DIR] [--dry-run] [--section.field value …]
-  resume RUN [--checkpoint step-000020]
+  resume RUN [--checkpoint step-000020] [--accept-changes]
   eval CHECKPOINT [--section.field value …]
   show RUN
   gap RUN [--responses 64]
@@ -87,11 +87,12 @@ def train_command(argv: list[str]) -> int:
 
         print(describe(recipe))
         return 0
+    from steadyrl.inputs import inputs_of
     from steadyrl.run import Run
 
     target = flags.run or Path("runs") / path.stem
     Run.refuse_existing(target)
-    return _train(recipe, lambda: Run.create(target, recipe))
+    return _train(recipe, lambda ready: Run.create(target, ready.recipe, inputs=inputs_of(ready.recipe, ready.task)))
 
 
 def resume_command(argv: list[str]) -> int:
@@ -99,12 +100,26 @@ def resume_command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("steadyrl resume", description="Go on with a run that was interrupted.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue although data, score function or model have changed"
+    )
     options = parser.parse_args(argv)
+    from steadyrl.inputs import inputs_of
     from steadyrl.run import Run
+    from steadyrl.session import Prepared
 
     run = Run.reopen(options.run, start_from=options.checkpoint)
+
+    def compare(ready: Prepared) -> None:
+        now = inputs_of(ready.recipe, ready.task)
+        if notice := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
+            print(f"steadyrl: {notice}", file=sys.stderr)
+
     print(f"resuming {options.run}: {run.recipe.steps} steps in all")
-    return _train(run.recipe, lambda: run)
+    try:
+        return _train(run.recipe, lambda ready: run, before=compare)
+    finally:
+        run.close()
 
 
 def eval_command(argv: list[str]) -> int:
@@ -241,19 +256,31 @@ def _recipe(flags: TrainFlags) -> Recipe:
     return Recipe(**{name: getattr(flags, name) for name in Recipe.model_fields})
 
 
-def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
-    """Train, and say at the end what came of it."""
+def _train(
+    recipe: Recipe, open_run: Callable[[Any], Any], *, before: Callable[[Any], None] = lambda ready: None
+) -> int:
+    """Train, and say at the end what came of it.
+
+    Args:
+        recipe: what is asked for.
+        open_run: makes or opens the run directory; it gets what `session.prepare` found out.
+        before: looks at the same, before any weight is loaded.
+    """
     from transformers.utils import logging
 
     from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import notices, open_session
+    from steadyrl.session import notices, open_session, prepare
 
-    for notice in notices(recipe):
-        print(f"steadyrl: {notice}", file=sys.stderr)
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
-    with _one_interrupt() as stop_asked, open_session(recipe) as session:
-        run = open_run()
+    with contextlib.ExitStack() as stack:
+        stop_asked = stack.enter_context(_one_interrupt())
+        ready = stack.enter_context(prepare(recipe))
+        for notice in (*notices(recipe), *ready.notices):
+            print(f"steadyrl: {notice}", file=sys.stderr)
+        before(ready)
+        session = stack.enter_context(open_session(recipe, ready))
+        run = open_run(ready)
         try:
             taken = train(session, run, stop_asked=stop_asked)
         except TrainingStopped as error:

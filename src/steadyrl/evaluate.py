@@ -9,8 +9,7 @@ from torch import Tensor
 
 from steadyrl.engine.base import Engine
 from steadyrl.metrics import Row
-from steadyrl.model.text import decode_response
-from steadyrl.rollout import Group, Rewards, sample_groups, score_groups
+from steadyrl.rollout import Group, Rewards, response_text, sample_groups, score_groups
 from steadyrl.session import Session, unquantised_engine
 from steadyrl.types import Sampling
 
@@ -102,7 +101,7 @@ def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
     own = own if options.kind == "local" else f"{options.kind}-{own}"
     engines: dict[str, Engine] = {own: session.engine}
     if every_mode and own != "native":
-        engines["native"] = unquantised_engine(session.recipe, session.policy)
+        engines["native"] = unquantised_engine(session.recipe, session.policy, ends=session.ends)
     return engines
 
 
@@ -111,7 +110,7 @@ def _samples(session: Session, groups: Sequence[Group], rewards: Rewards) -> lis
         {
             "question": group.example.question,
             "answer": group.example.answer,
-            "completion": decode_response(session.policy.tokenizer, group.completions[0].token_ids),
+            "completion": response_text(session, group.completions[0]),
             "reward": float(earned[0]),
         }
         for group, earned in zip(groups, rewards.values, strict=False)

@@ -1,7 +1,7 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
-        report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
+        changes.jsonl (of accepted changes)  report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
 """
 
 import fcntl
@@ -9,6 +9,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 
-from steadyrl.config import Recipe, load
+from steadyrl.config import SEEN, Recipe, load
 from steadyrl.errors import UserError
+from steadyrl.inputs import Inputs, changes, told
 from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
@@ -42,6 +44,19 @@ from steadyrl.update import Scored
 
 class RunDirectoryError(UserError):
     """A run directory that cannot be made or gone on with. The message names it and the way out."""
+
+
+def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
+    """The resolved recipe and, in a section of their own, digests of what the run reads."""
+    return json.dumps(json.loads(recipe.model_dump_json()) | {SEEN: dict(inputs)}, indent=2, ensure_ascii=False)
+
+
+def _inputs_before(path: Path) -> dict[str, str] | None:
+    """The digests in a recipe.json; None in one that has none."""
+    found = json.loads(path.read_text(encoding="utf-8")).get(SEEN)
+    if found is not None and not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
+        raise RunDirectoryError(f"{path}: `{SEEN}` must hold digests by name; delete the section to begin without")
+    return found
 
 
 class Run:
@@ -75,8 +90,8 @@ class Run:
         self._by_step = (self._metrics, self._ledger, self._evaluations, self._samples, self._failures)
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> Self:
-        """Make a new run directory.
+    def create(cls, path: Path, recipe: Recipe, *, inputs: Inputs) -> Self:
+        """Make a new run directory; `inputs` are digests of what the run reads.
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
@@ -86,7 +101,7 @@ class Run:
         require_sinks(recipe.sinks)
         try:
             path.mkdir(parents=True)
-            write_atomically(path / "recipe.json", recipe.model_dump_json(indent=2))
+            write_atomically(path / "recipe.json", _recipe_text(recipe, inputs))
         except OSError as error:
             raise RunDirectoryError(f"cannot make the run directory {path}: {error}") from error
         return cls(path, recipe)
@@ -113,6 +128,47 @@ class Run:
         if not (path / "recipe.json").is_file():
             raise RunDirectoryError(f"{path} is not a run directory: it has no recipe.json")
         return cls(path, load(path / "recipe.json"), start_from=start_from)
+
+    def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:
+        """Hold what the run reads now against what it read before, and note it in recipe.json.
+
+        Args:
+            recipe: of the run, with what was filled in since it was read.
+            inputs: digests of now.
+            accept: go on with what has changed, and add it to changes.jsonl.
+
+        Returns:
+            A notice where there was nothing to compare with, or where changes were accepted.
+
+        Raises:
+            RunDirectoryError: something has changed; the message names all of it.
+        """
+        before = _inputs_before(self.path / "recipe.json")
+        changed = {} if before is None else changes(before, inputs)
+        if changed and not accept:
+            raise RunDirectoryError(
+                f"what {self.path} reads has changed:\n{told(changed)}\nRestore it, or continue with it by "
+                f"`steadyrl resume {self.path} --accept-changes`"
+            )
+        if changed:
+            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "changed": changed}
+            with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if before != inputs or recipe != self.recipe:
+            self._rewrite_recipe(recipe, inputs)
+        if before is None:
+            return "this run kept no digests of its data and model, so changes since it began are not noticed"
+        return f"continuing with what has changed:\n{told(changed)}" if changed else None
+
+    def _rewrite_recipe(self, recipe: Recipe, inputs: Inputs) -> None:
+        """Replace recipe.json, which carries the lock: the new file is locked before it takes the place."""
+        part = self.path / "recipe.json.part"
+        part.write_text(_recipe_text(recipe, inputs), encoding="utf-8")
+        lock = part.open("rb")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        part.replace(self.path / "recipe.json")
+        self._lock.close()
+        self._lock, self.recipe = lock, recipe
 
     def restore(self, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
         """Load the checkpoint to start from, drop what was logged after it, and return where the run stood.

@@ -65,7 +65,9 @@ def _parse(line: str, path: Path, number: int) -> dict[str, Any]:
 
 def _to_pairs(rows: Iterable[tuple[str, Any]], fields: Mapping[str, str], source: str) -> list[Example]:
     """Rows as examples; every row must hold every field."""
-    pairs = [Example(**{key: _text(row, name, place) for key, name in fields.items()}) for place, row in rows]
+    pairs = [
+        Example(place=place, **{key: _text(row, name, place) for key, name in fields.items()}) for place, row in rows
+    ]
     if not pairs:
         raise TaskError(f"{source} holds no question/answer pairs")
     return pairs

@@ -1,7 +1,7 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from steadyrl.tasks.answers import Place
@@ -31,15 +31,17 @@ class Questions:
         answer: Place = "auto",
         held_out: int = 256,
         skip_bad_rows: bool = False,
+        leave_out: Collection[str] = (),
     ) -> None:
-        """Read all pairs and set `held_out` different questions aside."""
+        """Read all pairs but those at the places `leave_out`, and set `held_out` different questions aside."""
         fields = {
             "question": question_column,
             "answer": answer_column,
             "solution": solution_column or answer_column,
         }
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
-        self._pairs = _divide(pairs, held_out, path)
+        without = set(leave_out)
+        self._pairs = _divide([pair for pair in pairs if pair.place not in without], held_out, path)
         self._verify = _verifier(score)
 
     def size(self, split: Split) -> int | None:
