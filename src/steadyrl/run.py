@@ -1,7 +1,7 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
-        changes.jsonl (of accepted changes)  report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
+        changes.jsonl  report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers)
 """
 
 import fcntl
