@@ -49,7 +49,7 @@ def cold_start(
     optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
     step = 0
     for number, stage in enumerate(options.stages, start=1):
-        task = stage_task(session.recipe, stage, left_out=session.left_out)
+        task = stage_task(session.recipe, stage, session.task)
         _set_learning_rate(optimizer, stage.learning_rate)
         for _ in range(stage.steps):
             step += 1

@@ -3,27 +3,24 @@
 import re
 import sys
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from steadyrl.config import QuestionsTask, Recipe, RecipeError
+from steadyrl.config import RecipeError
 from steadyrl.model.chat import Chat, Prompt, asked, contents
 from steadyrl.model.template import Conversation
-from steadyrl.tasks.base import Example, Split, Task, TaskError
-from steadyrl.tasks.build import build_task
+from steadyrl.tasks.base import Example, Task, TaskError
+from steadyrl.tasks.questions import Questions
 
 CHECKED = 64
 """Problems of an endless task that are checked."""
 AT_ONCE = 1024
 """Prompts that are encoded together."""
-LISTED = 10
-"""Faults that are written out; the others are counted."""
 SECONDS_BETWEEN_LINES = 5.0
 """Progress is told so often, where it takes longer."""
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,22 +47,22 @@ class Limits:
         """
         length, response = len(prompt.packed), self.max_new_tokens
         if any(text.strip() not in prompt.text for text in said):
-            return "the chat template changes or drops the question"
+            return "loses or changes its question in the chat template"
         if not length:
-            return "the prompt is empty"
+            return "has an empty prompt"
         if max(prompt.packed) >= self.vocabulary:
-            return f"the prompt holds token {max(prompt.packed)}, outside the model's vocabulary of {self.vocabulary}"
+            return f"has a prompt with token {max(prompt.packed)}, outside the model's vocabulary of {self.vocabulary}"
         if prompt.packed[-1] in self.ends:
-            return "the prompt ends with a token that ends a response"
+            return "has a prompt that ends with a token that ends a response"
         if self.context is not None and length + response > self.context:
             return (
-                f"the prompt has {length} tokens; with max_new_tokens = {response} it exceeds the model's context of "
-                f"{self.context}"
+                f"has a prompt of {length:,} tokens; with rollout.max_new_tokens = {response} it exceeds the model's "
+                f"context of {self.context}"
             )
         if length + response - 1 > self.micro_tokens:
             return (
-                f"the prompt has {length} tokens; with max_new_tokens = {response} it exceeds update.micro_tokens = "
-                f"{self.micro_tokens}"
+                f"has a prompt of {length:,} tokens; with rollout.max_new_tokens = {response} it exceeds "
+                f"update.micro_tokens = {self.micro_tokens}"
             )
         return None
 
@@ -95,33 +92,34 @@ def conversation_of(example: Example) -> Conversation:
     return example.messages or asked(example.question)
 
 
-def checked_task(
-    recipe: Recipe, task: Task, prompts: Prompts, limits: Limits
-) -> tuple[Task, tuple[str, ...], list[str]]:
-    """Encode the prompts of a task: all of data, the first of an endless task.
+def checked_task(task: Task, prompts: Prompts, limits: Limits) -> tuple[Task, list[str]]:
+    """Encode and check the prompts of a task: all of data, the first of an endless task.
 
     Returns:
-        The task, which is another where rows were left out; their places; and notices.
+        The task, without the rows that `task.skip_bad_rows` leaves out; and notices.
 
     Raises:
-        TaskError: prompts cannot be used, and `task.skip_bad_rows` does not leave them out.
+        TaskError: prompts cannot be used, and are not left out. It lists the first and says how many they are.
         TemplateError: the chat template cannot be rendered.
     """
-    left_out: dict[str, str] = {}
-    while True:
-        seen = _look(task, prompts, limits)
-        if not seen.faults:
-            return task, tuple(left_out), _notices(seen, left_out)
-        if not (isinstance(recipe.task, QuestionsTask) and recipe.task.skip_bad_rows):
-            raise TaskError(_refusal(recipe, seen.faults))
-        left_out |= seen.faults
-        task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe, left_out))
+    if isinstance(task, Questions):
+        examples = list(task.examples)
+        seen = _look(examples, [example.place for example in examples], prompts, limits)
+        task = task.without(seen.faults)
+        return task, [*task.notices(), *_notices(seen)]
+    indices = range(CHECKED)
+    examples = [task.example("train", index) for index in indices]
+    seen = _look(examples, [f"problem {i}, {e.question[:60]!r}," for i, e in enumerate(examples)], prompts, limits)
+    for place, fault in seen.faults.items():
+        raise TaskError(
+            f"{place} {fault}; {len(seen.faults):,} of the first {CHECKED} training problems cannot be used"
+        )
+    return task, _notices(seen)
 
 
-def task_fields(recipe: Recipe, left_out: Collection[str], changed: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The recipe's task section as plain values, for the run and its scoring workers."""
-    fields = recipe.task.model_dump() | dict(changed or {})
-    return fields | {"leave_out": list(left_out)} if left_out else fields
+def settled(task: Task) -> dict[str, Any]:
+    """What others build exactly this task with, beside the recipe's section."""
+    return task.settled() if isinstance(task, Questions) else {}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -133,56 +131,33 @@ class _Seen:
     unknown: list[str]
 
 
-def _look(task: Task, prompts: Prompts, limits: Limits) -> _Seen:
+def _look(examples: Sequence[Example], places: Sequence[str], prompts: Prompts, limits: Limits) -> _Seen:
     tokenizer = prompts.chat.tokenizer
     control, unknown = _control(tokenizer), tokenizer.unk_token_id
     seen = _Seen(faults={}, control=[], unknown=[])
     told = time.monotonic()
-    for split in SPLITS:
-        size = task.size(split)
-        indices = range(size if size is not None else CHECKED if split == "train" else 0)
-        for start in range(0, len(indices), AT_ONCE):
-            part = indices[start : start + AT_ONCE]
-            examples = [task.example(split, index) for index in part]
-            for index, example, prompt in zip(part, examples, prompts.encoded(examples), strict=True):
-                place = example.place or f"{split} problem {index}, {example.question[:60]!r}"
-                said = contents(conversation_of(example))
-                if fault := limits.fault(prompt, said):
-                    seen.faults[place] = fault
-                if control is not None and any(control.search(text) for text in said):
-                    seen.control.append(place)
-                if unknown is not None and unknown in prompt.packed:
-                    seen.unknown.append(place)
-            if time.monotonic() - told > SECONDS_BETWEEN_LINES:
-                told = time.monotonic()
-                print(f"encoding prompts ({split}): {part.stop:,} of {len(indices):,}", file=sys.stderr)
+    for start in range(0, len(examples), AT_ONCE):
+        part = examples[start : start + AT_ONCE]
+        for place, example, prompt in zip(places[start:], part, prompts.encoded(part), strict=False):
+            said = contents(conversation_of(example))
+            if fault := limits.fault(prompt, said):
+                seen.faults[place] = fault
+            if control is not None and any(control.search(text) for text in said):
+                seen.control.append(place)
+            if unknown is not None and unknown in prompt.packed:
+                seen.unknown.append(place)
+        if time.monotonic() - told > SECONDS_BETWEEN_LINES:
+            told = time.monotonic()
+            print(f"encoding prompts: {start + len(part):,} of {len(examples):,}", file=sys.stderr)
     return seen
 
 
-def _refusal(recipe: Recipe, faults: Mapping[str, str]) -> str:
-    lines = [f"  {place}: {fault}" for place, fault in list(faults.items())[:LISTED]]
-    more = [f"  … and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
-    skip = ", or leave such rows out: task.skip_bad_rows = true" if isinstance(recipe.task, QuestionsTask) else ""
-    head = f"{len(faults):,} prompt(s) of the {recipe.task.kind} task cannot be used:"
-    return "\n".join([head, *lines, *more, f"Shorten the prompt or lower max_new_tokens{skip}"])
-
-
-def _notices(seen: _Seen, left_out: Mapping[str, str]) -> list[str]:
-    said = []
-    if left_out:
-        place, fault = next(iter(left_out.items()))
-        said.append(f"task.skip_bad_rows left {len(left_out):,} row(s) out; the first, {place}: {fault}")
-    if seen.control:
-        said.append(
-            f"{len(seen.control):,} question(s) hold special tokens of the tokenizer, which the model takes as such; "
-            f"the first: {seen.control[0]}"
-        )
-    if seen.unknown:
-        said.append(
-            f"{len(seen.unknown):,} prompt(s) hold characters that the tokenizer does not know; "
-            f"the first: {seen.unknown[0]}"
-        )
-    return said
+def _notices(seen: _Seen) -> list[str]:
+    found = (
+        (seen.control, "question(s) hold special tokens of the tokenizer, which the model takes as such"),
+        (seen.unknown, "prompt(s) hold characters that the tokenizer does not know"),
+    )
+    return [f"{len(places):,} {what}; the first: {places[0]}" for places, what in found if places]
 
 
 def _control(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:

@@ -151,7 +151,8 @@ class Run:
                 f"`steadyrl resume {self.path} --accept-changes`"
             )
         if changed:
-            line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "changed": changed}
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            line = {"step": self._first_step(), "time": now, "changed": changed}
             with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         if before != inputs or recipe != self.recipe:
@@ -159,6 +160,12 @@ class Run:
         if before is None:
             return "this run kept no digests of its data and model, so changes since it began are not noticed"
         return f"continuing with what has changed:\n{told(changed)}" if changed else None
+
+    def _first_step(self) -> int:
+        """The step of the checkpoint to start from; 0 without one."""
+        known = [folder.name for folder in checkpoint.listed(self._checkpoints)]
+        name = self._start_from or (known[-1] if known else "step-0")
+        return int(name.removeprefix("step-"))
 
     def _rewrite_recipe(self, recipe: Recipe, inputs: Inputs) -> None:
         """Replace recipe.json, which carries the lock: the new file is locked before it takes the place."""

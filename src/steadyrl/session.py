@@ -33,7 +33,7 @@ from steadyrl.model.template import Renderer
 from steadyrl.model.text import end_tokens
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
-from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, task_fields
+from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.scoring import ScorePool
@@ -64,8 +64,6 @@ class Session:
     """What the model is asked, problem by problem."""
     ends: frozenset[int]
     """Tokens that end a response."""
-    left_out: tuple[str, ...]
-    """Places of the data rows that are not used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +80,6 @@ class Prepared:
     """What the model will be asked, looked at."""
     ends: frozenset[int]
     """Tokens that end a response."""
-    left_out: tuple[str, ...]
-    """Places of the data rows that are not used."""
     notices: tuple[str, ...]
     """What is allowed, but may not be what was meant."""
 
@@ -120,7 +116,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
             max_new_tokens=recipe.rollout.max_new_tokens,
             ends=frozenset(end_tokens(tokenizer, named, (), chat=chat)),
         )
-        task, left_out, said = checked_task(recipe, task, prompts, limits)
+        task, said = checked_task(task, prompts, limits)
         refuse_sizes(recipe, task)  # once more: rows may have been left out
         yield Prepared(
             recipe=recipe,
@@ -128,7 +124,6 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
             task=task,
             prompts=prompts,
             ends=ends,
-            left_out=left_out,
             notices=(*chat.notices(), *odd, *said),
         )
 
@@ -160,7 +155,7 @@ def _opened(ready: Prepared) -> Iterator[Session]:
         check_replay(policy.model)
     elif is_moe(policy.model):
         check_recording(policy.model)  # the ledger wants the routes without replay too
-    limits, spec = recipe.scoring, task_fields(recipe, ready.left_out)
+    limits, spec = recipe.scoring, recipe.task.model_dump() | settled(task)
     with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
         yield Session(
             recipe=recipe,
@@ -173,7 +168,6 @@ def _opened(ready: Prepared) -> Iterator[Session]:
             sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
             prompts=ready.prompts,
             ends=ready.ends,
-            left_out=ready.left_out,
         )
 
 
@@ -225,18 +219,18 @@ def build_policy(recipe: Recipe) -> Policy:
     return policy
 
 
-def stage_task(recipe: Recipe, stage: config.Stage, *, left_out: Collection[str] = ()) -> Task:
+def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
     Args:
         recipe: of the run.
         stage: of its cold start.
-        left_out: places of the data rows that are not used.
+        task: of the run; the same rows of its data are left out.
 
     Raises:
         TaskError: it has no such parameters.
     """
-    parameters = task_fields(recipe, left_out, stage.task)
+    parameters = recipe.task.model_dump() | stage.task | settled(task)
     return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
@@ -323,7 +317,7 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     if isinstance(recipe.model, config.TinyModel):
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
-            _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage))
+            _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))
 
 
 def refuse_sizes(recipe: Recipe, task: Task) -> None:

@@ -150,7 +150,9 @@ def test_the_date_is_fixed(chat: Make) -> None:
 NO_HEADER = CHATML.split("{% if add_generation_prompt")[0]
 
 
-@pytest.mark.parametrize("template", [CHATML, INST, QWEN3, PARTS, "{% for m in messages %}{{ m.content }}\n{% endfor %}"])
+@pytest.mark.parametrize(
+    "template", [CHATML, INST, QWEN3, PARTS, "{% for m in messages %}{{ m.content }}\n{% endfor %}"]
+)
 def test_a_prompt_ends_where_answers_begin(template: str, chat: Make) -> None:
     chat(template, bos="<|im_start|>").check_header()
 

@@ -66,7 +66,7 @@ def test_now_is_midnight_of_the_given_day(inside: str, render: Render) -> None:
     "template",
     [
         HANGS,
-        "{% set s = namespace(t='ab') %}{% for i in range(99999) %}{% set s.t = s.t * 2 %}{% endfor %}{{ s.t | length }}",
+        "{% set s = namespace(t='ab') %}{% for i in range(99999) %}{% set s.t = s.t * 2 %}{% endfor %}{{ s.t }}",
         "{% macro f(n) %}{% for i in range(9) %}{{ f(n + 1) }}{% endfor %}{% endmacro %}{{ f(0) }}",
         "{% for i in range(99999) %}{{ messages | tojson | length }}{{ range(9999) | sum }}{% endfor %}",
         "{{ 'x' * 10**11 }}",
@@ -77,7 +77,9 @@ def test_now_is_midnight_of_the_given_day(inside: str, render: Render) -> None:
 )
 def test_a_template_without_end_is_stopped(template: str, render: Render) -> None:
     started = time.monotonic()
-    with pytest.raises(TemplateError, match=r"takes more than 0\.3 s|MemoryError|RecursionError|Range too big|characters"):
+    with pytest.raises(
+        TemplateError, match=r"takes more than 0\.3 s|MemoryError|RecursionError|Range too big|characters"
+    ):
         render(template)
     assert time.monotonic() - started < 20
     assert render("{{ messages[0].role }}") == "user"

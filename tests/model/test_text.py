@@ -50,7 +50,7 @@ def test_a_response_cannot_be_closed_without_an_end() -> None:
         ("3 <|im_start|>", "3 <|im_start|>"),
         ("<|im_end|>", ""),
         ("", ""),
-        ("a<|endoftext|>b<|im_end|>", "a<|endoftext|>b"),  # padding in the middle was written by the model
+        ("a<|endoftext|>b<|im_end|>", "ab"),  # padding
         ("don ' t do this , ok ?<|im_end|>", "don ' t do this , ok ?"),
         ("  spaces  \n\n<|im_end|>", "  spaces  \n\n"),
         ("</think><think>", "</think><think>"),
@@ -70,6 +70,11 @@ def test_all_ends_of_the_run_are_left_out_behind_a_response() -> None:
 def test_special_tokens_are_stripped_where_that_is_asked_for() -> None:
     ids = THINK("<think>three</think>3<|im_end|>", add_special_tokens=False).input_ids
     assert decode_response(THINK, ids, strip_special=True) == "three3"
+
+
+def test_what_stands_for_no_text_is_left_out() -> None:
+    tokenizer = dense_policy().tokenizer
+    assert decode_response(tokenizer, (0, 6, 2, 0, 16, 0, 1)) == "3;"
 
 
 def test_half_a_character_is_shown_as_such() -> None:

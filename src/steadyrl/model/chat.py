@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from steadyrl.model.template import Conversation, Renderer, TemplateError
+from steadyrl.model.template import Conversation, EndlessTemplate, Renderer, TemplateError
 
 DATE = "2026-01-01"
 """What `strftime_now` gives a template where no date is named: prompts never depend on the clock."""
@@ -178,6 +178,8 @@ class Chat:
             if QUESTION in plain:
                 return False
             reason = f"the chat template loses the question; it renders {plain[:200]!r}"
+        except EndlessTemplate:
+            raise
         except TemplateError as error:
             reason = str(error)
         try:

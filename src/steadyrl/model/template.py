@@ -12,12 +12,16 @@ from steadyrl.errors import UserError
 
 Conversation = Sequence[Mapping[str, Any]]
 """Turns of a conversation, each with its `role` and `content`."""
-TIME_LIMIT = 5.0
+TIME_LIMIT = 2.0
 """Seconds of CPU time for one prompt; usual templates take less than a millisecond."""
 
 
 class TemplateError(UserError):
     """A chat template that cannot be rendered. The message says why, in the template's own words."""
+
+
+class EndlessTemplate(TemplateError):
+    """A chat template that takes too long."""
 
 
 class Renderer:
@@ -57,7 +61,7 @@ class Renderer:
             process.stdin.flush()
         line = process.stdout.readline()
         if not line.endswith("\n"):
-            raise TemplateError(self._why_it_ended(process))
+            raise self._why_it_ended(process)
         reply = json.loads(line)
         if "error" in reply:
             raise TemplateError(f"the chat template cannot be rendered: {reply['error']}")
@@ -78,12 +82,15 @@ class Renderer:
             self._process.stdin.write(json.dumps({"time_limit": self._time_limit}) + "\n")
         return self._process
 
-    def _why_it_ended(self, process: subprocess.Popen[str]) -> str:
+    def _why_it_ended(self, process: subprocess.Popen[str]) -> TemplateError:
         process.wait()
         self.close()
         if process.returncode == -signal.SIGPROF:
-            return f"the chat template takes more than {self._time_limit:g} s for one prompt; it may never end. Fix it"
-        return f"the process that renders the chat template ended with exit code {process.returncode}"
+            return EndlessTemplate(
+                f"the chat template takes more than {self._time_limit:g} s for one prompt; it may never end. "
+                "Fix the chat template of the tokenizer"
+            )
+        return TemplateError(f"the process that renders the chat template ended with exit code {process.returncode}")
 
     def close(self) -> None:
         """Stop the worker."""

@@ -44,19 +44,22 @@ def decode_response(
     ends: Collection[int] = (),
     strip_special: bool = False,
 ) -> str:
-    """Text of a response as it was written, without the end tokens and padding behind it.
+    """Text of a response as it was written, special tokens such as `<think>` included.
+
+    End tokens behind it are left out, and padding and the unknown token, which stand for no text, wherever they are.
 
     Args:
         tokenizer: of the model.
         token_ids: the response.
-        ends: tokens that end a response; the tokenizer's end of sequence and padding are added.
+        ends: tokens that end a response; the tokenizer's end of sequence is added.
         strip_special: leave all special tokens out, such as `<think>`.
     """
-    behind = {*ends, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    textless = {tokenizer.pad_token_id, tokenizer.unk_token_id}
+    behind = {*ends, tokenizer.eos_token_id, *textless}
     last = next((i for i in range(len(token_ids), 0, -1) if token_ids[i - 1] not in behind), 0)
     return str(
         tokenizer.decode(
-            list(token_ids[:last]),
+            [token for token in token_ids[:last] if token not in textless],
             skip_special_tokens=strip_special,
             clean_up_tokenization_spaces=False,
             spaces_between_special_tokens=False,

@@ -1,14 +1,20 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
+import copy
+import hashlib
 import inspect
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from steadyrl.tasks.answers import Place
 from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
 from steadyrl.tasks.checks import question_hash
 from steadyrl.tasks.own_score import load_function
 from steadyrl.tasks.pairs import read_hub, read_jsonl
+
+_LISTED = 10
 
 
 class Questions:
@@ -34,15 +40,61 @@ class Questions:
         leave_out: Collection[str] = (),
     ) -> None:
         """Read all pairs but those at the places `leave_out`, and set `held_out` different questions aside."""
+        self._path, self._held_out, self._skip = path, held_out, skip_bad_rows
         fields = {
             "question": question_column,
             "answer": answer_column,
             "solution": solution_column or answer_column,
         }
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
-        without = set(leave_out)
-        self._pairs = _divide([pair for pair in pairs if pair.place not in without], held_out, path)
+        self._use(pairs, leave_out)
         self._verify = _verifier(score)
+
+    @property
+    def examples(self) -> Iterator[Example]:
+        """All usable pairs, those too that repeat a held-out question."""
+        return iter(self._rows)
+
+    def without(self, faults: Mapping[str, str]) -> "Questions":
+        """The task without further rows, by place, each with its reason, such as `has a prompt of 1,120 tokens`.
+
+        Raises:
+            TaskError: there are any, and `skip_bad_rows` is off, or too few are left. It lists them with their places.
+        """
+        if not faults:
+            return self
+        if not self._skip:
+            lines = [f"  {place} {reason}" for place, reason in list(faults.items())[:_LISTED]]
+            more = [f"  … and {len(faults) - _LISTED:,} more"] if len(faults) > _LISTED else []
+            head = (
+                f"{len(faults):,} rows of {self._path} cannot be used. Correct them, or set task.skip_bad_rows = true:"
+            )
+            raise TaskError("\n".join([head, *lines, *more]))
+        other = copy.copy(self)
+        other._use(self._rows, [*self._left_out, *faults])
+        return other
+
+    def settled(self) -> dict[str, Any]:
+        """The parameters by which a worker builds exactly this task, beside those of the recipe's section."""
+        return {"leave_out": list(self._left_out)}
+
+    def digest(self) -> str:
+        """SHA-256 of the rows in use, split by split and in order, as hexadecimal digits."""
+        hashed = hashlib.sha256()
+        for split, pairs in self._pairs.items():
+            for pair in pairs:
+                content = [split, pair.question, pair.answer, pair.solution, pair.accepted, pair.messages, pair.row]
+                hashed.update(json.dumps(content).encode())
+        return hashed.hexdigest()
+
+    def notices(self) -> list[str]:
+        """What a user should know of the data."""
+        return [f"{len(self._left_out):,} row(s) of {self._path} left out"] if self._left_out else []
+
+    def _use(self, pairs: Sequence[Example], leave_out: Collection[str]) -> None:
+        gone = set(leave_out)
+        self._left_out, self._rows = tuple(leave_out), [pair for pair in pairs if pair.place not in gone]
+        self._pairs = _divide(self._rows, self._held_out, self._path)
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
