@@ -149,7 +149,7 @@ def generation_ends(config: PreTrainedConfig, path: str | None, *, revision: str
     if path is None:
         return config.eos_token_id
     try:
-        return GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+        return GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
     except OSError:  # there is no such file
         return GenerationConfig.from_model_config(config).eos_token_id
     except ValueError as error:

@@ -54,8 +54,8 @@ def decode_response(
         ends: tokens that end a response; the tokenizer's end of sequence is added.
         strip_special: leave all special tokens out, such as `<think>`.
     """
-    textless = {tokenizer.pad_token_id, tokenizer.unk_token_id}
-    behind = {*ends, tokenizer.eos_token_id, *textless}
+    textless = [tokenizer.pad_token_id, tokenizer.unk_token_id]
+    behind = [*ends, tokenizer.eos_token_id, *textless]
     last = next((i for i in range(len(token_ids), 0, -1) if token_ids[i - 1] not in behind), 0)
     return str(
         tokenizer.decode(
