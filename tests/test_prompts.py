@@ -241,6 +241,19 @@ def test_a_template_that_changes_some_questions_is_refused_with_their_lines(
         notices(recipe)
 
 
+PICKY = "{% if messages[0].content == 'no' %}{{ raise_exception('not that one') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_template_that_raises_for_some_questions_names_their_lines(skip: bool, build: Build) -> None:
+    recipe = build([*FIFTEEN, {"question": "no"}], tokenizer=byte_tokenizer(template=PICKY), skip=skip)
+    if skip:
+        assert any("1 row(s)" in notice and "left out" in notice for notice in notices(recipe))
+        return
+    with pytest.raises(TaskError, match=r"line 16 is refused: .*TemplateError: not that one"):
+        notices(recipe)
+
+
 def test_a_template_that_trims_is_fine(build: Build) -> None:
     template = CHATML.replace("m['content']", "m['content'] | trim")
     assert notices(build([*FIFTEEN, {"question": " spaces \n"}], tokenizer=byte_tokenizer(template=template))) == []

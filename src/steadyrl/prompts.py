@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from steadyrl.config import RecipeError
 from steadyrl.model.chat import Chat, Prompt, asked, contents
-from steadyrl.model.template import Conversation
+from steadyrl.model.template import Conversation, EndlessTemplate, TemplateError
 from steadyrl.tasks.base import Example, Task, TaskError
 from steadyrl.tasks.questions import Questions
 
@@ -138,8 +138,11 @@ def _look(examples: Sequence[Example], places: Sequence[str], prompts: Prompts, 
     told = time.monotonic()
     for start in range(0, len(examples), AT_ONCE):
         part = examples[start : start + AT_ONCE]
-        for place, example, prompt in zip(places[start:], part, prompts.encoded(part), strict=False):
+        for place, example, prompt in zip(places[start:], part, _each(part, prompts), strict=False):
             said = contents(conversation_of(example))
+            if isinstance(prompt, TemplateError):
+                seen.faults[place] = f"is refused: {prompt}"
+                continue
             if fault := limits.fault(prompt, said):
                 seen.faults[place] = fault
             if control is not None and any(control.search(text) for text in said):
@@ -150,6 +153,22 @@ def _look(examples: Sequence[Example], places: Sequence[str], prompts: Prompts, 
             told = time.monotonic()
             print(f"encoding prompts: {start + len(part):,} of {len(examples):,}", file=sys.stderr)
     return seen
+
+
+def _each(examples: Sequence[Example], prompts: Prompts) -> list[Prompt | TemplateError]:
+    """The prompt of each problem, or why the template refuses it, such as for its roles.
+
+    Raises:
+        EndlessTemplate: the template takes too long for one of them.
+    """
+    try:
+        return [*prompts.encoded(examples)]
+    except EndlessTemplate:
+        raise
+    except TemplateError as error:
+        if len(examples) == 1:
+            return [error]
+        return [prompt for example in examples for prompt in _each([example], prompts)]
 
 
 def _notices(seen: _Seen) -> list[str]:

@@ -105,6 +105,13 @@ def test_a_template_that_raises_is_refused_in_its_own_words(template: str, words
     assert len(str(refusal.value)) < 600
 
 
+@pytest.mark.parametrize("template", ["{{ range(99999) | random }}", "{{ lipsum() }}"])
+def test_a_template_that_draws_gives_the_same_prompt_again(template: str, render: Render) -> None:
+    first = render(template)
+    render("{{ range(9) | random }}")
+    assert render(template) == first
+
+
 def test_no_worker_is_left_behind() -> None:
     with Renderer() as made:
         made.render("x", [TURNS], variables={}, date="2026-01-31", header=True)

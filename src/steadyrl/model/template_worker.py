@@ -9,6 +9,7 @@ process by SIGPROF. The worker ends with its standard input.
 """
 
 import json
+import random
 import resource
 import signal
 import sys
@@ -62,6 +63,7 @@ def _answer(request: Mapping[str, Any], time_limit: float) -> dict[str, Any]:
 
 
 def _render(request: Mapping[str, Any], conversation: Any) -> str:
+    random.seed(0)  # Jinja's filter `random` draws from it: the same prompt at any time
     midnight = datetime.fromisoformat(request["date"])
     texts, _ = render_jinja_template(
         [conversation],
