@@ -738,3 +738,21 @@ def test_experts_whose_choice_cannot_be_recorded_are_refused_without_replay_too(
     assert status("train", recipe, "--run", tmp_path / "run") == 2
     assert "no expert choice was seen" in capfd.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["eval", "gap"])
+def test_a_run_directory_cannot_allow_its_models_code_by_itself(name, finished, tmp_path, capfd):
+    foreign = Path(shutil.copytree(finished, tmp_path / "foreign"))
+    recipe = json.loads((foreign / "recipe.json").read_text())
+    recipe["model"] = {"kind": "pretrained", "path": "somewhere", "trust_remote_code": True}
+    (foreign / "recipe.json").write_text(json.dumps(recipe))
+    assert status(name, foreign) == 2
+    assert "runs its model's own Python code" in capfd.readouterr().err
+
+
+def test_the_command_line_allows_a_models_code(finished, tmp_path):
+    foreign = Path(shutil.copytree(finished, tmp_path / "foreign"))
+    recipe = json.loads((foreign / "recipe.json").read_text())
+    recipe["model"] = {"kind": "pretrained", "path": "somewhere", "trust_remote_code": True}
+    (foreign / "recipe.json").write_text(json.dumps(recipe))
+    assert status("eval", foreign, "--trust-remote-code") == 0

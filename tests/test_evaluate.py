@@ -309,7 +309,7 @@ def test_a_question_of_a_further_set_is_not_trained_on(tmp_path: Path) -> None:
     assert not {both.example("train", index).question for index in range(45)} & set(asked)
     everything = Path(fields["path"]).read_text()
     path.write_text(everything)
-    with pytest.raises(TaskError, match="nothing is left to train on"):
+    with pytest.raises(TaskError, match="none is left"):
         Questions(**fields, sets=[other])
 
 

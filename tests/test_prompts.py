@@ -12,7 +12,7 @@ from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.rollout import response_text, sample_groups, score_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
@@ -193,7 +193,7 @@ def test_a_dry_run_shows_the_prompt_and_its_ends(build: Build) -> None:
     recipe = build(
         FIFTEEN, tokenizer=byte_tokenizer(template=template, eos="<|endoftext|>"), prompt={"date": "2026-01-31"}
     )
-    said = plan.describe(recipe)
+    said = plan.describe(recipe, run=Path("run"))
     assert (
         "  | 31 Jan 2026\\x07<|im_start|>user\n  | 00xxx<|im_end|>\n  | <|im_start|>assistant\n  | <think>\n  | \n"
         in said

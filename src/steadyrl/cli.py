@@ -20,12 +20,13 @@ from steadyrl.terminal import tell, visible
 from steadyrl.trouble import unreached
 
 T = TypeVar("T", bound=Recipe)
+TRUST = "--trust-remote-code"
 
 USAGE = """steadyrl COMMAND …
 
   train RECIPE [--run DIR] [--dry-run] [--section.field value …]
   resume RUN [--checkpoint step-000020] [--accept-changes]
-  eval CHECKPOINT [--section.field value …]
+  eval CHECKPOINT [--trust-remote-code] [--section.field value …]
   show RUN
   gap RUN [--responses 64]
   audit RECIPE [--json] [--strict] [--section.field value …]
@@ -164,7 +165,8 @@ def eval_command(argv: list[str]) -> int:
     """`steadyrl eval CHECKPOINT`."""
     path, rest = _first(argv, "eval CHECKPOINT [flags]", "CHECKPOINT is a run directory or one of its checkpoints")
     folder, recipe = _checkpoint(path)
-    trusted = isinstance(recipe.model, PretrainedModel) and recipe.model.trust_remote_code
+    trusted = _trusted(recipe, path, TRUST in rest)
+    rest = [flag for flag in rest if flag != TRUST]
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
@@ -226,8 +228,10 @@ def gap_command(argv: list[str]) -> int:
     )
     parser.add_argument("run", type=Path, help="run directory, or one of its checkpoints")
     parser.add_argument("--responses", type=int, default=64, help="responses of a mini-batch that are compared (64)")
+    parser.add_argument(TRUST, action="store_true", help="run the Python code of the run's own model")
     options = parser.parse_args(argv)
     folder, recipe = _checkpoint(options.run)
+    _trusted(recipe, options.run, options.trust_remote_code)
     from transformers.utils import logging
 
     from steadyrl.gap import compare, table
@@ -408,6 +412,20 @@ def _one_interrupt() -> Iterator[list[int]]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+
+
+def _trusted(recipe: Recipe, path: Path, allowed: bool) -> bool:
+    """Whether the model's own Python code may run. A run directory may come from somebody else: it cannot say so.
+
+    Raises:
+        RecipeError: the model needs its code, and the command line does not allow it.
+    """
+    asked = isinstance(recipe.model, PretrainedModel) and recipe.model.trust_remote_code
+    if asked and not allowed:
+        raise RecipeError(
+            f"the recipe of {path} runs its model's own Python code (model.trust_remote_code). If you trust it, add {TRUST}"
+        )
+    return asked
 
 
 def _checkpoint(path: Path) -> tuple[Path, Recipe]:

@@ -74,7 +74,7 @@ class Pairs:
 
 def explain(place: str, reason: str) -> str:
     """Why a row cannot be used, such as `pairs.jsonl, line 7 is not JSON: …`."""
-    return f"{place} {reason}" if reason.startswith(("is ", "has ", "holds ")) else f"{place}: {reason}"
+    return f"{place} {reason}" if reason.startswith(("is ", "has ", "holds ", "loses ")) else f"{place}: {reason}"
 
 
 def read_pairs(
