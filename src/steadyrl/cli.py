@@ -423,7 +423,8 @@ def _trusted(recipe: Recipe, path: Path, allowed: bool) -> bool:
     asked = isinstance(recipe.model, PretrainedModel) and recipe.model.trust_remote_code
     if asked and not allowed:
         raise RecipeError(
-            f"the recipe of {path} runs its model's own Python code (model.trust_remote_code). If you trust it, add {TRUST}"
+            f"the recipe of {path} runs its model's own Python code (model.trust_remote_code). "
+            f"If you trust it, add {TRUST}"
         )
     return asked
 
