@@ -1,13 +1,15 @@
 """Question/answer pairs from a JSONL file or a Hugging Face dataset."""
 
-import inspect
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from steadyrl.tasks.answers import Place
-from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, Graded, Split, TaskError
+from steadyrl.tasks.calling import ScoreFunction
 from steadyrl.tasks.checks import question_hash
-from steadyrl.tasks.own_score import load_function
+from steadyrl.tasks.own_score import function_file, load_function
 from steadyrl.tasks.pairs import read_hub, read_jsonl
 
 
@@ -40,7 +42,10 @@ class Questions:
         }
         pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
         self._pairs = _divide(pairs, held_out, path)
-        self._verify = _verifier(score)
+        self._path = path
+        self.own_file = None if score == "math_verify" else function_file(score)
+        """Where the user's score function is, if it scores; it is loaded when it is first needed."""
+        self._math = None if self.own_file else _math_verifier(answer)
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
@@ -50,9 +55,25 @@ class Questions:
         """The pair at `index`: training pairs in the order of the file, held-out ones by their hash."""
         return self._pairs[split][index]
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """What math_verify, or the user's function, says of the completion."""
-        return self._verify(self._pairs[split][index], completion)
+        pair = self._pairs[split][index]
+        if self._math is not None:
+            return self._math(pair, completion, context)
+        returned: Any = self.own_function([pair], [completion], [context])
+        return returned[0] if self.own_function.form == "trl" else returned
+
+    @functools.cached_property
+    def own_function(self) -> ScoreFunction:
+        """The user's score function.
+
+        Raises:
+            TaskError: it cannot be loaded, or called with what there is.
+        """
+        assert self.own_file is not None
+        function = load_function(self.own_file)
+        example = self._pairs["train"][0]
+        return ScoreFunction(function, label=self.own_file.label, example=example, data_source=self._path)
 
 
 def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:
@@ -74,16 +95,8 @@ def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[
     }
 
 
-def _verifier(score: str) -> Callable[[Example, str], float]:
-    """What scores a completion for a pair. math_verify loads sympy: it is imported only where used."""
-    if score == "math_verify":
-        from steadyrl.tasks.math_answers import math_verify_score
+def _math_verifier(place: Place) -> Callable[[Example, str, Context], float]:
+    """math_verify loads sympy: it is imported only where used."""
+    from steadyrl.tasks.math_answers import math_verify_score
 
-        return lambda pair, completion: math_verify_score(pair.answer, completion)
-    file, colon, name = score.rpartition(":")
-    if not (file and colon and name):
-        raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
-    own = load_function(Path(file), name)
-    if "answer" in inspect.signature(own).parameters:
-        return lambda pair, completion: own(pair.question, completion, answer=pair.answer)
-    return lambda pair, completion: own(pair.question, completion)
+    return lambda pair, completion, context: math_verify_score(pair.answer, completion)
