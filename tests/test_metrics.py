@@ -8,6 +8,7 @@ import pytest
 
 from steadyrl import metrics
 from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, MissingSink, forget_curves, open_sinks, read_jsonl
+from steadyrl.tasks.base import Part
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,6 +57,13 @@ def test_unknown_names_are_refused(path: Path) -> None:
         log.log(1, {"accuracy": 1.0})
     MetricsLog(path, EVAL_FIELDS).log(1, {"accuracy": 1.0})
     assert read_jsonl(path) == [{"step": 1, "accuracy": 1.0}]
+
+
+def test_a_part_of_a_reward_has_a_name_of_its_own(path: Path) -> None:
+    MetricsLog(path).log(1, {"reward/format": Part(0.5)})
+    assert read_jsonl(path) == [{"step": 1, "reward/format": 0.5}]
+    with pytest.raises(ValueError, match="unknown speed/format"):
+        MetricsLog(path).log(1, {"speed/format": Part(0.5)})
 
 
 def test_only_plain_values(path: Path) -> None:

@@ -179,6 +179,14 @@ class Scoring(Section):
     """Worker processes."""
     max_failures: Fraction = 0.1
     """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    environment: tuple[str, ...] = ()
+    """Environment variables that workers get, such as `OPENAI_API_KEY`; without it, only those of an allow-list."""
+    closed: bool = False
+    """Also your own function gets no network and no files but those in its folder, which it can read. Ours never do."""
+    memory_gib: PositiveFloat = 8.0
+    """GiB of memory that a worker, and each process it starts, may use."""
+    folder: str | None = None
+    """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
     """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
 
@@ -609,7 +617,15 @@ def load(path: Path) -> Recipe:
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
-    return resolve(tree, source=str(path))
+    recipe = resolve(tree, source=str(path))
+    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+        return recipe
+    scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
+    return recipe.model_copy(update={"scoring": scoring})
+
+
+def _has_own_score(recipe: Recipe) -> bool:
+    return isinstance(recipe.task, QuestionsTask) and recipe.task.score != "math_verify"
 
 
 def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:

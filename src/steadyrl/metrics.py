@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from steadyrl.errors import UserError
+from steadyrl.tasks.base import Part
 
 Value = float | int | str | bool | None
 Row = dict[str, Any]
@@ -61,6 +62,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/accuracy", "share", "Share of responses with reward ≥ 1."),
     Metric("reward/failures", "responses", "Responses whose scoring raised, hung or returned NaN."),
     Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
+    Metric(
+        "reward/<name>",
+        "–",
+        "Mean of a further number that the score function returned under this name, over the responses that have it; "
+        "`reward/<name>_part` where the name above is taken.",
+    ),
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
@@ -203,6 +210,12 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
 )
 
 
+def _patterns(name: str, value: Value) -> set[str]:
+    """The names under which a metric may be in the glossary."""
+    part = isinstance(value, Part) and name.startswith("reward/")
+    return {name, re.sub(r"\d+$", "<n>", name)} | ({"reward/<name>"} if part else set())
+
+
 class MetricsLog:
     """One JSON Lines file of a run, such as `metrics.jsonl`; unless told otherwise, `log` returns once the disk has it.
 
@@ -225,8 +238,8 @@ class MetricsLog:
             ValueError: a name is not among the file's fields.
             TypeError: a value is not a plain number, string, bool or None.
         """
-        names = {name for row in rows for name in row}
-        if unknown := sorted(n for n in names if not {n, re.sub(r"\d+$", "<n>", n)} & self._names):
+        names = {name: value for row in rows for name, value in row.items()}
+        if unknown := sorted(name for name, value in names.items() if not _patterns(name, value) & self._names):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )

@@ -14,9 +14,11 @@ from steadyrl.engine.base import Engine, EngineError
 from steadyrl.model.text import decode_response, encode_prompt
 from steadyrl.order import seed_of
 from steadyrl.session import Session
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import Context, Example, Part, Split, TaskError
 from steadyrl.tasks.scoring import ScoreRequest
 from steadyrl.types import Completion, Response, Sampling
+
+_MOST_PARTS = 64  # names of parts that a step logs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,13 +92,18 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
     Raises:
         TaskError: scoring failed for more than the recipe's share of the responses.
     """
+    tokenizer = session.policy.tokenizer
+    prompts = [str(tokenizer.decode(list(group.prompt_ids), clean_up_tokenization_spaces=False)) for group in groups]
     requests = [
         ScoreRequest(
             split=split,
             index=group.index,
-            completion=decode_response(session.policy.tokenizer, completion.token_ids),
+            completion=decode_response(tokenizer, completion.token_ids),
+            context=Context(
+                prompt_text=prompt, finish_reason=completion.finish_reason, token_ids=tuple(completion.token_ids)
+            ),
         )
-        for group in groups
+        for group, prompt in zip(groups, prompts, strict=True)
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
@@ -108,7 +115,7 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
             f"scoring failed for {len(failed)} of {len(scores)} responses, above scoring.max_failures = {limit}; "
             f"the first: {failed[0]}"
         )
-    names = sorted({name for score in scores for name in score.parts})
+    names = sorted({name for score in scores for name in score.parts})[:_MOST_PARTS]
     return Rewards(
         values=_table([score.reward or 0.0 for score in scores], groups),
         known=_table([float(score.reward is not None) for score in scores], groups).bool(),
@@ -178,13 +185,14 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
     """What the step sampled, in numbers."""
     completions = [c for group in groups for c in group.completions]
     values, known = rewards.values, rewards.known
-    parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
-    return {
+    parts = {f"reward/{name}": Part(part.nanmean().item()) for name, part in rewards.parts.items()}
+    own = {
         "reward/mean": values[known].mean().item(),
         "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
         "reward/failures": len(rewards.failed),
         "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),
-        **parts,
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
     }
+    # a verifier's part may have the name of one of these, such as `mean`
+    return own | {f"{name}_part" if name in own else name: value for name, value in parts.items()}

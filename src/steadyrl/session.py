@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,8 +67,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         check_replay(policy.model)
     elif is_moe(policy.model):
         check_recording(policy.model)  # the ledger wants the routes without replay too
-    limits = recipe.scoring
-    with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
+    with open_pool(recipe) as pool:
         yield Session(
             recipe=recipe,
             policy=policy,
@@ -78,6 +78,19 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
             pool=pool,
             sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
         )
+
+
+def open_pool(recipe: Recipe) -> ScorePool:
+    """The scoring workers of a recipe; says once which guards this system does not have.
+
+    Raises:
+        TaskError: the task cannot be built, or the user's function cannot be called.
+    """
+    options = recipe.scoring.model_dump(exclude={"max_failures", "audit"})
+    pool = ScorePool(recipe.task.model_dump(), seed=recipe.seed, **options)
+    if pool.lacking:
+        print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
+    return pool
 
 
 def build_policy(recipe: Recipe) -> Policy:

@@ -14,6 +14,10 @@ Graded = float | Mapping[str, Any]
 """What a verifier returns: a number, or a mapping with the number `score` and further numbers that are logged."""
 
 
+class Part(float):
+    """A number whose name the verifier chose: in the metrics, a `reward/<name>` that the glossary does not list."""
+
+
 class TaskError(UserError):
     """A task that cannot be built or read. The message names the file or field, the value and the way out."""
 

@@ -84,7 +84,6 @@ def _leave_network() -> None:
 
 
 def _try_root(seen: dict[str, str]) -> None:
-    linux.unshare(linux.NEW_MOUNTS)
     _build_root(seen)
     os.listdir(os.path.dirname(os.__file__))  # Python must still be there
 
@@ -110,6 +109,7 @@ def _mapped() -> set[str]:
 
 def _build_root(seen: dict[str, str]) -> str:
     """Replace the root by one that shows `seen` alone, all of it read-only; returns the folder for scratch files."""
+    linux.unshare(linux.NEW_MOUNTS)  # the guard keeps its own root
     base = next(path for path in _COVERED if os.path.isdir(path))
     linux.mount("tmpfs", base, "tmpfs", linux.NO_SUID | linux.NO_DEVICES, "mode=755")
     os.mkdir(f"{base}/old")

@@ -65,8 +65,7 @@ def number(value: Any) -> float:
     Raises:
         NotANumber: it is text, None, complex or of many numbers, or not finite in float32.
     """
-    imaginary = isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
-    if value is None or imaginary or isinstance(value, str | bytes | bytearray | memoryview):
+    if value is None or isinstance(value, str | bytes | bytearray | memoryview) or _is_complex(value):
         raise NotANumber(f"returned {shown(value)}, not a number")
     try:
         if complex(value).imag:
@@ -88,6 +87,10 @@ def number(value: Any) -> float:
     if overflows:
         raise NotANumber(f"returned {shown(value)}, which is not finite in float32")
     return found
+
+
+def _is_complex(value: Any) -> bool:
+    return isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real)
 
 
 def shown(value: Any) -> str:

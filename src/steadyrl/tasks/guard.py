@@ -42,13 +42,13 @@ def become_worker(run: int) -> Guard:
     Args:
         run: Process id of the run, the parent of this process.
     """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     on_linux = sys.platform == "linux"
     if on_linux:
         linux.adopt_orphans()
         linux.die_with_parent(signal.SIGHUP)
     folder = _temporary_folder()
     isolated, own_user = _isolate() if on_linux else (False, False)
-    signal.pthread_sigmask(signal.SIG_BLOCK, _WATCHED)
     if child := os.fork():
         _watch(child, run, folder)
     if isolated:
