@@ -6,7 +6,7 @@ from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
-from steadyrl.session import notices, refuse_contradictions
+from steadyrl.session import notices, open_pool, refuse_contradictions
 from steadyrl.tasks.build import build_task
 
 
@@ -18,6 +18,7 @@ def describe(recipe: Recipe) -> str:
         RecipeError: parts of the recipe contradict each other.
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    open_pool(recipe).close()  # rejects a score function that cannot be called
     model = _model_config(recipe)
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)

@@ -61,13 +61,13 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         torch.set_num_threads(recipe.hold.threads)
     spec = recipe.task.model_dump()
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
-    policy = build_policy(recipe)
-    refuse_contradictions(recipe, policy.model, task)
-    if recipe.update.replay != "none":
-        check_replay(policy.model)
-    elif is_moe(policy.model):
-        check_recording(policy.model)  # the ledger wants the routes without replay too
-    with open_pool(recipe) as pool:
+    with open_pool(recipe) as pool:  # a score function is rejected before a model is loaded
+        policy = build_policy(recipe)
+        refuse_contradictions(recipe, policy.model, task)
+        if recipe.update.replay != "none":
+            check_replay(policy.model)
+        elif is_moe(policy.model):
+            check_recording(policy.model)  # the ledger wants the routes without replay too
         yield Session(
             recipe=recipe,
             policy=policy,

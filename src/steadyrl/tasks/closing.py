@@ -16,6 +16,7 @@ _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/
 _SYSTEM += ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _COVERED = ("/tmp", "/var/tmp", "/mnt", "/sys")  # folders that exist on most systems: the new root is built over one
+_WRITABLE = ("/tmp", "/dev/shm")
 _SCRATCH = "size=256m,mode=1777"
 _CLOSED_FILE, _OPEN_FILE = 1 << 30, 1 << 34  # bytes; a user's function may download a model
 
@@ -94,9 +95,9 @@ def _seen(keep: Iterable[Path]) -> dict[str, str]:
     loader = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     wanted = {*_SYSTEM, *_DEVICES, *python, *loader, *map(str, keep), *_mapped()}
     shown = {}
-    for path in wanted:
+    for path in filter(os.path.isabs, wanted):
         real = os.path.realpath(path)
-        if os.path.isabs(path) and os.path.exists(real) and "/" not in (real, os.path.normpath(path)):
+        if os.path.exists(real) and "/" not in (real, os.path.normpath(path)):
             shown |= {os.path.normpath(path): real, real: real}
     return shown
 
@@ -115,8 +116,9 @@ def _build_root(seen: dict[str, str]) -> str:
     os.mkdir(f"{base}/old")
     linux.replace_root(base, f"{base}/old")
     os.chdir("/")
-    os.mkdir("/tmp")
-    linux.mount("tmpfs", "/tmp", "tmpfs", linux.NO_SUID | linux.NO_DEVICES, _SCRATCH)
+    for folder in _WRITABLE:
+        os.makedirs(folder)
+        linux.mount("tmpfs", folder, "tmpfs", linux.NO_SUID | linux.NO_DEVICES, _SCRATCH)
     for path, real in sorted(seen.items()):
         if not os.path.lexists(path):
             _show(path, f"/old{real}")
@@ -126,7 +128,8 @@ def _build_root(seen: dict[str, str]) -> str:
     linux.unmount("/old")
     os.rmdir("/old")
     linux.make_read_only("/")
-    linux.make_writable("/tmp")
+    for folder in _WRITABLE:
+        linux.make_writable(folder)
     return "/tmp"
 
 

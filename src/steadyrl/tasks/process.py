@@ -21,6 +21,7 @@ LOADING_LIMIT = 60.0
 _LONGEST_LINE = 1 << 24
 _LONGEST_WAIT = 3600.0  # what the system's calls can hold; whoever waits looks again
 _FAREWELL = 10.0  # seconds the guard has to kill what is left
+_LAST_MOMENTS = 1.0  # seconds between the end of a worker and that of its guard
 
 
 class WorkerDied(Exception):
@@ -160,6 +161,8 @@ class Worker:
 
     def end(self) -> str:
         """How its process ended, in words; it is killed if it has not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_MOMENTS)
         self.kill()
         code = self._process.returncode
         if code > 128 or code < 0:

@@ -12,8 +12,10 @@ import contextlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from steadyrl.tasks import linux
 from steadyrl.tasks.base import Context, Task, TaskError
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.closing import allow_processor, close, limit
@@ -92,8 +94,6 @@ def _prepare(spec: dict[str, Any], guard: Guard, replies: IO[str]) -> tuple[Task
 
 def _work_in(folder: str | None, guard: Guard) -> None:
     """Change to the recipe's folder; tells where that is not possible."""
-    from steadyrl.tasks import linux
-
     if guard.own_user:
         linux.drop_privileges()
     try:
@@ -103,7 +103,7 @@ def _work_in(folder: str | None, guard: Guard) -> None:
         print(f"steadyrl: the score function runs in a temporary folder: {error}", file=sys.stderr)
 
 
-def _answers(task: Task, batch: list[Reply], memory_gib: float) -> list[Reply] | Any:
+def _answers(task: Task, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
     """Replies to a batch, one by one; a group in TRL's form is answered at once."""
     if isinstance(task, Questions) and task.own_file and task.own_function.form == "trl":
         yield from _group(task, batch, memory_gib)
@@ -117,7 +117,7 @@ def _call(task: Task, request: Reply) -> Any:
     return task.score(request["split"], request["index"], completion, Context(**_context(task, request)))
 
 
-def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Any:
+def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
     """Score all responses of a group in one call; one that fails is taken apart by the run."""
     examples = [task.example(request["split"], request["index"]) for request in batch]
     completions = [_completion(task, request) for request in batch]
@@ -151,7 +151,7 @@ def _context(task: Task, request: Reply) -> dict[str, Any]:
     return {"prompt_text": prompt_text, "finish_reason": finish_reason, "token_ids": tuple(token_ids)}
 
 
-def _scored(call: Any, memory_gib: float) -> Reply:
+def _scored(call: Callable[[], Any], memory_gib: float) -> Reply:
     """The reward and its parts, or why there is none."""
     me = os.getpid()
     try:
