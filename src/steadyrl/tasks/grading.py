@@ -52,7 +52,7 @@ def rewards_of(returned: Any, count: int) -> list[Any]:
         raise NotANumber(f"returned {shown(returned)}, not a list with a reward for each of {count} responses")
     try:
         items: list[Any] = list(returned)  # pyright: ignore[reportArgumentType, reportCallIssue]
-    except TypeError:
+    except Exception:  # the user's object may raise anything
         raise NotANumber(f"returned {shown(returned)}, not a list of {count} rewards") from None
     if len(items) != count:
         raise NotANumber(f"returned {len(items)} rewards for {count} responses: {shown(returned)}")

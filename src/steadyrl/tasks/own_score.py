@@ -131,7 +131,7 @@ def in_words(error: BaseException) -> str:
 
 def _where(error: BaseException, file: Path) -> str:
     """The line of the file that it came from, and a way out where one is known."""
-    if "relative import" in str(error):
+    if "relative import" in in_words(error):
         return "; write `from helper import …` without the dot, or put an `__init__.py` beside the file"
     if isinstance(error, SyntaxError):
         return ""  # its text has the line

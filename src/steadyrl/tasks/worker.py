@@ -118,19 +118,25 @@ def _call(task: Task, request: Reply) -> Any:
 
 
 def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
-    """Score all responses of a group in one call; one that fails is taken apart by the run."""
+    """Score all responses of a group in one call; after one that fails, the run sends each response alone."""
     examples = [task.example(request["split"], request["index"]) for request in batch]
     completions = [_completion(task, request) for request in batch]
     contexts = [Context(**_context(task, request)) for request in batch]
-    rewards: list[Any] = []
+    returned: list[Any] = []
 
     def call() -> float:
-        rewards.extend(rewards_of(task.own_function(examples, completions, contexts), len(batch)))
+        returned.append(task.own_function(examples, completions, contexts))
         return 0.0
 
-    whole = _scored(call, memory_gib)
-    if whole["failure"] is not None:
-        yield {"ids": [request["id"] for request in batch], "failure": whole["failure"]}
+    failure = _scored(call, memory_gib)["failure"]
+    if failure is not None:
+        yield {"ids": [request["id"] for request in batch], "failure": failure}
+        return
+    try:
+        rewards = rewards_of(returned[0], len(batch))
+    except NotANumber as error:
+        nothing = {"reward": None, "parts": {}, "failure": cut(str(error))}
+        yield from ({"id": request["id"], **nothing} for request in batch)
         return
     for request, reward in zip(batch, rewards, strict=True):
         yield {"id": request["id"], **_scored(lambda reward=reward: reward, memory_gib)}
