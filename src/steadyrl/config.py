@@ -156,8 +156,11 @@ class QuestionsTask(AnyTask):
     skip_bad_rows: bool = False
     """Leave rows out that cannot be used, and count them; off: they are rejected."""
     score: str = "math_verify"
-    """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one
-    with a parameter `answer` gets the reference answer as well."""
+    """`math_verify`, or your own function as `file.py:function`. The names of its parameters say what it gets:
+    `score(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
+    solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`, `finish_reason`, `token_ids`, any column,
+    and `**kwargs`. It returns a number, or a dict with the number `score`; other numbers in it are logged as
+    `reward/<name>`."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
 
@@ -618,8 +621,8 @@ def load(path: Path) -> Recipe:
     except ValueError as error:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     recipe = resolve(tree, source=str(path))
-    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
-        return recipe
+    if path.name == "recipe.json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+        return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
     scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
     return recipe.model_copy(update={"scoring": scoring})
 
