@@ -1,13 +1,35 @@
 """A run whose rewards come from the user's own function: from the recipe to the files of the run."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
 from steadyrl.config import load
 from steadyrl.metrics import read_jsonl
+
+
+def write_toml(folder: Path, **changes: Any) -> Path:
+    """The tiny recipe as people write it."""
+
+    def lines(values: Mapping[str, Any], above: str = "") -> list[str]:
+        return [
+            line
+            for name, value in values.items()
+            for line in (
+                lines(value, f"{above}{name}.")
+                if isinstance(value, dict) and value
+                else [f"{above}{name} = {json.dumps(value)}"]
+            )
+        ]
+
+    path = folder / "recipe.toml"
+    path.write_text("\n".join(lines(tree(**changes))))
+    return path
+
 
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
 PARTS = """
@@ -44,7 +66,7 @@ def test_the_recipes_folder_is_the_working_directory_of_the_run_and_its_resumpti
     place.mkdir()
     (place / "table").write_text("1")
     body = "def score(prompt, completion):\n    return float(open('table').read()) * (sum(map(ord, completion)) % 2)\n"
-    recipe = write_recipe(place, task=coin_questions(tmp_path, score=body), **FEW | {"steps": 2})
+    recipe = write_toml(place, task=coin_questions(tmp_path, score=body), **FEW | {"steps": 2})
     run = tmp_path / "run"
     assert command("train", recipe, "--run", run, "--steps", "1") == 0
     kept = json.loads((run / "recipe.json").read_text())
@@ -56,13 +78,11 @@ def test_the_recipes_folder_is_the_working_directory_of_the_run_and_its_resumpti
 
 
 def test_only_a_function_of_ones_own_has_a_folder(tmp_path: Path) -> None:
-    assert load(write_recipe(tmp_path)).scoring.folder is None
-    own = write_recipe(tmp_path, task=coin_questions(tmp_path))
-    assert load(own).scoring.folder == str(tmp_path)
-    (tmp_path / "recipe.json").write_text(json.dumps(tree(task=coin_questions(tmp_path))))
-    assert load(tmp_path / "recipe.json").scoring.folder is None
-    own = write_recipe(tmp_path, task=coin_questions(tmp_path), scoring={"folder": "/elsewhere"})
-    assert load(own).scoring.folder == "/elsewhere"
+    own = coin_questions(tmp_path)
+    assert load(write_toml(tmp_path)).scoring.folder is None
+    assert load(write_toml(tmp_path, task=own)).scoring.folder == str(tmp_path)
+    assert load(write_recipe(tmp_path, task=own)).scoring.folder is None  # JSON is resolved: nothing is added
+    assert load(write_toml(tmp_path, task=own, scoring={"folder": "/elsewhere"})).scoring.folder == "/elsewhere"
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])

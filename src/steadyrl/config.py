@@ -621,7 +621,7 @@ def load(path: Path) -> Recipe:
     except ValueError as error:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     recipe = resolve(tree, source=str(path))
-    if path.name == "recipe.json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
     scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
     return recipe.model_copy(update={"scoring": scoring})

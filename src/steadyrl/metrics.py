@@ -62,12 +62,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/accuracy", "share", "Share of responses with reward ≥ 1."),
     Metric("reward/failures", "responses", "Responses whose scoring raised, hung or returned NaN."),
     Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
-    Metric(
-        "reward/<name>",
-        "–",
-        "Mean of a further number that the score function returned under this name, over the responses that have it; "
-        "`reward/<name>_part` where the name above is taken.",
-    ),
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
@@ -148,6 +142,14 @@ METRICS: tuple[Metric, ...] = (
     Metric("memory/peak_gib", "GiB", "Peak memory of the process, or of its GPU."),
 )
 
+PART = Metric(
+    "reward/<name>",
+    "–",
+    "Mean of a further number that the score function returned under this name, over the responses that have it; "
+    "`reward/<name>_part` where the name is another metric's.",
+)
+"""Of the numbers that `tasks.base.Part` marks: their names are the user's."""
+
 LEDGER_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken, this one included."),
     Metric(
@@ -210,10 +212,10 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
 )
 
 
-def _patterns(name: str, value: Value) -> set[str]:
-    """The names under which a metric may be in the glossary."""
+def _is_known(name: str, value: Value, names: frozenset[str]) -> bool:
+    """Whether the glossary has a metric, perhaps as that of the n-th layer, or it is a part of the reward."""
     part = isinstance(value, Part) and name.startswith("reward/")
-    return {name, re.sub(r"\d+$", "<n>", name)} | ({"reward/<name>"} if part else set())
+    return part or bool({name, re.sub(r"\d+$", "<n>", name)} & names)
 
 
 class MetricsLog:
@@ -239,7 +241,7 @@ class MetricsLog:
             TypeError: a value is not a plain number, string, bool or None.
         """
         names = {name: value for row in rows for name, value in row.items()}
-        if unknown := sorted(name for name, value in names.items() if not _patterns(name, value) & self._names):
+        if unknown := sorted(name for name, value in names.items() if not _is_known(name, value, self._names)):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )
@@ -449,7 +451,9 @@ the weights now. Both policies are taken at the sampling temperature.
 def docs() -> str:
     """The page `docs/metrics.md`."""
     parts = [_PREFACE, "## `metrics.jsonl`: one line per global step\n"]
-    for prefix, group in groupby(METRICS, key=lambda metric: metric.name.rpartition("/")[0]):
+    last = max(place for place, metric in enumerate(METRICS) if metric.name.startswith("reward/"))
+    listed = (*METRICS[: last + 1], PART, *METRICS[last + 1 :])
+    for prefix, group in groupby(listed, key=lambda metric: metric.name.rpartition("/")[0]):
         parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
     for title, fields in (
         ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),

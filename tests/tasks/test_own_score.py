@@ -525,7 +525,7 @@ def test_what_is_no_finite_number_is_no_reward() -> None:
     values += [float("nan"), float("inf"), 1e39, 10**39, 10**400, Decimal("NaN"), Decimal("1e99"), np.float64(1e300)]
     values += [np.longdouble("1e4000"), torch.tensor(float("nan")), {"score": "1"}, {"score": float("inf")}, {1: 2.0}]
     for value in values:
-        with pytest.raises(NotANumber, match="^returned "):
+        with pytest.raises(NotANumber, match=r"^returned "):
             grade(value)
 
 
