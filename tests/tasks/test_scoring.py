@@ -67,7 +67,7 @@ def score(prompt, completion):
     if completion == "memory":
         return float(len(bytearray(3 << 30)))
     if completion == "big file":
-        with open("big", "wb") as file:
+        with open(__file__ + ".big", "wb") as file:
             file.truncate(1 << 40)
     if completion == "print":
         print("[1.0, null]")
