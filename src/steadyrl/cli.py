@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import os
 import signal
 import sys
 import time
@@ -13,11 +14,10 @@ from typing import Any, TypeVar
 
 import tyro
 
-from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
-from steadyrl.errors import UserError
+from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
+from steadyrl.errors import NO_ROOM, RunStopped, UserError
 
 T = TypeVar("T", bound=Recipe)
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 USAGE = """steadyrl COMMAND …
 
@@ -42,8 +42,21 @@ class TrainFlags(Recipe):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 2 for a mistake of the user's, 1 if a run had to stop."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command.
+
+    Returns:
+        0 if it went well, 1 if a run had to stop, 2 for a mistake of the user's, 130 and 143 where Ctrl-C and SIGTERM
+        ended it early.
+    """
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    argv = list(arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": train_command,
         "resume": resume_command,
@@ -60,21 +73,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"steadyrl: no command {argv[0]!r}; it is one of {', '.join(commands)}", file=sys.stderr)
         return 2
     try:
+        if argv[0] in ("train", "resume"):
+            _refuse_several_processes()
         return commands[argv[0]](argv[1:])
     except UserError as error:
         print(f"steadyrl: {error}", file=sys.stderr)
         return 2
+    except RunStopped as error:
+        print(f"steadyrl: {error}", file=sys.stderr)
+        return 1
     except PermissionError as error:
         print(f"steadyrl: {error}. What was saved is intact; give the permission and resume", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM | {errno.EROFS}:
             raise
         print(f"steadyrl: cannot write: {error}. The checkpoints are intact; make room and resume", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("steadyrl: interrupted; what was saved is intact, and `steadyrl resume RUN` goes on", file=sys.stderr)
-        return 130
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("steadyrl: interrupted; what was saved is intact, and `steadyrl resume RUN` continues", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _refuse_several_processes() -> None:
+    """Refuse a launcher that starts the command more than once: every process would train the whole run.
+
+    Raises:
+        UserError: one of several processes.
+    """
+    sizes = {"WORLD_SIZE": "", "SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "", "PMI_SIZE": ""}
+    for name, also in sizes.items():
+        size = os.environ.get(name, "").strip()
+        if size.isdigit() and int(size) > 1 and (not also or also in os.environ):
+            raise UserError(
+                f"{name} = {size}: this command was started as one of {size} processes, and one process trains. "
+                "Start it once, without torchrun, mpirun or several tasks of srun"
+            )
 
 
 def train_command(argv: list[str]) -> int:
@@ -82,14 +116,14 @@ def train_command(argv: list[str]) -> int:
     path, rest = _first(argv, "train RECIPE [flags]", "RECIPE is a TOML file, such as recipes/demo.toml")
     flags = _with_flags(TrainFlags, load(path), rest, f"steadyrl train {path}")
     recipe = _recipe(flags)
+    target = flags.run or Path("runs") / path.stem
     if flags.dry_run:
         from steadyrl.plan import describe
 
-        print(describe(recipe))
+        print(describe(recipe, run=target))
         return 0
     from steadyrl.run import Run
 
-    target = flags.run or Path("runs") / path.stem
     Run.refuse_existing(target)
     return _train(recipe, lambda: Run.create(target, recipe))
 
@@ -233,8 +267,24 @@ def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
 
 def _with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
     """The recipe with single values changed by flags."""
+    _refuse_variants(rest)
     default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
     return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _refuse_variants(rest: Sequence[str]) -> None:
+    """A flag changes a value; what a section is, its kind or name, is for the recipe to say.
+
+    Raises:
+        RecipeError: a flag names the kind or name of a section; the message has those that there are.
+    """
+    for flag in rest:
+        section, _, field = flag.lstrip("-").partition("=")[0].partition(".")
+        if flag.startswith("--") and (section, field) in VARIANTS:
+            raise RecipeError(
+                f"{flag.partition('=')[0]} cannot be a flag: write it into the recipe with its fields, as "
+                f"[{section}] {field} = …; known: {', '.join(VARIANTS[section, field])}"
+            )
 
 
 def _recipe(flags: TrainFlags) -> Recipe:
@@ -252,44 +302,54 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
         print(f"steadyrl: {notice}", file=sys.stderr)
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
-    with _one_interrupt() as stop_asked, open_session(recipe) as session:
+    with _one_interrupt() as asked, open_session(recipe) as session:
         run = open_run()
         try:
-            taken = train(session, run, stop_asked=stop_asked)
+            step, taken = train(session, run, stop_asked=lambda: bool(asked))
         except TrainingStopped as error:
-            print(f"steadyrl: {error}. {_way_on(run.path)}", file=sys.stderr)
-            return 1
+            raise TrainingStopped(f"{error}. {_way_on(run.path)}") from error
         except UserError as error:
             raise UserError(f"{error}. {_way_on(run.path)}") from error
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(*asked[-1:]) from interrupt
         finally:
             run.close()
-    if recipe.steps and not taken:
+    if recipe.steps and not taken and step == recipe.steps:
         print(f"all {recipe.steps} steps had been taken; nothing was left to train")
     _print_accuracy(run.path)
     seconds = time.monotonic() - started
     print(f"{seconds:.0f} s; the run is in {run.path}, its report is {run.path / 'report.html'}")
-    return 0
+    if step == recipe.steps:
+        return 0
+    print(
+        f"steadyrl: stopped at step {step} of {recipe.steps}; continue with `steadyrl resume {run.path}`",
+        file=sys.stderr,
+    )
+    return 128 + asked[-1]
 
 
 def _way_on(run: Path) -> str:
-    return f"What is changed in {run / 'recipe.json'} holds from `steadyrl resume {run}` on"
+    return f"To change a setting, edit {run / 'recipe.json'}, then run `steadyrl resume {run}`"
 
 
 @contextlib.contextmanager
-def _one_interrupt() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or a scheduler's SIGTERM) asks for a stop after the step; the second interrupts at once."""
-    asked = False
+def _one_interrupt() -> Iterator[list[int]]:
+    """The first Ctrl-C (or a scheduler's SIGTERM) asks for a stop after the step; the second interrupts at once.
+
+    Yields:
+        The signals that came, in order.
+    """
+    asked: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for one in before:
-            signal.signal(one, signal.default_int_handler)
+        asked.append(signum)
+        if len(asked) > 1:
+            raise KeyboardInterrupt(signum)
         print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield asked
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)

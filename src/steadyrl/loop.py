@@ -18,6 +18,7 @@ import torch
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
+from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Row, Value
 from steadyrl.model.packing import pack_responses
@@ -55,7 +56,7 @@ MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RunStopped):
     """The run cannot go on by itself; what it needs to be looked into lies in the run directory."""
 
 
@@ -85,11 +86,11 @@ class Clock:
         self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
 
 
-def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
+def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     """Train to the last step of the recipe, or until `stop_asked` after a step; a checkpoint lies at the end.
 
     Returns:
-        Global steps taken.
+        The last global step, and how many were taken now.
 
     Raises:
         TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
@@ -98,7 +99,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
         return _train(session, run, stop_asked)
 
 
-def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
+def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     recipe = session.recipe
     run.note_engine(session.engine.facts)
     restored = run.restore(session.policy, session.optimizer)
@@ -124,7 +125,7 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
                 run.save(session.policy, session.optimizer, vars(progress))
             if stopping:
                 break
-    return progress.step - start
+    return progress.step, progress.step - start
 
 
 def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, float | None], None]:

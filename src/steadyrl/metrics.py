@@ -1,22 +1,19 @@
 """What a run measures, and where the numbers go.
 
 `METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
-steadyrl.metrics``). The JSON Lines files of the run directory are the truth; TensorBoard, trackio and W&B are
-optional copies.
+steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `sinks.py` has the optional
+copies.
 """
 
-import importlib
 import json
 import math
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 from steadyrl.errors import UserError
 from steadyrl.tasks.base import Part
@@ -312,127 +309,6 @@ def _line(row: Mapping[str, Value]) -> str:
             raise TypeError(f"{name} is a {type(value).__name__}; log a plain number (a tensor's .item())")
     plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
     return json.dumps(plain, allow_nan=False) + "\n"
-
-
-class Sink(Protocol):
-    """A further place for the numbers of a step."""
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Copy the finite numbers of a step."""
-        ...
-
-    def close(self) -> None:
-        """Flush and end."""
-        ...
-
-
-class MissingSink(UserError):
-    """A sink was asked for whose package is not installed. The message says how to install it."""
-
-
-class TensorBoard:
-    """Event files in the run directory's `tensorboard` folder."""
-
-    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Open on the first `log`, whose step tells TensorBoard what a resumed run repeats."""
-        self._open: Callable[..., Any] = module.SummaryWriter
-        self._folder, self._config = run_dir / "tensorboard", config
-        self._writer: Any = None
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Add one scalar per number."""
-        if self._writer is None:
-            self._writer = self._open(log_dir=str(self._folder), purge_step=step)
-            self._writer.add_text("recipe", f"```json\n{json.dumps(self._config, indent=2)}\n```", step)
-        for name, value in _numbers(metrics).items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-class Tracker:
-    """W&B or trackio, which share one interface; a resumed run continues its own curves.
-
-    One that has gone back to an earlier checkpoint begins new ones (see `forget_curves`): W&B drops what is sent of a
-    step that it has.
-    """
-
-    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Start, or continue, the run in the project `steadyrl`."""
-        name = f"{run_dir.resolve().name}-{_identity(run_dir)}"
-        # only W&B keys runs by an id of their own and keeps files of its own in the run directory
-        where = {"id": name, "dir": str(run_dir)} if module.__name__ == "wandb" else {}
-        self._run = module.init(project="steadyrl", name=name, config=dict(config), resume="allow", **where)
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Send one row."""
-        self._run.log(_numbers(metrics), step=step)
-
-    def close(self) -> None:
-        """Wait until everything is stored."""
-        self._run.finish()
-
-
-_SINKS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Sink]]] = {
-    "tensorboard": ("torch.utils.tensorboard", TensorBoard),
-    "trackio": ("trackio", Tracker),
-    "wandb": ("wandb", Tracker),
-}
-
-
-def require_sinks(names: Sequence[str]) -> None:
-    """Import the packages of the sinks named, and open nothing.
-
-    Raises:
-        MissingSink: one is not installed.
-    """
-    for name in names:
-        _import(name)
-
-
-def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Open the sinks named, importing only their packages; `config` is the resolved recipe as plain values.
-
-    Raises:
-        ValueError: a name is no sink.
-        MissingSink: its package is not installed.
-    """
-    # every package is found before the first sink opens, so that a failure leaves none half open
-    modules = {name: _import(name) for name in names}
-    return [_SINKS[name][1](module, run_dir, config) for name, module in modules.items()]
-
-
-def _import(name: str) -> ModuleType:
-    if name not in _SINKS:
-        raise ValueError(f"sinks: {name!r} is not one of {', '.join(_SINKS)}")
-    try:
-        return importlib.import_module(_SINKS[name][0])
-    except ModuleNotFoundError as error:
-        raise MissingSink(
-            f"sinks: {name!r} needs a package that is not installed ({error.name}): "
-            f'pip install "steadyrl[{name}]", or leave it out of `sinks`'
-        ) from error
-
-
-def forget_curves(run_dir: Path) -> None:
-    """Let trackers take what follows for another run."""
-    (run_dir / "tracker_id.txt").unlink(missing_ok=True)
-
-
-def _identity(run_dir: Path) -> str:
-    """A random name that stays with the run directory: two runs called `demo` are two runs."""
-    path = run_dir / "tracker_id.txt"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8")
-
-
-def _numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
-    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
 
 
 _PREFACE = """\

@@ -4,9 +4,10 @@ RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_star
         report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
 """
 
-import fcntl
 import json
+import os
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch.optim import Optimizer
 
 from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
+from steadyrl.lock import Lock
 from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
@@ -28,15 +30,14 @@ from steadyrl.metrics import (
     MetricsLog,
     Row,
     Value,
-    forget_curves,
-    open_sinks,
-    require_sinks,
+    read_jsonl,
     write_atomically,
 )
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar
 from steadyrl.report import write_report
+from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
 from steadyrl.update import Scored
 
 
@@ -48,18 +49,28 @@ class Run:
     """An open run directory. One process at a time has it open.
 
     Raises:
-        RunDirectoryError: another process has, or `start_from` names no checkpoint.
+        LockedError: another process has.
+        RunDirectoryError: `start_from` names no checkpoint.
+        SinkError: a sink cannot be opened.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
         self.path, self.recipe = path, recipe
-        self._lock = (path / "recipe.json").open("rb")
+        self._lock = Lock(path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of with the process, however that ends
-        except BlockingIOError:
-            raise RunDirectoryError(f"{path} is being trained by another process; wait for it, or stop it") from None
+            self._open(start_from)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, start_from: str | None) -> None:
+        """Sweep up what a kill has left, and open the logs and the sinks."""
+        path, recipe = self.path, self.recipe
         self._start_from = start_from
         self._checkpoints = path / "checkpoints"
+        checkpoint.sweep(self._checkpoints)
+        for part in path.glob(".*.part"):
+            part.unlink()  # a file that a kill kept from its final name
         if start_from is not None:
             known = [folder.name for folder in checkpoint.listed(self._checkpoints)]
             if start_from not in known:
@@ -76,20 +87,28 @@ class Run:
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Self:
-        """Make a new run directory.
+        """Make a new run directory: complete, or not at all.
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
-            MissingSink: a sink's package is not installed; nothing was made then.
+            MissingSink, SinkError: a sink's package is not installed, or it cannot be opened. No directory is left.
         """
         cls.refuse_existing(path)
         require_sinks(recipe.sinks)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            path.mkdir(parents=True)
-            write_atomically(path / "recipe.json", recipe.model_dump_json(indent=2))
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_atomically(part / "recipe.json", recipe.model_dump_json(indent=2))
+            part.rename(path)
         except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
             raise RunDirectoryError(f"cannot make the run directory {path}: {error}") from error
-        return cls(path, recipe)
+        try:
+            return cls(path, recipe)
+        except SinkError:
+            shutil.rmtree(path)
+            raise
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -98,10 +117,12 @@ class Run:
         Raises:
             RunDirectoryError: `path` exists.
         """
-        if path.exists():
+        if (path / "recipe.json").is_file():
             raise RunDirectoryError(
-                f"{path} exists already. Go on with it by `steadyrl resume {path}`, or choose another --run"
+                f"{path} exists already. Continue it with `steadyrl resume {path}`, or pass a different --run"
             )
+        if path.exists() or path.is_symlink():
+            raise RunDirectoryError(f"{path} exists and is not a run directory; delete it, or pass a different --run")
 
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
@@ -121,9 +142,15 @@ class Run:
 
         Raises:
             CheckpointError: the checkpoint is damaged; the message offers the one before.
+            RunDirectoryError: steps were logged, and their checkpoints are gone.
         """
         known = checkpoint.listed(self._checkpoints)
         if not known:
+            if logged := read_jsonl(self.path / "metrics.jsonl"):
+                raise RunDirectoryError(
+                    f"{self.path} has {len(logged)} steps in metrics.jsonl and no checkpoint in {self._checkpoints}: "
+                    "put the checkpoints back, or start a new run with a different --run"
+                )
             for log in (*self._by_step, self.cold_start):
                 log.truncate(-1)
             return {}
@@ -192,7 +219,18 @@ class Run:
         self._samples.log(step, *samples)
         for sink in self._sinks:
             sink.log(step, {f"eval/{row['mode']}/{row['precision']}": row["accuracy"] for row in rows})
-        write_report(self.path)
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the report; one that cannot be drawn is told, and stops nothing."""
+        try:
+            write_report(self.path)
+        except Exception as error:  # the report is optional, whatever goes wrong in it
+            print(
+                f"steadyrl: the report was not drawn ({type(error).__name__}: {error}); `steadyrl show {self.path}` "
+                "tries again",
+                file=sys.stderr,
+            )
 
     def bar(self, title: str, total: int, *, done: int = 0) -> Bar:
         """A progress bar."""

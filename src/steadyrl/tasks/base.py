@@ -41,6 +41,8 @@ class Example:
     """Every accepted answer, where there are several; `answer` is the first of them."""
     row: Mapping[str, Any] = field(default_factory=dict)
     """The columns of the data row, for score functions that ask for them."""
+    place: str = field(default="", compare=False)
+    """Where the data hold it, such as `pairs.jsonl, line 7`; empty for problems that are made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

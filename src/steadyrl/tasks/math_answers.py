@@ -20,10 +20,20 @@ def math_verify_score(answer: str, completion: str) -> float:
     Raises:
         TaskError: the reference answer holds nothing that math_verify can read.
     """
+    expected = read_reference(answer)
+    found = math_verify.parse(completion, parsing_timeout=_NO_LIMIT)
+    return float(math_verify.verify(expected, found, timeout_seconds=_NO_LIMIT))
+
+
+def read_reference(answer: str) -> Any:
+    """What math_verify reads in a reference answer.
+
+    Raises:
+        TaskError: nothing.
+    """
     gold = answer.rpartition("####")[2].strip()
     delimited = any(mark in gold for mark in ("$", "\\boxed", "\\(", "\\["))
     expected = math_verify.parse(gold if delimited else f"${gold}$", parsing_timeout=_NO_LIMIT)
     if not expected:
         raise TaskError(f"math_verify cannot read the answer {answer!r}; give a formula, or score it yourself")
-    found = math_verify.parse(completion, parsing_timeout=_NO_LIMIT)
-    return float(math_verify.verify(expected, found, timeout_seconds=_NO_LIMIT))
+    return expected
