@@ -2,9 +2,11 @@
 
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
@@ -79,14 +81,18 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         )
 
 
-def open_pool(recipe: Recipe) -> ScorePool:
+def open_pool(recipe: Recipe, settled: Mapping[str, Any] = MappingProxyType({})) -> ScorePool:
     """The scoring workers of a recipe; says once which guards this system does not have.
+
+    Args:
+        recipe: What is asked for.
+        settled: Parameters of the task beside those of the recipe, such as `Questions.settled()`.
 
     Raises:
         TaskError: the task cannot be built, or the user's function cannot be called.
     """
     options = recipe.scoring.model_dump(exclude={"max_failures", "audit"})
-    pool = ScorePool(recipe.task.model_dump(), seed=recipe.seed, **options)
+    pool = ScorePool(recipe.task.model_dump() | dict(settled), seed=recipe.seed, **options)
     if pool.lacking:
         print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
     return pool
