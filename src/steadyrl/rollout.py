@@ -185,8 +185,8 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
     """What the step sampled, in numbers."""
     completions = [c for group in groups for c in group.completions]
     values, known = rewards.values, rewards.known
-    parts = {f"reward/{name}": Part(part.nanmean().item()) for name, part in rewards.parts.items()}
-    own = {
+    parts: dict[str, float] = {f"reward/{name}": Part(part.nanmean().item()) for name, part in rewards.parts.items()}
+    own: dict[str, float] = {
         "reward/mean": values[known].mean().item(),
         "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
         "reward/failures": len(rewards.failed),

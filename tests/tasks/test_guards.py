@@ -144,7 +144,7 @@ def test_no_process_of_a_verifier_outlives_the_run(task: dict, tmp_path: Path, a
     (tmp_path / "mine.py").write_text(WAYS)
     mark = f"6{os.getpid() % 10000}.{time.monotonic_ns() % 100000}"
     texts = [f"{kind} {mark}" for kind in sorted(KINDS, key=lambda kind: kind == "hanging")]
-    environment = {**os.environ, "PYTHONPATH": modified(tmp_path / "around", around)}
+    environment = {**os.environ, "PYTHONPATH": modified(tmp_path / "around", around), "TMPDIR": str(tmp_path)}
     command = [sys.executable, "-c", PARENT, json.dumps(task), json.dumps(texts)]
     running = [kind for kind in KINDS if kind != "spawned"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as run:

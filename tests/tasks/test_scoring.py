@@ -91,8 +91,9 @@ def rewarded(*rewards: float) -> list[Score]:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> dict:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """A task whose score is the function above."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a guard that is killed leaves its folder behind
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
     fields = {"split": "train", "question_column": "q", "answer_column": "a", "held_out": 1}
