@@ -57,7 +57,7 @@ def close(one, other, rel):
 def test_a_run_directory_holds_its_files(whole):
     found = {path.name for path in whole.iterdir()}
     logs = {f"{name}.jsonl" for name in ("metrics", "ledger", "eval", "samples", "cold_start", "failures")}
-    assert found == logs | {"recipe.json", "engine.json", "report.html", "checkpoints"}
+    assert found == logs | {"recipe.json", "engine.json", "report.html", "checkpoints", "lock"}
     assert not (whole / "failures.jsonl").read_text()
     assert "<html" in (whole / "report.html").read_text()
     assert not list(whole.rglob("*.part"))
@@ -203,6 +203,22 @@ def test_an_update_divides_by_the_responses_and_groups_of_its_mini_batch(tmp_pat
     assert seen == [(32 // minibatches, 8 // minibatches)] * minibatches
 
 
+def test_dapo_may_divide_by_the_tokens_of_the_mini_batch(tmp_path, monkeypatch):
+    seen = []
+
+    def note(policy, optimizer, objective, forwards, **counts):
+        seen.append((objective.mean, counts["batch_tokens"]))
+        return update(policy, optimizer, objective, forwards, **counts)
+
+    update = loop.update
+    monkeypatch.setattr(loop, "update", note)
+    task, objective = coin_questions(tmp_path), {"name": "dapo", "token_mean": "batch"}
+    run = train(tmp_path, task=task, objective=objective, steps=1, update={"minibatches": 2}, **QUIET)
+    (metrics,) = read_jsonl(run / "metrics.jsonl")
+    assert [mean for mean, _ in seen] == ["batch_tokens"] * 2
+    assert sum(tokens for _, tokens in seen) == round(metrics["response/length"] * 8 * 4)
+
+
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_engines_are_compared_on_every_token_once(tmp_path, monkeypatch, minibatches):
     """On those of responses without advantage too."""
@@ -322,6 +338,16 @@ def test_the_cold_start_learns_and_the_engine_has_its_weights(tmp_path, capfd):
     losses = [row["loss"] for row in read_jsonl(run / "cold_start.jsonl")]
     assert losses[0] > 2.0
     assert losses[-1] < 0.6 * losses[0]
+
+
+@pytest.mark.parametrize(("limit", "learns"), [(1e-12, False), (1.0, True), (math.inf, True)])
+def test_the_cold_start_scales_its_gradient_to_the_limit_of_the_recipe(tmp_path, limit, learns):
+    """So small a gradient is nothing beside the 1e-8 that Adam adds to its root."""
+    cold = {"batch": 16, "check_every": 30, "stages": [{"steps": 6, "learning_rate": 1e-2}]}
+    limited = {"optimizer": {"max_grad_norm": limit}}
+    run = train(tmp_path, task=coin_questions(tmp_path), cold_start=cold, steps=0, **limited, **QUIET)
+    losses = [row["loss"] for row in read_jsonl(run / "cold_start.jsonl")]
+    assert (losses[-1] < 0.9 * losses[0]) == learns
 
 
 @pytest.mark.parametrize(("filtered", "groups"), [(False, [4, 4]), (True, [2, 4])])

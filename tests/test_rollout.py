@@ -5,7 +5,7 @@ import torch
 
 from builders import response
 from steadyrl.config import Advantage
-from steadyrl.rollout import Counted, Group, Rewards, counted, with_advantages
+from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics, with_advantages
 from steadyrl.tasks.base import Example
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
@@ -87,3 +87,35 @@ def test_the_tokens_of_a_response_without_a_reward_are_not_in_its_groups_sum() -
     assert [r.advantage for r in found[0]] == [-0.5, 0.0, 0.5]
     assert [r.advantage for r in found[1]] == [0.0] * 3
     assert all(r.group_tokens > 0 for r in found[1])
+
+
+def test_each_mini_batch_counts_the_tokens_of_its_own_groups() -> None:
+    # lengths 1, 2, 3 of each; the second group is uniform
+    found = with_advantages(groups(), rewards(), normalise=False, options=Advantage())
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage()) == [6, 6]
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage(filter_groups=True)) == [6, 0]
+    assert counted_tokens(found, rewards(), parts=1, options=Advantage(filter_groups=True)) == [6]
+    some = rewards(known=torch.tensor([[True, False, True], [False, False, False]]))
+    found = with_advantages(groups(), some, normalise=False, options=Advantage())
+    assert counted_tokens(found, some, parts=2, options=Advantage()) == [1 + 3, 0]
+
+
+def test_epsilon_softens_the_division_by_the_deviation() -> None:
+    deviation = (2 / 3) ** 0.5 + 0.5  # of 1, 0, 2
+    found = with_advantages(groups(), rewards(), normalise=True, options=Advantage(epsilon=0.5))
+    assert [r.advantage for r in found[0]] == pytest.approx([0.0, -1 / deviation, 1 / deviation])
+
+
+def test_groups_equal_but_for_rounding_are_counted_as_uniform() -> None:
+    nearly = torch.tensor([[1.0, 0.0, 2.0], [0.3, 0.3, 0.3]])
+    nearly[1, 1] = torch.nextafter(nearly[1, 1], torch.tensor(1.0))
+    assert rollout_metrics(groups(), rewards(nearly), correct_at=1.0)["reward/uniform_groups"] == 0.5
+
+
+@pytest.mark.parametrize("options", [Advantage(), Advantage(leave_one_out=True), Advantage(epsilon=2.0)])
+def test_what_a_response_earned_beyond_the_others_does_not_depend_on_the_advantage(options: Advantage) -> None:
+    found = with_advantages(groups(), rewards(), normalise=not options.leave_one_out, options=options)
+    assert [[r.excess for r in group] for group in found] == [[0.0, -1.5, 1.5], [0.0, 0.0, 0.0]]
+    some = rewards(known=torch.tensor([[True, False, True], [True, True, True]]))
+    found = with_advantages(groups(), some, normalise=False, options=options)
+    assert [r.excess for r in found[0]] == [-1.0, 0.0, 1.0]  # 1 and 2 have a reward

@@ -1,4 +1,4 @@
-"""The command line: train, resume, eval, show, gap, conformance, lab."""
+"""The command line: train, resume, eval, show, gap, audit, conformance, lab."""
 
 import argparse
 import contextlib
@@ -26,6 +26,7 @@ USAGE = """steadyrl COMMAND …
   eval CHECKPOINT [--section.field value …]
   show RUN
   gap RUN [--responses 64]
+  audit RECIPE [--json] [--strict] [--section.field value …]
   conformance --model FAMILY_OR_PATH [--weights] | --all
   lab run FIGURE [--arms …] [--seeds …] [--jobs N] | lab report
 
@@ -63,6 +64,7 @@ def _run(arguments: Sequence[str]) -> int:
         "eval": eval_command,
         "show": show_command,
         "gap": gap_command,
+        "audit": audit_command,
         "conformance": conformance_command,
         "lab": lab_command,
     }
@@ -156,6 +158,23 @@ def eval_command(argv: list[str]) -> int:
         rows, _ = evaluation_rows(session, every_mode=True)
     _print_evaluation(rows)
     return 0
+
+
+def audit_command(argv: list[str]) -> int:
+    """`steadyrl audit RECIPE`."""
+    parser = argparse.ArgumentParser(
+        "steadyrl audit",
+        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
+    )
+    parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")
+    parser.add_argument("--json", action="store_true", help="print the counts and the rows as JSON")
+    parser.add_argument("--strict", action="store_true", help="count what is partial or doubtful, or failed, as well")
+    options, rest = parser.parse_known_args(argv)
+    recipe = _with_flags(Recipe, load(options.recipe), rest, f"steadyrl audit {options.recipe}")
+    from steadyrl.audit import run
+
+    return run(recipe, as_json=options.json, strict=options.strict)
 
 
 def show_command(argv: list[str]) -> int:
@@ -295,6 +314,7 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     """Train, and say at the end what came of it."""
     from transformers.utils import logging
 
+    from steadyrl.audit import at_start
     from steadyrl.loop import TrainingStopped, train
     from steadyrl.session import notices, open_session
 
@@ -303,6 +323,8 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with _one_interrupt() as asked, open_session(recipe) as session:
+        for warning in at_start(recipe, session.task, session.pool, session.policy.tokenizer):
+            print(f"steadyrl: {warning}", file=sys.stderr)
         run = open_run()
         try:
             step, taken = train(session, run, stop_asked=lambda: bool(asked))

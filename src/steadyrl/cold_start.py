@@ -80,7 +80,8 @@ def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, opt
         share = len(batch.targets) / tokens
         (negative.sum() / tokens + options.aux_loss * share * balance).backward()
         total += negative.detach().sum().item()
-    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), 1.0)
+    limit = session.recipe.optimizer.max_grad_norm
+    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), math.inf if limit is None else limit)
     if not math.isfinite(total) or not norm.isfinite():
         raise ColdStartError(
             f"cold start, step {step}: loss or gradient was not finite; a smaller learning_rate of the stage is the "

@@ -59,6 +59,20 @@ def _names_something(value: str) -> str:
 Name = Annotated[str, AfterValidator(_names_something)]
 """A path, or a name."""
 JsonDict = dict[str, Any]
+Trust = Literal[
+    "none",
+    "clip",
+    "rollout_clip",
+    "tv",
+    "kl",
+    "sequence_mask",
+    "old_sequence_mask",
+    "clip+sequence_mask",
+    "clip+old_sequence_mask",
+    "rollout_clip+sequence_mask",
+    "second_moment",
+]
+"""What a composed objective masks; `a+b` is what one of the two masks."""
 
 
 class RecipeError(UserError):
@@ -196,6 +210,8 @@ class ReasoningGymTask(AnyTask):
     """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
     min_score: Fraction = 1.0
     """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+    allow_code: bool = False
+    """Take a dataset whose verifier runs Python code that a response holds. Off: such a dataset is rejected."""
 
 
 class QuestionsTask(AnyTask):
@@ -257,6 +273,10 @@ class Scoring(Section):
     """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
     """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
+
+    def of_workers(self) -> JsonDict:
+        """The fields that a pool of workers is built with."""
+        return self.model_dump(exclude={"max_failures", "audit"})
 
 
 class LocalEngine(Section):
@@ -372,6 +392,8 @@ class DAPO(Section):
     """ε_low of the clipped ratio."""
     clip_high: PositiveFloat = 0.28
     """ε_high of the clipped ratio."""
+    token_mean: Literal["group", "batch"] = "group"
+    """The mean over tokens is one of each group, then over groups; or one of the whole mini-batch, as in verl, TRL."""
 
 
 class CISPO(Section):
@@ -392,6 +414,18 @@ class GSPO(Section):
     """ε_low of the clipped ratio."""
     clip_high: PositiveFloat = 4e-4
     """ε_high of the clipped ratio."""
+
+
+class OPSM(Section):
+    """Off-policy sequence masking of DeepSeek-V3.2, eq. 8 and 9 of arXiv 2512.02556, beside the clip of GRPO."""
+
+    name: Literal["opsm"] = "opsm"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high of the clipped ratio."""
+    threshold: PositiveFloat = 0.1
+    """δ, nats per token: with Â<0, a response whose mean of log μ_old/π_θ is above it is masked."""
 
 
 class DPPOTV(Section):
@@ -448,16 +482,17 @@ class Composed(Section):
     """Lower end of the band; for `mask` only."""
     weight_cap: Bound = 5.0
     """Upper end; `inf` is none."""
-    trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
-    """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2; M2PO."""
+    trust: Trust = "clip"
+    """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2, measured from μ_old or
+    from π_old, alone or beside a clip; M2PO."""
     clip_low: PositiveFloat = 0.2
     """ε_low of the clips."""
     clip_high: PositiveFloat = 0.27
     """ε_high of the clips."""
     threshold: PositiveFloat = 0.15
-    """Of `tv` (source: 0.15), `kl` (0.05), `sequence_mask` and `second_moment` (0.04)."""
-    mean: Literal["responses", "own_tokens", "group_tokens"] = "responses"
-    """What the sum over tokens is divided by: responses, responses · |y|, or groups · Σ|y| of the group."""
+    """Of `tv` (source: 0.15), `kl` (0.05), the sequence masks and `second_moment` (0.04)."""
+    mean: Literal["responses", "own_tokens", "group_tokens", "batch_tokens"] = "responses"
+    """What the sum over tokens is divided by: responses, responses · |y|, groups · Σ|y| of the group, or Σ|y|."""
     normalised: bool = False
     """Divide advantages by the standard deviation of their group."""
 
@@ -480,6 +515,7 @@ ObjectiveConfig = Annotated[
     | DAPO
     | CISPO
     | GSPO
+    | OPSM
     | DPPOTV
     | DPPOKL
     | VESPO
@@ -494,6 +530,8 @@ class Advantage(Section):
 
     leave_one_out: bool = False
     """The baseline of a response is the mean over the others of its group (RLOO, arXiv 2402.14740), not over all."""
+    epsilon: Weight = 0.0
+    """Added to the standard deviation where the objective divides by it. Groups of equal rewards need none."""
     filter_groups: bool = False
     """Groups of equal rewards, which have no gradient, do not count in the denominators either (DAPO's dynamic
     sampling, arXiv 2503.14476, without its sampling anew)."""

@@ -29,6 +29,7 @@ from steadyrl.rollout import (
     Counted,
     Group,
     counted,
+    counted_tokens,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -151,7 +152,9 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         run.log_failures(step, rewards.failed)
         options = recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-        divisors = counted(rewards, parts=recipe.update.minibatches, options=options)
+        parts = recipe.update.minibatches
+        divisors = counted(rewards, parts=parts, options=options)
+        tokens = counted_tokens(responses, rewards, parts=parts, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -162,7 +165,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, divisors, strict=True))
+            for n, part in enumerate(zip(forwards, divisors, tokens, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -179,7 +182,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         **route_metrics(old_pass),
         **routed,
         **effect,
-        **update_metrics(outcomes),
+        **update_metrics(outcomes, responses=int(rewards.known.sum())),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,
@@ -244,9 +247,10 @@ def _update(
     number: int,
     forwards: Sequence[Forward],
     divisor: Counted,
+    tokens: int,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, divisor)
+    outcome = take_update(session, step, number, forwards, divisor, tokens)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -258,9 +262,9 @@ def _update(
 
 
 def take_update(
-    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted
+    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted, tokens: int
 ) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate."""
+    """Update `number` of a step, counted from 0, with its learning rate; divided by `divisor`, or by `tokens`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -278,6 +282,7 @@ def take_update(
         forwards,
         responses=divisor.responses,
         groups=divisor.groups,
+        batch_tokens=tokens,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
 

@@ -39,6 +39,11 @@ _RATIO = (
     ("mean", "ratio", "Mean of ρ"),
     ("max", "ratio", "Largest ρ"),
     ("ess", "share", "Effective sample size over token count n: (Σρ)²/(n Σρ²)"),
+    (
+        "ess_sequences",
+        "share",
+        "Effective sample size over the number m of responses, of W = Π ρ over each response: (ΣW)²/(m ΣW²)",
+    ),
     ("p01", "ratio", "Quantile 0.01 of ρ"),
     ("p50", "ratio", "Median of ρ"),
     ("p99", "ratio", "Quantile 0.99 of ρ"),
@@ -77,12 +82,17 @@ METRICS: tuple[Metric, ...] = (
         "surrogate/delta",
         "reward",
         "Δ of J(π) − J(μ) = E_μ[R Σ(r−1)] − Δ, r = π_θ/μ_old: how far the token level misses the sequence level, in "
-        "value. Mean over the responses in the step's updates, each with its Â in the place of R.",
+        "value. Mean over all responses of the step that have a reward, each weighed by R less the mean R of the "
+        "others in its group; R itself would have the same mean.",
     ),
     Metric("surrogate/delta_low", "reward", "Lower end of the 95% interval of Δ."),
     Metric("surrogate/delta_high", "reward", "Upper end of the 95% interval of Δ."),
-    Metric("surrogate/delta_bound", "reward", "Mean of |Â| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most."),
-    Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the same responses."),
+    Metric(
+        "surrogate/delta_bound",
+        "reward",
+        "Mean of |R less that baseline| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most.",
+    ),
+    Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the responses in the step's updates."),
     Metric(
         "clip/low",
         "share",
@@ -105,7 +115,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "routes/unrouted",
         "share",
-        "Share of fed positions that the engine returned no experts for; the trainer routes them by itself.",
+        "Share of fed positions for which the engine left out experts of a layer; the trainer routes there by itself.",
     ),
     Metric(
         "replay/k3_natural",

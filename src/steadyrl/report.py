@@ -151,7 +151,12 @@ CHARTS = (
     ENTROPY,
     MISMATCH,
     Chart("Policy staleness", "k3 of π_θ/π_old in nats: how far the updates move.", ("staleness/k3",), "log"),
-    Chart("Effective sample size", "Of the weights w = π_θ/μ_old: (Σw)²/(n Σw²).", ("weight/ess",), "share"),
+    Chart(
+        "Effective sample size",
+        "(Σw)²/(n Σw²) of the weights w = π_θ/μ_old over n tokens, and of their products over whole responses.",
+        ("weight/ess", "weight/ess_sequences"),
+        "share",
+    ),
     Chart("Importance weight", "π_θ/μ_old before truncation.", ("weight/max", "weight/mean"), "log"),
     Chart("Clipped tokens", "Masked: outside the objective's trust region.", ("clip/low", "clip/high"), "share"),
     Chart(

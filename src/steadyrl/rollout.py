@@ -136,10 +136,12 @@ def with_advantages(
     if options.leave_one_out:
         found = leave_one_out(values, known=known)
     else:
-        found = group_advantage(values, normalise=normalise, known=known)
+        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon, known=known)
+    excess = leave_one_out(values, known=known)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
-        found = without_truncated(found, cut)
+        found, excess = without_truncated(found, cut), without_truncated(excess, cut)
+    both = torch.stack([found, excess], dim=-1).tolist()
     return [
         [
             Response(
@@ -147,10 +149,11 @@ def with_advantages(
                 completion=completion,
                 advantage=advantage,
                 group_tokens=tokens,
+                excess=over_others,
             )
-            for completion, advantage in zip(group.completions, row, strict=True)
+            for completion, (advantage, over_others) in zip(group.completions, row, strict=True)
         ]
-        for group, row, tokens in zip(groups, found.tolist(), _group_tokens(groups, known), strict=True)
+        for group, row, tokens in zip(groups, both, _group_tokens(groups, known), strict=True)
     ]
 
 
@@ -172,13 +175,26 @@ class Counted:
 
 def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted]:
     """What each of `parts` equal mini-batches is divided by: what has a reward and is not filtered out."""
-    known = rewards.known
-    if options.filter_groups:
-        known = known & informative(rewards.values, known=known)[:, None]
+    counts = _counts(rewards, options)
     return [
         Counted(responses=int(part.sum()), groups=int(part.any(dim=1).sum()))
-        for part in known.view(parts, -1, known.shape[1])
+        for part in counts.view(parts, -1, counts.shape[1])
     ]
+
+
+def counted_tokens(
+    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
+) -> list[int]:
+    """The tokens of those responses, in each of the mini-batches."""
+    tokens = torch.tensor([group[0].group_tokens for group in groups])
+    return tokens.where(_counts(rewards, options).any(dim=1), 0).view(parts, -1).sum(dim=1).tolist()
+
+
+def _counts(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups responses"]:
+    """Which responses count in the denominators."""
+    if not options.filter_groups:
+        return rewards.known
+    return rewards.known & informative(rewards.values, known=rewards.known)[:, None]
 
 
 def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: float) -> dict[str, float]:

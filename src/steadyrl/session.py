@@ -69,6 +69,8 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     elif is_moe(policy.model):
         check_recording(policy.model)  # the ledger wants the routes without replay too
     with open_pool(recipe) as pool:
+        if pool.lacking:
+            print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
         yield Session(
             recipe=recipe,
             policy=policy,
@@ -82,7 +84,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
 
 
 def open_pool(recipe: Recipe, settled: Mapping[str, Any] = MappingProxyType({})) -> ScorePool:
-    """The scoring workers of a recipe; says once which guards this system does not have.
+    """The scoring workers of a recipe.
 
     Args:
         recipe: What is asked for.
@@ -91,11 +93,7 @@ def open_pool(recipe: Recipe, settled: Mapping[str, Any] = MappingProxyType({}))
     Raises:
         TaskError: the task cannot be built, or the user's function cannot be called.
     """
-    options = recipe.scoring.model_dump(exclude={"max_failures", "audit"})
-    pool = ScorePool(recipe.task.model_dump() | dict(settled), seed=recipe.seed, **options)
-    if pool.lacking:
-        print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
-    return pool
+    return ScorePool(recipe.task.model_dump() | dict(settled), seed=recipe.seed, **recipe.scoring.of_workers())
 
 
 def build_policy(recipe: Recipe) -> Policy:

@@ -47,6 +47,44 @@ def test_a_group_of_one() -> None:
         leave_one_out(alone)
 
 
+NEXT = torch.nextafter(torch.tensor(0.35), torch.tensor(1.0)).item()
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        [0.35] * 7 + [NEXT],
+        [0.1 + 0.2, 0.3, 0.3],
+        [-0.7, -0.7 - 6e-8],
+        [1e6, 1e6 + 0.5],  # 7.6 roundings apart
+        [1e-30, 1.0000001e-30],
+        [0.0, -0.0],
+    ],
+)
+def test_rewards_that_differ_by_rounding_are_equal(rewards: list[float]) -> None:
+    group = torch.tensor([rewards])
+    for normalise in (False, True):
+        assert group_advantage(group, normalise=normalise).tolist() == [[0.0] * len(rewards)]
+    assert leave_one_out(group).tolist() == [[0.0] * len(rewards)]
+    assert informative(group).tolist() == [False]
+
+
+@pytest.mark.parametrize("rewards", [[1.0, 1.0 - 9 * 2**-23], [0.0, 1e-30], [-1e-7, 1e-7], [0.35, 0.3501]])
+def test_rewards_that_differ_by_more_are_not(rewards: list[float]) -> None:
+    assert informative(torch.tensor([rewards])).tolist() == [True]
+    assert group_advantage(torch.tensor([rewards]), normalise=True).sign().abs().tolist() == [[1.0, 1.0]]
+
+
+def test_at_exactly_eight_roundings_a_group_is_informative() -> None:
+    assert informative(torch.tensor([[1.0, 1.0 - 8 * 2**-23], [1.0, 1.0 - 7 * 2**-23]])).tolist() == [True, False]
+
+
+def test_epsilon_is_added_to_the_deviation() -> None:
+    rewards = torch.tensor([[3.0, 1.0]])  # deviation 1
+    torch.testing.assert_close(group_advantage(rewards, normalise=True, epsilon=0.25), torch.tensor([[0.8, -0.8]]))
+    assert torch.equal(group_advantage(rewards, normalise=False, epsilon=0.25), torch.tensor([[1.0, -1.0]]))
+
+
 def test_filters() -> None:
     rewards = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]])
     assert informative(rewards).tolist() == [False, True, False]

@@ -29,6 +29,6 @@ def test_math_verify(answer: str, completion: str, reward: float) -> None:
     assert math_verify_score(answer, completion) == reward
 
 
-def test_an_answer_that_math_verify_cannot_read() -> None:
+def test_an_answer_that_cannot_be_read() -> None:
     with pytest.raises(TaskError, match="cannot read the answer 'work ####'"):
         math_verify_score("work ####", "5")

@@ -3,20 +3,27 @@
 A reward may be missing, because its verifier failed. `known` says which rewards there are; None: all of them. A
 response without a reward takes no part in its group's baseline or deviation, and its advantage is 0. So is that of a
 response which is alone in its group with a reward.
+
+Rewards are float32 numbers. Sums that a verifier adds up in another order differ in the last bits and mean the same, so
+a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
 """
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROUNDING = 8 * 2.0**-23
+"""Rewards of a group that differ by less than this share of the largest are equal."""
+
 
 def group_advantage(
     rewards: Float[Tensor, "prompts responses"],
     *,
     normalise: bool,
+    epsilon: float = 0.0,
     known: Bool[Tensor, "prompts responses"] | None = None,
 ) -> Float[Tensor, "prompts responses"]:
-    """Â = R − mean(R) over the group, divided by the group's standard deviation if `normalise`.
+    """Â = R − mean(R) over the group, divided by the group's standard deviation plus `epsilon` if `normalise`.
 
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
     population's; a group of equal rewards, or of one response, gets zeros either way.
@@ -25,7 +32,7 @@ def group_advantage(
     count = known.sum(dim=1, keepdim=True)
     centred = rewards - rewards.where(known, 0.0).sum(dim=1, keepdim=True) / count
     if normalise:
-        centred = centred / (centred.square().where(known, 0.0).sum(dim=1, keepdim=True) / count).sqrt()
+        centred = centred / ((centred.square().where(known, 0.0).sum(dim=1, keepdim=True) / count).sqrt() + epsilon)
     # the mean of equal rewards is rounded, and 0/0 is NaN
     return centred.masked_fill(_uniform(rewards, known) | ~known, 0.0)
 
@@ -66,10 +73,12 @@ def without_truncated(
 def _uniform(
     rewards: Float[Tensor, "prompts responses"], known: Bool[Tensor, "prompts responses"]
 ) -> Bool[Tensor, "prompts 1"]:
-    """Groups without two rewards that differ."""
+    """Groups without two rewards that differ, up to `ROUNDING`."""
     highest = rewards.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
     lowest = rewards.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
-    return highest <= lowest  # of a group without any reward, −∞ and ∞
+    largest = torch.maximum(highest.abs(), lowest.abs())
+    # the first: all are 0, or none is known, and the extremes are −∞ and ∞
+    return (highest <= lowest) | (highest - lowest < ROUNDING * largest)
 
 
 def _all(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts responses"]:

@@ -28,6 +28,7 @@ QUANTITIES = (
     "mismatch/abs_max",
     "staleness/k3",
     "weight/ess",
+    "weight/ess_sequences",
     "weight/max",
     "clip/low",
     "clip/high",

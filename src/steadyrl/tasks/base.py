@@ -61,6 +61,21 @@ WHOLE = Context()
 """Of a response that ended by itself, and of which nothing else is known."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RightResponses:
+    """What a verifier must pay for one problem: the audit tries it.
+
+    For instance, `RightResponses(forms=(("bare", "72"), ("boxed", r"\boxed{72}")))`.
+    """
+
+    forms: tuple[tuple[str, str], ...] = ()
+    """The name of a form and the response written in this form; none: the problem has no reference answer."""
+    every: bool = True
+    """Every form must be paid. Off: one of them is enough, for a user's own function may want a certain form."""
+    only: bool = True
+    """No other answer is right. Off: the answer of another problem, or half an answer, may be right too."""
+
+
 class Task(Protocol):
     """Training problems, held-out problems, and a verifier.
 
@@ -78,4 +93,8 @@ class Task(Protocol):
 
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """Reward of a response to the problem at `index`."""
+        ...
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """Responses to the problem at `index` that are right, in the forms that the task promises to pay."""
         ...

@@ -4,7 +4,7 @@ import functools
 import random
 from collections.abc import Callable
 
-from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
 
 _HELD_OUT_SHARE = 1 / 8
@@ -62,6 +62,11 @@ class Chains:
         """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
         answer = self.example(split, index).answer
         return float(completion.partition(">")[2].strip() == answer)
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The worked solution of a teacher that makes no mistake."""
+        example = _draw(self._seed, split, index, self._terms, 0.0, self._style)
+        return RightResponses(forms=(("worked", example.solution),))
 
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other

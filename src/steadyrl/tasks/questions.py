@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from steadyrl.tasks.answers import Place
-from steadyrl.tasks.base import WHOLE, Context, Example, Graded, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, Graded, RightResponses, Split, TaskError
 from steadyrl.tasks.calling import ScoreFunction
 from steadyrl.tasks.held_out import by_question, choose, count_near
 from steadyrl.tasks.own_score import function_file, load_function
 from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
+from steadyrl.tasks.right import right_answers
 from steadyrl.tasks.sources import read_source
 
 
@@ -67,6 +68,8 @@ class Questions:
         self.own_file = None if score == "math_verify" else function_file(score)
         """Where the user's score function is, if it scores; it is loaded when it is first needed."""
         self._math = None if self.own_file else _math_verifier(answer)
+        self._score, self._has_solutions = score, solution_column is not None
+        self._place: Place = answer
         self._held_out, self._skip = held_out, skip_bad_rows
         check = None if digest else _reference_check(score)
 
@@ -118,6 +121,15 @@ class Questions:
         function = load_function(self.own_file)
         example = self._pairs["train"][0]
         return ScoreFunction(function, label=self.own_file.label, example=example, data_source=self._path)
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The reference answer in the usual forms; for a user's own function, the worked solution too."""
+        return right_answers(
+            self._pairs[split][index],
+            score=self._score,
+            place=self._place,
+            solved=self._has_solutions,
+        )
 
     @property
     def examples(self) -> Iterator[Example]:
@@ -216,4 +228,14 @@ def _math_verifier(place: Place) -> Callable[[Example, str, Context], float]:
     """math_verify loads sympy: it is imported only where used."""
     from steadyrl.tasks.math_answers import math_verify_score
 
-    return lambda pair, completion, context: math_verify_score(pair.answer, completion)
+    def verify(pair: Example, completion: str, context: Context) -> float:
+        return math_verify_score(
+            pair.accepted or pair.answer,
+            completion,
+            place=place,
+            prompt_text=context.prompt_text,
+            finish_reason=context.finish_reason,
+            question=pair.question,
+        )
+
+    return verify

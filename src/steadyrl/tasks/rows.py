@@ -3,7 +3,7 @@
 import functools
 import random
 
-from steadyrl.tasks.base import WHOLE, Context, Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import split_of
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -46,6 +46,11 @@ class Rows:
         example = self.example(split, index)
         whole = len(completion) == len(example.solution)
         return float(whole and completion.endswith(example.answer))
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The worked solution of a teacher that makes no mistake."""
+        example = _draw(self._seed, split, index, self._width, self._rows, 0.0)
+        return RightResponses(forms=(("worked", example.solution),))
 
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
