@@ -12,7 +12,8 @@ from unittest.mock import patch
 from _measure import seconds, show, sized
 from steadyrl import loop, update
 from steadyrl.config import ColdStart, Evaluate, Recipe, load
-from steadyrl.metrics import MetricsLog, read_jsonl
+from steadyrl.jsonl import read_jsonl
+from steadyrl.metrics import MetricsLog
 from steadyrl.run import Run
 from steadyrl.session import open_session
 

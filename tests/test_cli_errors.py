@@ -21,7 +21,7 @@ from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.engine.local import LocalEngine
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
 from steadyrl.tasks import build_task
 
@@ -534,7 +534,7 @@ def test_a_file_that_may_not_be_read_is_no_matter_of_room(finished, monkeypatch,
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("steadyrl.report.read_jsonl", denied)  # whoever runs the tests may be allowed everything
+    monkeypatch.setattr("steadyrl.reading.read_jsonl", denied)  # whoever runs the tests may be allowed everything
     assert status("show", finished) == 2
     assert "Permission denied: " in (err := capfd.readouterr().err)
     assert "give the permission" in err

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from steadyrl import metrics
-from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, read_jsonl
-from steadyrl.tasks.base import Part
+from steadyrl.jsonl import read_jsonl
+from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,19 +51,12 @@ def test_lines_come_back(path: Path) -> None:
 
 def test_unknown_names_are_refused(path: Path) -> None:
     log = MetricsLog(path)
-    with pytest.raises(ValueError, match="unknown reward/maen"):
-        log.log(1, {"reward/mean": 1.0, "reward/maen": 1.0})
+    with pytest.raises(ValueError, match="unknown response/lenght"):
+        log.log(1, {"reward/mean": 1.0, "response/lenght": 1.0})
     with pytest.raises(ValueError, match="unknown accuracy"):
         log.log(1, {"accuracy": 1.0})
     MetricsLog(path, EVAL_FIELDS).log(1, {"accuracy": 1.0})
     assert read_jsonl(path) == [{"step": 1, "accuracy": 1.0}]
-
-
-def test_a_part_of_a_reward_has_a_name_of_its_own(path: Path) -> None:
-    MetricsLog(path).log(1, {"reward/format": Part(0.5)})
-    assert read_jsonl(path) == [{"step": 1, "reward/format": 0.5}]
-    with pytest.raises(ValueError, match="unknown speed/format"):
-        MetricsLog(path).log(1, {"speed/format": Part(0.5)})
 
 
 def test_only_plain_values(path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from processes_for_tests import train_and_die
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl import cold_start, loop
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.model import checkpoint
 from steadyrl.run import Run
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import command, write_recipe
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.sinks import MissingSink, SinkError, forget_curves, open_sinks
 
 

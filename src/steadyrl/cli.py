@@ -16,6 +16,8 @@ import tyro
 
 from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.terminal import tell, visible
+from steadyrl.trouble import unreached
 
 T = TypeVar("T", bound=Recipe)
 
@@ -79,7 +81,7 @@ def _run(arguments: Sequence[str]) -> int:
             _refuse_several_processes()
         return commands[argv[0]](argv[1:])
     except UserError as error:
-        print(f"steadyrl: {error}", file=sys.stderr)
+        print(f"steadyrl: {visible(str(error), lines=True)}", file=sys.stderr)
         return 2
     except RunStopped as error:
         print(f"steadyrl: {error}", file=sys.stderr)
@@ -151,12 +153,16 @@ def eval_command(argv: list[str]) -> int:
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
-    from steadyrl.evaluate import evaluation_rows
+    from steadyrl.evaluate import evaluation
+    from steadyrl.rollout import require_scored
     from steadyrl.session import open_session
 
     with open_session(recipe) as session:
-        rows, _ = evaluation_rows(session, every_mode=True)
-    _print_evaluation(rows)
+        found = evaluation(session, every_mode=True)
+    require_scored(found.last, limit=recipe.scoring.max_failures)
+    _print_evaluation(found.rows)
+    if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
+        tell(warning)
     return 0
 
 
@@ -395,13 +401,14 @@ def _checkpoint(path: Path) -> tuple[Path, Recipe]:
 
 def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
+        several = [f"  {name} {row[name]:.3f}" for name in row if "@" in name]
         size = f"{row['prompts']} prompts × {row['samples']}"
-        print(f"{row['mode']:8} {row['precision']:8} accuracy {_with_interval(row)}  {size}")
+        print(f"{_where(row)} accuracy {_with_interval(row)}  {_reward(row)}{''.join(several)}  {size}")
 
 
 def _print_accuracy(path: Path) -> None:
-    """Held-out accuracy before and now, of every mode and precision that was looked at both times."""
-    from steadyrl.metrics import read_jsonl
+    """Accuracy and mean reward before and now, of every set, mode and precision that was looked at both times."""
+    from steadyrl.jsonl import read_jsonl
 
     rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
     if not rows:
@@ -409,14 +416,37 @@ def _print_accuracy(path: Path) -> None:
         return
     last = max(row["step"] for row in rows)
     print(f"held-out accuracy, step 0 → step {last}, with 95% intervals")
-    first = {(row["mode"], row["precision"]): row for row in rows if row["step"] == 0}
+    first = {_where(row): row for row in rows if row["step"] == 0}
     for after in (row for row in rows if row["step"] == last):
-        if before := first.get((after["mode"], after["precision"])):
-            print(f"  {after['mode']:8} {after['precision']:8} {_with_interval(before)} → {_with_interval(after)}")
+        if before := first.get(_where(after)):
+            print(f"  {_where(after)} {_with_interval(before)} → {_with_interval(after)}")
+            if _partial(before) or _partial(after):
+                print(f"  {'':17} {_reward(before)} → {_reward(after)}")
 
 
-def _with_interval(row: Mapping[str, Any]) -> str:
-    return f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def _where(row: Mapping[str, Any]) -> str:
+    """Mode and precision, and the set where it is not the held-out one."""
+    name = row.get("set", "held_out")
+    return f"{row['mode']:8} {row['precision']:8}" + (f" {name}" if name != "held_out" else "")
+
+
+def _partial(row: Mapping[str, Any]) -> bool:
+    """Whether the mean reward says something that the accuracy does not."""
+    return row.get("reward") is not None and row["reward"] != row["accuracy"]
+
+
+def _reward(row: Mapping[str, Any]) -> str:
+    return f"reward {_with_interval(row, 'reward', 'reward_low', 'reward_high')}"
+
+
+def _with_interval(row: Mapping[str, Any], *names: str) -> str:
+    """A mean and its interval; a dash for what is not defined."""
+    value, low, high = (row.get(name) for name in names or ("accuracy", "low", "high"))
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

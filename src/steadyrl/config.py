@@ -597,6 +597,32 @@ class ColdStart(Section):
     """Steps between looks at that accuracy, in the last stage."""
 
 
+class EvaluationSet(Section):
+    """Further question/answer pairs that are evaluated beside the held-out ones, and never trained on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    """What `eval.jsonl` calls it."""
+    path: str
+    """As `task.path`."""
+    subset: str | None = None
+    """As `task.subset`."""
+    split: str = "train"
+    """As `task.split`."""
+    question_column: str | None = None
+    """As `task.question_column`, which it is by default."""
+    answer_column: str | None = None
+    """As `task.answer_column`, which it is by default."""
+    prompts: PositiveInt | None = None
+    """How many of its problems are asked, the first; by default all."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_split(cls, value: str) -> str:
+        if value in ("train", "held_out"):
+            raise ValueError(f"name = {value!r} is what the task's own problems are called; use another name")
+        return value
+
+
 class Evaluate(Section):
     """Accuracy on held-out prompts."""
 
@@ -612,6 +638,8 @@ class Evaluate(Section):
     """Nucleus of the sampled evaluation."""
     top_k: Annotated[int, Field(ge=0, le=2**31 - 1), NUMBER] = 0
     """The sampled evaluation keeps this many tokens; 0: all."""
+    sets: tuple[EvaluationSet, ...] = ()
+    """Further sets of question/answer pairs, each `[[evaluate.sets]]` with a name and a path."""
 
 
 class Rollouts(Section):
@@ -696,6 +724,18 @@ class Recipe(Section):
             except ValidationError as error:
                 mistakes = "; ".join(_explain(detail, type(self.task)) for detail in error.errors())
                 raise ValueError(f"the task of stage {number} of cold_start: {mistakes}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> "Recipe":
+        names = [other.name for other in self.evaluate.sets]
+        if names and not isinstance(self.task, QuestionsTask):
+            raise ValueError(
+                f'evaluate.sets: the set {names[0]!r} holds question/answer pairs, which only task.kind = "questions" '
+                f'can score; the task is "{self.task.kind}". Leave evaluate.sets out'
+            )
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"evaluate.sets: the name {twice[0]!r} occurs twice; give each set its own")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packe
 from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
-from steadyrl.rollout import counted, counted_tokens, score_groups, with_advantages
+from steadyrl.rollout import counted, counted_tokens, require_scored, score_groups, with_advantages
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
 from steadyrl.update import Outcome, Scored, later_forward, score_old, step_ledger, traced, update_metrics
@@ -82,6 +82,7 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
     groups = sample_step(session, step)
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     rewards, options = score_groups(session, "train", groups), recipe.advantage
+    require_scored(rewards, limit=recipe.scoring.max_failures)
     answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
     n = recipe.update.minibatches
     blocks = [

@@ -19,17 +19,19 @@ from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.errors import RunStopped
-from steadyrl.evaluate import evaluation_rows
-from steadyrl.metrics import Row, Value
+from steadyrl.evaluate import evaluation
+from steadyrl.jsonl import Row, Value
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
+from steadyrl.responses import rollout_rows
 from steadyrl.rollout import (
     Counted,
     Group,
     counted,
     counted_tokens,
+    require_scored,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -148,10 +150,10 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         groups = sample_step(session, step)
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
-        rewards = score_groups(session, "train", groups)
-        run.log_failures(step, rewards.failed)
-        options = recipe.advantage
+        rewards, options = score_groups(session, "train", groups), recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
+        run.log_rollouts(step, rewards.failed, rollout_rows(session, step, groups, rewards, responses))
+        require_scored(rewards, limit=recipe.scoring.max_failures)
         parts = recipe.update.minibatches
         divisors = counted(rewards, parts=parts, options=options)
         tokens = counted_tokens(responses, rewards, parts=parts, options=options)
@@ -303,8 +305,9 @@ def hand_over(session: Session, progress: Progress) -> None:
 
 
 def _evaluate(session: Session, run: Run, step: int, *, every_mode: bool) -> None:
-    rows, samples = evaluation_rows(session, every_mode=every_mode)
-    run.log_evaluation(step, rows, samples)
+    found = evaluation(session, every_mode=every_mode)
+    run.log_evaluation(step, found.rows, found.samples)
+    require_scored(found.last, limit=session.recipe.scoring.max_failures)
 
 
 def _peak_memory(session: Session) -> float:

@@ -5,21 +5,15 @@ steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `s
 copies.
 """
 
-import json
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
-from steadyrl.errors import UserError
-from steadyrl.tasks.base import Part
-
-Value = float | int | str | bool | None
-Row = dict[str, Any]
+from steadyrl import trouble
+from steadyrl.jsonl import Value, ends_clean, keep_rows, to_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +54,13 @@ def _factor(prefix: str, ratio: str, over: str) -> tuple[Metric, ...]:
 METRICS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken, this one included: the first is 1."),
     Metric("policy_version", "versions", "Version of the weights that sampled this step."),
-    Metric("reward/mean", "reward", "Mean reward of the step's responses."),
-    Metric("reward/accuracy", "share", "Share of responses with reward ≥ 1."),
-    Metric("reward/failures", "responses", "Responses whose scoring raised, hung or returned NaN."),
+    Metric("reward/mean", "reward", "Mean reward of the step's responses that have one."),
+    Metric("reward/min", "reward", "Lowest reward of the step."),
+    Metric("reward/max", "reward", "Highest reward of the step."),
+    Metric("reward/accuracy", "share", "Share of those responses with reward ≥ `task.correct_at`."),
+    Metric("reward/failures", "responses", "Responses without a reward: scoring raised, hung or returned NaN."),
     Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
+    Metric("reward/<name>", "–", "Mean of a further number that the verifier returned, by its name."),
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
@@ -134,6 +131,7 @@ METRICS: tuple[Metric, ...] = (
         "ratio",
         "Positions computed for each fed token: below 1 where responses share their prompt.",
     ),
+    *(Metric(f"trouble/{kind.name}", "0 or 1", kind.rule) for kind in trouble.KINDS),
     Metric("seconds/sampling", "s", "Sampling the responses."),
     Metric("seconds/rewards", "s", "Scoring the responses against the task."),
     Metric(
@@ -148,14 +146,6 @@ METRICS: tuple[Metric, ...] = (
     Metric("throughput/tokens_per_second", "tokens/s", "Sampled response tokens over `seconds/step`."),
     Metric("memory/peak_gib", "GiB", "Peak memory of the process, or of its GPU."),
 )
-
-PART = Metric(
-    "reward/<name>",
-    "–",
-    "Mean of a further number that the score function returned under this name, over the responses that have it; "
-    "`reward/<name>_part` where the name is another metric's.",
-)
-"""Of the numbers that `tasks.base.Part` marks: their names are the user's."""
 
 LEDGER_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken, this one included."),
@@ -188,14 +178,38 @@ LEDGER_FIELDS: tuple[Metric, ...] = (
 
 EVAL_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken before the evaluation; 0 is before the first."),
+    Metric("set", "–", "`held_out`, or the name of one of `evaluate.sets`."),
     Metric("mode", "–", "`sampled` (the recipe's temperature, top-p and top-k) or `greedy`."),
     Metric("precision", "–", "Precision of the engine that answered: `native`, `fp8`, …"),
-    Metric("accuracy", "share", "Mean over prompts and samples of reward ≥ 1, on held-out prompts."),
+    Metric("accuracy", "share", "Mean over prompts and samples of reward ≥ `task.correct_at`."),
     Metric("low", "share", "Lower end of the 95% interval of the accuracy."),
     Metric("high", "share", "Upper end of the 95% interval of the accuracy."),
-    Metric("prompts", "prompts", "Held-out prompts."),
+    Metric("reward", "reward", "Mean over prompts and samples of the reward."),
+    Metric("reward_low", "reward", "Lower end of the 95% interval of the mean reward."),
+    Metric("reward_high", "reward", "Upper end of the 95% interval of the mean reward."),
+    Metric("reward_max", "reward", "Highest reward of any response."),
+    Metric("prompts", "prompts", "Prompts of the set that were asked."),
     Metric("samples", "responses", "Responses per prompt."),
-    Metric("failures", "responses", "Responses whose scoring raised, hung or returned NaN; they count as wrong."),
+    Metric(
+        "failures",
+        "responses",
+        "Responses whose scoring raised, hung or returned NaN. They have no reward and count in no mean; a prompt "
+        "without any reward is left out.",
+    ),
+    Metric(
+        "pass@<n>",
+        "share",
+        "Of several samples: chance that of n responses to a prompt at least one is right, 1 − C(m−c, n)/C(m, n) with "
+        "c of its m responses right; mean over the prompts that have m ≥ n. n is 2, 4, 8, … and the number of samples; "
+        "pass@1 is the accuracy.",
+    ),
+    Metric(
+        "maj@<n>",
+        "share",
+        "Of several samples: how often the most frequent final answer of n responses is right. Mean over the blocks of "
+        "n responses of a prompt, then over prompts; of answers that are equally frequent, the mean. A response "
+        "without an answer has no vote. Absent where no response has an answer.",
+    ),
 )
 
 COLD_START_FIELDS: tuple[Metric, ...] = (
@@ -214,15 +228,30 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken before the evaluation that sampled it."),
     Metric("question", "–", "What the model was asked."),
     Metric("answer", "–", "The reference answer."),
-    Metric("completion", "–", "The model's response."),
-    Metric("reward", "reward", "Its reward."),
+    Metric("completion", "–", "The model's response, cut in the middle beyond 8 KB."),
+    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
+    Metric("failure", "–", "Why scoring failed, or null. Of responses that failed, up to 32 are added."),
 )
 
-
-def _is_known(name: str, value: Value, names: frozenset[str]) -> bool:
-    """Whether the glossary has a metric, perhaps as that of the n-th layer, or it is a part of the reward."""
-    part = isinstance(value, Part) and name.startswith("reward/")
-    return part or bool({name, re.sub(r"\d+$", "<n>", name)} & names)
+ROLLOUT_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global step that sampled and trained on the response; the first is 1."),
+    Metric("problem", "–", "Index of the problem in the training split."),
+    Metric("sample", "–", "Which of the group's responses, counted from 0."),
+    Metric("prompt", "–", "The prompt as the model saw it, cut in the middle beyond 8 KB."),
+    Metric("answer", "–", "The reference answer."),
+    Metric("response", "–", "The response, without end tokens; cut in the middle beyond 8 KB."),
+    Metric("left_out", "characters", "How many characters of the response were cut out."),
+    Metric("tokens", "tokens", "Length of the response."),
+    Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
+    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("reward/<name>", "–", "A further number that the verifier returned, by its name."),
+    Metric("advantage", "–", "Â, relative to its group; 0 moves nothing."),
+    Metric("policy_version", "versions", "Version of the weights that sampled it."),
+    Metric("failure", "–", "Why scoring failed, or null."),
+)
+"""Of `rollout.prompts` groups, `rollouts.groups` of every `rollouts.every` steps; and each response that could not be
+scored, up to 32 a step."""
 
 
 class MetricsLog:
@@ -235,10 +264,11 @@ class MetricsLog:
     def __init__(self, path: Path, fields: Iterable[Metric] = METRICS) -> None:
         """Open `path`, or create it; `fields` are the names it may hold."""
         self._path = path
-        self._names = frozenset(field.name for field in fields)
+        self._known = re.compile("|".join(_pattern(field.name) for field in fields))
+        self._met: set[str] = set()
         path.touch()
-        if not path.read_bytes().endswith(b"\n"):
-            self._rewrite(read_jsonl(path))
+        if not ends_clean(path):
+            keep_rows(path, lambda row: True)
 
     def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
         """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
@@ -247,12 +277,13 @@ class MetricsLog:
             ValueError: a name is not among the file's fields.
             TypeError: a value is not a plain number, string, bool or None.
         """
-        names = {name: value for row in rows for name, value in row.items()}
-        if unknown := sorted(name for name, value in names.items() if not _is_known(name, value, self._names)):
+        new = {name for row in rows for name in row} - self._met
+        if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )
-        lines = "".join(_line({"step": step, **row}) for row in rows)
+        self._met |= new
+        lines = "".join(to_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(lines)
         if sync:
@@ -265,60 +296,12 @@ class MetricsLog:
 
     def truncate(self, step: int) -> None:
         """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
-        self._rewrite([row for row in read_jsonl(self._path) if row["step"] <= step])
-
-    def _rewrite(self, rows: Iterable[Row]) -> None:
-        write_atomically(self._path, "".join(map(_line, rows)))
+        keep_rows(self._path, lambda row: row["step"] <= step)
 
 
-class DamagedLog(UserError):
-    """A line of a run's files that cannot be read. The message names the file and the line."""
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a JSON Lines file; a last line that a kill cut in mid-write is left out.
-
-    Raises:
-        DamagedLog: another line is not a JSON object with a `step`; the message names the file and the line.
-    """
-    *lines, tail = path.read_bytes().split(b"\n")
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    try:
-        return [*rows, _row(tail, "tail")]
-    except DamagedLog:
-        return rows
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader, or a kill, meets the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _row(line: bytes, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DamagedLog(f"{where} is not JSON: {error}; mend or delete that line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise DamagedLog(f"{where} is not an object with an integer `step`; mend or delete that line")
-    return row
-
-
-def _line(row: Mapping[str, Value]) -> str:
-    for name, value in row.items():
-        if not isinstance(value, Value):
-            raise TypeError(f"{name} is a {type(value).__name__}; log a plain number (a tensor's .item())")
-    plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-    return json.dumps(plain, allow_nan=False) + "\n"
+def _pattern(name: str) -> str:
+    """A documented name as a regular expression: `<n>` stands for digits, `<name>` for a name that a user chose."""
+    return re.escape(name).replace("<n>", r"\d+").replace("<name>", ".+")
 
 
 _PREFACE = """\
@@ -337,16 +320,15 @@ the weights now. Both policies are taken at the sampling temperature.
 def docs() -> str:
     """The page `docs/metrics.md`."""
     parts = [_PREFACE, "## `metrics.jsonl`: one line per global step\n"]
-    last = max(place for place, metric in enumerate(METRICS) if metric.name.startswith("reward/"))
-    listed = (*METRICS[: last + 1], PART, *METRICS[last + 1 :])
-    for prefix, group in groupby(listed, key=lambda metric: metric.name.rpartition("/")[0]):
+    for prefix, group in groupby(METRICS, key=lambda metric: metric.name.rpartition("/")[0]):
         parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
     for title, fields in (
         ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),
-        ("`eval.jsonl`: one line per evaluation, mode and precision", EVAL_FIELDS),
+        ("`eval.jsonl`: one line per evaluation, set, mode and precision", EVAL_FIELDS),
         ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
         ("`failures.jsonl`: one line per step and reason, where scoring failed", FAILURE_FIELDS),
         ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
+        ("`rollouts.jsonl`: a few groups of every step, one line per response", ROLLOUT_FIELDS),
     ):
         parts += [f"## {title}\n", _table(fields)]
     return "\n".join(filter(None, parts))

@@ -9,7 +9,7 @@ from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
-from steadyrl.session import notices, open_pool, refuse_contradictions
+from steadyrl.session import notices, open_pool, refuse_contradictions, task_fields
 from steadyrl.tasks.build import build_task
 
 
@@ -24,7 +24,7 @@ def describe(recipe: Recipe, *, run: Path) -> str:
         TaskError, ModelError: the task or the model cannot be had.
         RecipeError: parts of the recipe contradict each other.
     """
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     open_pool(recipe).close()  # rejects a score function that cannot be called
     model = _model_config(recipe)
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code

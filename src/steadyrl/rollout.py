@@ -14,7 +14,7 @@ from steadyrl.engine.base import Engine, EngineError
 from steadyrl.model.text import decode_response, encode_prompt
 from steadyrl.order import seed_of
 from steadyrl.session import Session
-from steadyrl.tasks.base import Context, Example, Part, Split, TaskError
+from steadyrl.tasks.base import Context, Example, Split, TaskError
 from steadyrl.tasks.scoring import ScoreRequest
 from steadyrl.types import Completion, Response, Sampling
 
@@ -87,11 +87,7 @@ def sample_groups(
 
 
 def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rewards:
-    """Score every response.
-
-    Raises:
-        TaskError: scoring failed for more than the recipe's share of the responses.
-    """
+    """Score every response."""
     tokenizer = session.policy.tokenizer
     prompts = [str(tokenizer.decode(list(group.prompt_ids), clean_up_tokenization_spaces=False)) for group in groups]
     requests = [
@@ -107,21 +103,32 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
-    failures = tuple(score.failure for score in scores)
-    failed = [failure for failure in failures if failure is not None]
-    limit = session.recipe.scoring.max_failures
-    if len(failed) > limit * len(scores):
-        raise TaskError(
-            f"scoring failed for {len(failed)} of {len(scores)} responses, above scoring.max_failures = {limit}; "
-            f"the first: {failed[0]}"
-        )
     names = sorted({name for score in scores for name in score.parts})[:_MOST_PARTS]
     return Rewards(
         values=_table([score.reward or 0.0 for score in scores], groups),
         known=_table([float(score.reward is not None) for score in scores], groups).bool(),
         parts={name: _table([score.parts.get(name, math.nan) for score in scores], groups) for name in names},
-        failures=failures,
+        failures=tuple(score.failure for score in scores),
     )
+
+
+def require_scored(rewards: Rewards, *, limit: float) -> None:
+    """Stop a run whose verifier fails too often.
+
+    Raises:
+        TaskError: scoring failed for more than the share `limit` of the responses.
+    """
+    if too_many_failures(rewards, limit=limit):
+        failed = rewards.failed
+        raise TaskError(
+            f"scoring failed for {len(failed)} of {len(rewards.failures)} responses, above scoring.max_failures = "
+            f"{limit}; the first: {failed[0]}"
+        )
+
+
+def too_many_failures(rewards: Rewards, *, limit: float) -> bool:
+    """Whether scoring failed for more than the share `limit` of the responses."""
+    return len(rewards.failed) > limit * len(rewards.failures)
 
 
 def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "groups responses"]:
@@ -201,9 +208,12 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
     """What the step sampled, in numbers."""
     completions = [c for group in groups for c in group.completions]
     values, known = rewards.values, rewards.known
-    parts: dict[str, float] = {f"reward/{name}": Part(part.nanmean().item()) for name, part in rewards.parts.items()}
-    own: dict[str, float] = {
+    lowest, highest = (values[known].min(), values[known].max()) if known.any() else (math.nan, math.nan)
+    parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
+    own = {
         "reward/mean": values[known].mean().item(),
+        "reward/min": float(lowest),
+        "reward/max": float(highest),
         "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
         "reward/failures": len(rewards.failed),
         "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),

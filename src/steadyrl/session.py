@@ -60,7 +60,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     """
     if recipe.hold.threads:
         torch.set_num_threads(recipe.hold.threads)
-    spec = recipe.task.model_dump()
+    spec = task_fields(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
     policy = build_policy(recipe)
     refuse_contradictions(recipe, policy.model, task)
@@ -93,7 +93,7 @@ def open_pool(recipe: Recipe, settled: Mapping[str, Any] = MappingProxyType({}))
     Raises:
         TaskError: the task cannot be built, or the user's function cannot be called.
     """
-    return ScorePool(recipe.task.model_dump() | dict(settled), seed=recipe.seed, **recipe.scoring.of_workers())
+    return ScorePool(task_fields(recipe) | dict(settled), seed=recipe.seed, **recipe.scoring.of_workers())
 
 
 def build_policy(recipe: Recipe) -> Policy:
@@ -112,13 +112,24 @@ def build_policy(recipe: Recipe) -> Policy:
     return policy
 
 
+def task_fields(recipe: Recipe) -> dict[str, Any]:
+    """The task's section as plain values, with the further sets that are evaluated."""
+    own = recipe.task.model_dump()
+    columns = ("question_column", "answer_column")
+    sets = [
+        {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}
+        for other in recipe.evaluate.sets
+    ]
+    return own | {"sets": sets} if sets else own
+
+
 def stage_task(recipe: Recipe, stage: config.Stage) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
     Raises:
         TaskError: it has no such parameters.
     """
-    parameters = recipe.task.model_dump() | stage.task
+    parameters = task_fields(recipe) | stage.task
     return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
@@ -212,6 +223,7 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),
+        *((other.name, f"evaluate.sets, {other.name}: prompts", other.prompts or 1) for other in recipe.evaluate.sets),
     )
     for split, field, needed in sizes:
         size = task.size(split)

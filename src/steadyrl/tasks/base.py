@@ -6,16 +6,13 @@ from typing import Any, Literal, Protocol
 
 from steadyrl.errors import UserError
 
-Split = Literal["train", "held_out"]
+Split = str
+"""`train`, `held_out`, or the name of a further set that is only evaluated."""
 FinishReason = Literal["stop", "length"]
 Message = Mapping[str, str]
 """A turn of a conversation: its `role` and its `content`."""
 Graded = float | Mapping[str, Any]
 """What a verifier returns: a number, or a mapping with the number `score` and further numbers that are logged."""
-
-
-class Part(float):
-    """A number whose name the verifier chose: in the metrics, a `reward/<name>` that the glossary does not list."""
 
 
 class TaskError(UserError):
@@ -97,4 +94,8 @@ class Task(Protocol):
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
         """Responses to the problem at `index` that are right, in the forms that the task promises to pay."""
+        ...
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What a response gives as its answer, for the votes of maj@k; None where it gives none."""
         ...

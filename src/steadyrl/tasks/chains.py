@@ -61,7 +61,11 @@ class Chains:
     def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
         answer = self.example(split, index).answer
-        return float(completion.partition(">")[2].strip() == answer)
+        return float(self.final_answer(completion) == answer)
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What stands behind the first `>`."""
+        return completion.partition(">")[2].strip() or None
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
         """The worked solution of a teacher that makes no mistake."""

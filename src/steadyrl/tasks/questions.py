@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-from steadyrl.tasks.answers import Place
+from steadyrl.tasks.answers import Place, final_answer
 from steadyrl.tasks.base import WHOLE, Context, Example, Graded, RightResponses, Split, TaskError
 from steadyrl.tasks.calling import ScoreFunction
 from steadyrl.tasks.held_out import by_question, choose, count_near
@@ -129,6 +129,12 @@ class Questions:
             score=self._score,
             place=self._place,
             solved=self._has_solutions,
+        )
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The final answer, where `task.answer` says that it stands."""
+        return final_answer(
+            completion, place=self._place, prompt_text=context.prompt_text, finish_reason=context.finish_reason
         )
 
     @property

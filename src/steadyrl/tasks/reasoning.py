@@ -123,6 +123,10 @@ class ReasoningGym:
             forms=tuple((name, forms[name]) for name in names), only=self._name not in SEVERAL_ANSWERS
         )
 
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What the dataset's verifier is given."""
+        return extract_answer(completion) or None
+
     def _find_entry(self, split: Split, index: int) -> dict[str, Any]:
         """The first of this index's draws whose question belongs to the split."""
         block, row = divmod(index, _PROBLEMS)

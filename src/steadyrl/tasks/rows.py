@@ -52,6 +52,10 @@ class Rows:
         example = _draw(self._seed, split, index, self._width, self._rows, 0.0)
         return RightResponses(forms=(("worked", example.solution),))
 
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The last row: its label, its sign and its digits."""
+        return completion[-self._width - 2 :] or None
+
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
 def _draw(seed: int, split: Split, index: int, width: int, rows: tuple[int, int], noise: float) -> Example:
