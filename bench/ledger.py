@@ -65,7 +65,7 @@ def row(minibatches: int) -> dict[str, Any]:
     """Medians over the steps of one run."""
     recipe = demo(minibatches)
     with tempfile.TemporaryDirectory() as folder, clocked() as spent, open_session(recipe) as session:
-        run = Run.create(Path(folder) / "run", recipe)
+        run = Run.create(Path(folder) / "run", recipe, inputs={})
         loop.train(session, run, stop_asked=lambda: False)
         steps = [line["seconds/step"] for line in read_jsonl(run.path / "metrics.jsonl")][WARM_UP:]
     late = {name: times[WARM_UP:] for name, times in spent.items()}

@@ -34,7 +34,7 @@ def steps() -> dict[str, float]:
     """Median over the steps of the recipe's first, without a cold start: seconds, and the hand-over's share."""
     recipe = load(RECIPE)
     with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
-        run, progress = Run.create(Path(folder) / "run", recipe), Progress()
+        run, progress = Run.create(Path(folder) / "run", recipe, inputs={}), Progress()
         rows = [global_step(session, run, progress)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {

@@ -56,7 +56,7 @@ def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], tuple[dict
     task = {"kind": "questions", "path": str(data), "score": f"{score}:score", "held_out": 64}
     recipe = resolve({**RECIPE, "task": task, "evaluate": {"prompts": 64}}, source="vs_trl")
     with open_session(recipe) as session:
-        run, progress = Run.create(folder / "run", recipe), Progress()
+        run, progress = Run.create(folder / "run", recipe, inputs={}), Progress()
         yield session, lambda: global_step(session, run, progress)
 
 

@@ -26,7 +26,10 @@ def groups(*cut: tuple[int, int]) -> list[Group]:
         tuple(response((1,), range(2, 3 + j), finish_reason=end).completion for j, end in enumerate(row))
         for row in ends
     ]
-    return [Group(index=i, example=example, prompt_ids=(1,), completions=c) for i, c in enumerate(completions)]
+    return [
+        Group(index=i, example=example, prompt_text="", prompt_ids=(1,), completions=c)
+        for i, c in enumerate(completions)
+    ]
 
 
 def advantages(*cut: tuple[int, int], normalise: bool = False, **options: bool) -> list[list[float]]:

@@ -229,6 +229,6 @@ def test_a_run_directory_error_names_the_recipe(tmp_path):
     (tmp_path / "file").touch()
     recipe = load(write_recipe(tmp_path))
     with pytest.raises(RunDirectoryError, match="cannot make the run directory"):
-        Run.create(tmp_path / "file" / "run", recipe)
+        Run.create(tmp_path / "file" / "run", recipe, inputs={})
     with pytest.raises(RunDirectoryError, match="is not a run directory"):
-        Run.create(tmp_path / "file", recipe)
+        Run.create(tmp_path / "file", recipe, inputs={})

@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Recipe)
 USAGE = """steadyrl COMMAND …
 
   train RECIPE [--run DIR] [--dry-run] [--section.field value …]
-  resume RUN [--checkpoint step-000020]
+  resume RUN [--checkpoint step-000020] [--accept-changes]
   eval CHECKPOINT [--section.field value …]
   show RUN
   gap RUN [--responses 64]
@@ -126,10 +126,11 @@ def train_command(argv: list[str]) -> int:
 
         print(describe(recipe, run=target))
         return 0
+    from steadyrl.inputs import inputs_of
     from steadyrl.run import Run
 
     Run.refuse_existing(target)
-    return _train(recipe, lambda: Run.create(target, recipe))
+    return _train(recipe, lambda ready: Run.create(target, ready.recipe, inputs=inputs_of(ready.recipe, ready.task)))
 
 
 def resume_command(argv: list[str]) -> int:
@@ -137,12 +138,26 @@ def resume_command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("steadyrl resume", description="Go on with a run that was interrupted.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue although data, score function or model have changed"
+    )
     options = parser.parse_args(argv)
+    from steadyrl.inputs import inputs_of
     from steadyrl.run import Run
+    from steadyrl.session import Prepared
 
     run = Run.reopen(options.run, start_from=options.checkpoint)
+
+    def compare(ready: Prepared) -> None:
+        now = inputs_of(ready.recipe, ready.task)
+        if notice := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
+            print(f"steadyrl: {visible(notice, lines=True)}", file=sys.stderr)
+
     print(f"resuming {options.run}: {run.recipe.steps} steps in all")
-    return _train(run.recipe, lambda: run)
+    try:
+        return _train(run.recipe, lambda ready: run, before=compare)
+    finally:
+        run.close()
 
 
 def eval_command(argv: list[str]) -> int:
@@ -316,22 +331,34 @@ def _recipe(flags: TrainFlags) -> Recipe:
     return Recipe(**{name: getattr(flags, name) for name in Recipe.model_fields})
 
 
-def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
-    """Train, and say at the end what came of it."""
+def _train(
+    recipe: Recipe, open_run: Callable[[Any], Any], *, before: Callable[[Any], None] = lambda ready: None
+) -> int:
+    """Train, and say at the end what came of it.
+
+    Args:
+        recipe: what is asked for.
+        open_run: makes or opens the run directory; it gets what `session.prepare` found out.
+        before: looks at the same, before any weight is loaded.
+    """
     from transformers.utils import logging
 
     from steadyrl.audit import at_start
     from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import notices, open_session
+    from steadyrl.session import notices, open_session, prepare
 
-    for notice in notices(recipe):
-        print(f"steadyrl: {notice}", file=sys.stderr)
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
-    with _one_interrupt() as asked, open_session(recipe) as session:
-        for warning in at_start(recipe, session.task, session.pool, session.policy.tokenizer):
-            print(f"steadyrl: {warning}", file=sys.stderr)
-        run = open_run()
+    with contextlib.ExitStack() as stack:
+        asked = stack.enter_context(_one_interrupt())
+        ready = stack.enter_context(prepare(recipe))
+        for notice in (*notices(recipe), *ready.notices):
+            tell(notice)
+        before(ready)
+        session = stack.enter_context(open_session(recipe, ready))
+        for warning in at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer):
+            tell(warning)
+        run = open_run(ready)
         try:
             step, taken = train(session, run, stop_asked=lambda: bool(asked))
         except TrainingStopped as error:

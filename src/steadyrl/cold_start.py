@@ -17,7 +17,7 @@ from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import moe_blocks
 from steadyrl.model.scoring import feed
-from steadyrl.model.text import encode_prompt, encode_response
+from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
 from steadyrl.rollout import require_scored
 from steadyrl.session import Session, build_optimizer, stage_task
@@ -50,7 +50,7 @@ def cold_start(
     optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
     step = 0
     for number, stage in enumerate(options.stages, start=1):
-        task = stage_task(session.recipe, stage)
+        task = stage_task(session.recipe, stage, session.task)
         _set_learning_rate(optimizer, stage.learning_rate)
         for _ in range(stage.steps):
             step += 1
@@ -93,9 +93,9 @@ def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, opt
 
 
 def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
-    tokenizer, policy = session.policy.tokenizer, session.policy
-    prompts = [encode_prompt(tokenizer, example.question) for example in examples]
-    answers = [encode_response(tokenizer, example.solution) for example in examples]
+    policy = session.policy
+    prompts = [prompt.token_ids for prompt in session.prompts(examples)]
+    answers = [encode_response(policy.tokenizer, example.solution) for example in examples]
     return pack_sequences(
         [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
         [len(prompt) for prompt in prompts],

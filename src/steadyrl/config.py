@@ -5,6 +5,7 @@ changed from the command line (``--optimizer.learning_rate 1e-4``). `algo`, `mod
 this tree: their functions take plain keyword arguments.
 """
 
+import datetime
 import difflib
 import json
 import math
@@ -73,6 +74,8 @@ Trust = Literal[
     "second_moment",
 ]
 """What a composed objective masks; `a+b` is what one of the two masks."""
+SEEN = "seen"
+"""The section that a run adds to its own recipe: digests of what it reads. It is no part of the recipe."""
 
 
 class RecipeError(UserError):
@@ -657,6 +660,15 @@ class Prompt(Section):
     date: str | None = None
     """The date, as `2026-01-31`, that a chat template which asks for it gets; by default the day the run began."""
 
+    @field_validator("date", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+            return value.isoformat()  # TOML has dates of its own
+        if isinstance(value, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", value, re.ASCII):
+            raise ValueError(f"{value!r} is not a date such as 2026-01-31")
+        return datetime.date.fromisoformat(value).isoformat() if isinstance(value, str) else value
+
 
 class Checkpoints(Section):
     """What is kept on disk."""
@@ -763,6 +775,8 @@ def load(path: Path) -> Recipe:
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
     except ValueError as error:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
+    if path.suffix == ".json" and isinstance(tree, dict):
+        tree.pop(SEEN, None)
     recipe = resolve(tree, source=str(path))
     if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with

@@ -6,11 +6,18 @@ from dataclasses import dataclass
 from steadyrl.engine.base import Engine
 from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
 from steadyrl.jsonl import Row
-from steadyrl.model.text import decode_response
 from steadyrl.responses import sample_rows, written
-from steadyrl.rollout import Group, Rewards, sample_groups, score_groups, too_many_failures
+from steadyrl.rollout import (
+    Group,
+    Rewards,
+    context_of,
+    response_text,
+    sample_groups,
+    score_groups,
+    too_many_failures,
+)
 from steadyrl.session import Session, unquantised_engine
-from steadyrl.tasks.base import Context, Split
+from steadyrl.tasks.base import Split
 from steadyrl.types import Sampling
 
 _SHOWN = 8  # responses of an evaluation that are written to samples.jsonl
@@ -145,13 +152,8 @@ def several(session: Session, groups: Sequence[Group], rewards: Rewards) -> Row:
 
 
 def _answer(session: Session, group: Group, place: int) -> str | None:
-    completion, tokenizer = group.completions[place], session.policy.tokenizer
-    context = Context(
-        prompt_text=str(tokenizer.decode(list(group.prompt_ids))),
-        finish_reason=completion.finish_reason,
-        token_ids=completion.token_ids,
-    )
-    return session.task.final_answer(decode_response(tokenizer, completion.token_ids), context)
+    completion = group.completions[place]
+    return session.task.final_answer(response_text(session, completion), context_of(group, completion))
 
 
 def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
@@ -161,5 +163,5 @@ def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
     own = own if options.kind == "local" else f"{options.kind}-{own}"
     engines: dict[str, Engine] = {own: session.engine}
     if every_mode and own != "native":
-        engines["native"] = unquantised_engine(session.recipe, session.policy)
+        engines["native"] = unquantised_engine(session.recipe, session.policy, ends=session.ends)
     return engines

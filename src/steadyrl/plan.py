@@ -7,26 +7,33 @@ from transformers import PreTrainedConfig
 
 from steadyrl import config
 from steadyrl.config import Recipe
-from steadyrl.model.loading import ModelError, config_of, skeleton
-from steadyrl.model.tiny import character_tokenizer, tiny_config
-from steadyrl.session import notices, open_pool, refuse_contradictions, task_fields
-from steadyrl.tasks.build import build_task
+from steadyrl.model.loading import skeleton
+from steadyrl.session import Prepared, notices, open_pool, prepare, refuse_contradictions
+from steadyrl.terminal import visible
+
+SHOWN = 4000
+"""Characters of the prompt that are shown; a longer one is cut in the middle."""
 
 
 def describe(recipe: Recipe, *, run: Path) -> str:
-    """The plan of a run, for people: model, data, steps, memory and disk. Builds the task, but no weights.
+    """The plan of a run, for people: model, data, a prompt, steps, memory and disk. Builds the task, but no weights.
 
     Args:
         recipe: what would run.
         run: where its directory would be made.
 
     Raises:
-        TaskError, ModelError: the task or the model cannot be had.
+        TaskError, ModelError: the task or the model cannot be had, or prompts cannot be used.
+        TemplateError: the chat template cannot be used.
         RecipeError: parts of the recipe contradict each other.
     """
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
-    open_pool(recipe).close()  # rejects a score function that cannot be called
-    model = _model_config(recipe)
+    with prepare(recipe) as ready:
+        return _described(ready, run)
+
+
+def _described(ready: Prepared, run: Path) -> str:
+    open_pool(ready.recipe, ready.task).close()  # rejects a score function that cannot be called
+    recipe, task, model = ready.recipe, ready.task, ready.config
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)
     refuse_contradictions(recipe, shapes, task)
@@ -46,20 +53,27 @@ def describe(recipe: Recipe, *, run: Path) -> str:
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
         "disk",
         *_disk(recipe, count, run),
-        *(f"notice     {notice}" for notice in notices(recipe)),
+        *_prompt(ready),
+        *(f"notice     {notice}" for notice in (*notices(recipe), *ready.notices)),
     ]
     return "\n".join(lines)
 
 
-def _model_config(recipe: Recipe) -> PreTrainedConfig:
-    match recipe.model:
-        case config.TinyModel() as m:
-            try:
-                return tiny_config(m.family, m.config, len(character_tokenizer(m.alphabet)))
-            except ValueError as error:
-                raise ModelError(str(error)) from error
-        case config.PretrainedModel() as m:
-            return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+def _prompt(ready: Prepared) -> list[str]:
+    """A prompt as the model sees it, special tokens included, and what ends the answer."""
+    chat = ready.prompts.chat
+    (prompt,) = ready.prompts([ready.task.example("train", 0)])
+    ids = prompt.token_ids
+    text = str(chat.tokenizer.decode(list(ids), clean_up_tokenization_spaces=False))
+    shown = text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}\n…\n{text[-SHOWN // 2 :]}"
+    ends = (f"{visible(str(chat.tokenizer.convert_ids_to_tokens(end)))} (token {end})" for end in sorted(ready.ends))
+    date = [f"date       {ready.recipe.prompt.date}, which the chat template writes"] if chat.asks_for_date else []
+    return [
+        f"prompt     {len(ids)} tokens, the first as the model sees it:",
+        *(f"  | {visible(line)}" for line in shown.split("\n")),
+        f"ends       {', '.join(ends)}",
+        *date,
+    ]
 
 
 def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from steadyrl.jsonl import Row
-from steadyrl.model.text import decode_response
-from steadyrl.rollout import Group, Rewards
+from steadyrl.rollout import Group, Rewards, response_text
 from steadyrl.session import Session
 from steadyrl.types import Response
 
@@ -87,7 +86,7 @@ def sample_rows(session: Session, groups: Sequence[Group], rewards: Rewards, *, 
             {
                 "question": shortened(group.example.question).text,
                 "answer": shortened(group.example.answer).text,
-                "completion": shortened(decode_response(session.policy.tokenizer, completion.token_ids)).text,
+                "completion": shortened(response_text(session, completion)).text,
                 "reward": earned["reward"],
                 "finish_reason": completion.finish_reason,
                 "failure": earned["failure"],
@@ -124,12 +123,12 @@ def written(value: float) -> float:
 def _rollout_row(
     session: Session, group: Group, sample: int, advantage: float, earned: Mapping[str, float | str | None]
 ) -> Row:
-    completion, tokenizer = group.completions[sample], session.policy.tokenizer
-    text = shortened(decode_response(tokenizer, completion.token_ids))
+    completion = group.completions[sample]
+    text = shortened(response_text(session, completion))
     return {
         "problem": group.index,
         "sample": sample,
-        "prompt": shortened(str(tokenizer.decode(list(group.prompt_ids)))).text,
+        "prompt": shortened(group.prompt_text).text,
         "answer": shortened(group.example.answer).text,
         "response": text.text,
         "left_out": text.left_out,

@@ -11,7 +11,7 @@ from torch import Tensor
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 from steadyrl.config import Advantage
 from steadyrl.engine.base import Engine, EngineError
-from steadyrl.model.text import decode_response, encode_prompt
+from steadyrl.model.text import decode_response
 from steadyrl.order import seed_of
 from steadyrl.session import Session
 from steadyrl.tasks.base import Context, Example, Split, TaskError
@@ -29,6 +29,8 @@ class Group:
     """Which problem of its split."""
     example: Example
     """The problem."""
+    prompt_text: str
+    """What the model was shown: the problem as the chat template renders it."""
     prompt_ids: tuple[int, ...]
     """Its tokens."""
     completions: tuple[Completion, ...]
@@ -70,10 +72,13 @@ def sample_groups(
         EngineError: a prompt does not fit the model; the message names the problem.
     """
     examples = [session.task.example(split, index) for index in indices]
-    prompts = [encode_prompt(session.policy.tokenizer, example.question) for example in examples]
+    prompts = session.prompts(examples)
     try:
         answered = engine.generate(
-            prompts, responses=responses, sampling=sampling, seed=seed_of(session.recipe.seed, key)
+            [prompt.token_ids for prompt in prompts],
+            responses=responses,
+            sampling=sampling,
+            seed=seed_of(session.recipe.seed, key),
         )
     except EngineError as error:
         if error.prompt is None:
@@ -81,25 +86,27 @@ def sample_groups(
         question = examples[error.prompt].question
         raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
     return [
-        Group(index=index, example=example, prompt_ids=prompt, completions=tuple(completions))
+        Group(
+            index=index,
+            example=example,
+            prompt_text=prompt.text,
+            prompt_ids=prompt.token_ids,
+            completions=tuple(completions),
+        )
         for index, example, prompt, completions in zip(indices, examples, prompts, answered, strict=True)
     ]
 
 
 def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rewards:
     """Score every response."""
-    tokenizer = session.policy.tokenizer
-    prompts = [str(tokenizer.decode(list(group.prompt_ids), clean_up_tokenization_spaces=False)) for group in groups]
     requests = [
         ScoreRequest(
             split=split,
             index=group.index,
-            completion=decode_response(tokenizer, completion.token_ids),
-            context=Context(
-                prompt_text=prompt, finish_reason=completion.finish_reason, token_ids=tuple(completion.token_ids)
-            ),
+            completion=response_text(session, completion),
+            context=context_of(group, completion),
         )
-        for group, prompt in zip(groups, prompts, strict=True)
+        for group in groups
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
@@ -109,6 +116,23 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         known=_table([float(score.reward is not None) for score in scores], groups).bool(),
         parts={name: _table([score.parts.get(name, math.nan) for score in scores], groups) for name in names},
         failures=tuple(score.failure for score in scores),
+    )
+
+
+def context_of(group: Group, completion: Completion) -> Context:
+    """What a verifier may ask about a response beside its text."""
+    return Context(
+        prompt_text=group.prompt_text, finish_reason=completion.finish_reason, token_ids=completion.token_ids
+    )
+
+
+def response_text(session: Session, completion: Completion) -> str:
+    """A response as verifiers and people get it."""
+    return decode_response(
+        session.policy.tokenizer,
+        completion.token_ids,
+        ends=session.ends,
+        strip_special=session.recipe.rollout.strip_special,
     )
 
 

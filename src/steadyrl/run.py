@@ -1,7 +1,7 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  rollouts.jsonl
-        failures.jsonl  report.html  checkpoints/  incident/ (of a run that stopped)
+        failures.jsonl  changes.jsonl  report.html  checkpoints/  lock  incident/ (of a run that stopped)
         tracker_id.txt (of trackers that name runs)
 """
 
@@ -10,6 +10,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 
-from steadyrl.config import Recipe, load
+from steadyrl.config import SEEN, Recipe, load
 from steadyrl.errors import UserError
+from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
 from steadyrl.lock import Lock
 from steadyrl.metrics import (
@@ -43,6 +45,19 @@ from steadyrl.update import Scored
 
 class RunDirectoryError(UserError):
     """A run directory that cannot be made or gone on with. The message names it and the way out."""
+
+
+def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
+    """The resolved recipe and, in a section of their own, digests of what the run reads."""
+    return json.dumps(json.loads(recipe.model_dump_json()) | {SEEN: dict(inputs)}, indent=2, ensure_ascii=False)
+
+
+def _inputs_before(path: Path) -> dict[str, str] | None:
+    """The digests in a recipe.json; None in one that has none."""
+    found = json.loads(path.read_text(encoding="utf-8")).get(SEEN)
+    if found is not None and not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
+        raise RunDirectoryError(f"{path}: `{SEEN}` must hold digests by name; delete the section to begin without")
+    return found
 
 
 class Run:
@@ -92,8 +107,13 @@ class Run:
         self._told: set[str] = set()  # kinds of trouble that this process has spoken of
 
     @classmethod
-    def create(cls, path: Path, recipe: Recipe) -> Self:
+    def create(cls, path: Path, recipe: Recipe, *, inputs: Inputs) -> Self:
         """Make a new run directory: complete, or not at all.
+
+        Args:
+            path: where.
+            recipe: what is asked for.
+            inputs: digests of what the run reads.
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
@@ -105,7 +125,7 @@ class Run:
         try:
             shutil.rmtree(part, ignore_errors=True)
             part.mkdir(parents=True)
-            write_atomically(part / "recipe.json", recipe.model_dump_json(indent=2))
+            write_atomically(part / "recipe.json", _recipe_text(recipe, inputs))
             part.rename(path)
         except OSError as error:
             shutil.rmtree(part, ignore_errors=True)
@@ -140,6 +160,45 @@ class Run:
         if not (path / "recipe.json").is_file():
             raise RunDirectoryError(f"{path} is not a run directory: it has no recipe.json")
         return cls(path, load(path / "recipe.json"), start_from=start_from)
+
+    def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:
+        """Hold what the run reads now against what it read before, and note it in recipe.json.
+
+        Args:
+            recipe: of the run, with what was filled in since it was read.
+            inputs: digests of now.
+            accept: go on with what has changed, and add it to changes.jsonl.
+
+        Returns:
+            A notice where there was nothing to compare with, or where changes were accepted.
+
+        Raises:
+            RunDirectoryError: something has changed; the message names all of it.
+        """
+        before = _inputs_before(self.path / "recipe.json")
+        changed = {} if before is None else changes(before, inputs)
+        if changed and not accept:
+            raise RunDirectoryError(
+                f"what {self.path} reads has changed:\n{told(changed)}\nRestore it, or continue with it by "
+                f"`steadyrl resume {self.path} --accept-changes`"
+            )
+        if changed:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            line = {"step": self._first_step(), "time": now, "changed": changed}
+            with (self.path / "changes.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if before != inputs or recipe != self.recipe:
+            write_atomically(self.path / "recipe.json", _recipe_text(recipe, inputs))
+            self.recipe = recipe
+        if before is None:
+            return "this run kept no digests of its data and model, so changes since it began are not noticed"
+        return f"continuing with what has changed:\n{told(changed)}" if changed else None
+
+    def _first_step(self) -> int:
+        """The step of the checkpoint to start from; 0 without one."""
+        known = [folder.name for folder in checkpoint.listed(self._checkpoints)]
+        name = self._start_from or (known[-1] if known else "step-0")
+        return int(name.removeprefix("step-"))
 
     def restore(self, policy: Policy, optimizer: Optimizer) -> dict[str, Any]:
         """Load the checkpoint to start from, drop what was logged after it, and return where the run stood.
@@ -253,9 +312,10 @@ class Run:
         return Bar(title, total, done=done)
 
     def close(self) -> None:
-        """Flush the sinks, and let others open it."""
+        """Flush the sinks, and let others open it; once more does nothing."""
         for sink in self._sinks:
             sink.close()
+        self._sinks = []
         self._lock.close()
 
 

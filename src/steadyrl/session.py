@@ -2,15 +2,15 @@
 
 import inspect
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import MappingProxyType
+from datetime import date
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from steadyrl import algo, config
 from steadyrl.algo import Objective
@@ -18,10 +18,23 @@ from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
-from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
+from steadyrl.model.chat import Chat
+from steadyrl.model.loading import (
+    ModelError,
+    Policy,
+    build_tiny,
+    config_of,
+    generation_ends,
+    load_pretrained,
+    load_tokenizer,
+    recompute_activations,
+)
 from steadyrl.model.routing import check_recording, check_replay, is_moe
+from steadyrl.model.template import Renderer
 from steadyrl.model.text import end_tokens
+from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
+from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.scoring import ScorePool
@@ -48,52 +61,162 @@ class Session:
     """Their verifier, in worker processes."""
     sampling: Sampling
     """How rollouts are sampled."""
+    prompts: Prompts
+    """What the model is asked, problem by problem."""
+    ends: frozenset[int]
+    """Tokens that end a response."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What is known of a run before a weight is loaded."""
+
+    recipe: Recipe
+    """What was asked for, with the date that the chat template writes, if it writes one."""
+    config: PreTrainedConfig
+    """Of the model."""
+    task: Task
+    """Problems, in this process."""
+    prompts: Prompts
+    """What the model will be asked, looked at."""
+    ends: frozenset[int]
+    """Tokens that end a response."""
+    notices: tuple[str, ...]
+    """What is allowed, but may not be what was meant."""
 
 
 @contextmanager
-def open_session(recipe: Recipe) -> Iterator[Session]:
+def prepare(recipe: Recipe) -> Iterator[Prepared]:
+    """Build the task, and render, encode and check its prompts; templates are rendered as long as the context.
+
+    Raises:
+        TaskError, ModelError: the task or the model cannot be had, or prompts cannot be used.
+        TemplateError: the chat template raises, never ends, or loses the question.
+        RecipeError: nothing ends a response.
+    """
+    if recipe.hold.threads:
+        torch.set_num_threads(recipe.hold.threads)
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
+    refuse_sizes(recipe, task)
+    model, tokenizer = model_config(recipe), _tokenizer(recipe)
+    with Renderer() as renderer:
+        example = conversation_of(task.example("train", 0))
+        chat = Chat(tokenizer, renderer, date=recipe.prompt.date, example=example)
+        if chat.asks_for_date and recipe.prompt.date is None:
+            recipe = recipe.model_copy(update={"prompt": config.Prompt(date=date.today().isoformat())})
+            chat = Chat(tokenizer, renderer, date=recipe.prompt.date, example=example)
+        chat.check_header()
+        text, prompts = model.get_text_config(), Prompts(chat)
+        named = _generation_ends(recipe, model)
+        ends = frozenset(end_tokens(tokenizer, named, recipe.rollout.stop, chat=chat))
+        odd = check_ends(chat, ends, text.vocab_size)
+        limits = Limits(
+            vocabulary=text.vocab_size,
+            context=getattr(text, "max_position_embeddings", None),
+            micro_tokens=recipe.update.micro_tokens,
+            max_new_tokens=recipe.rollout.max_new_tokens,
+            ends=frozenset(end_tokens(tokenizer, named, (), chat=chat)),
+        )
+        task, said = checked_task(task, prompts, limits)
+        refuse_sizes(recipe, task)  # once more: rows may have been left out
+        yield Prepared(
+            recipe=recipe,
+            config=model,
+            task=task,
+            prompts=prompts,
+            ends=ends,
+            notices=(*chat.notices(), *odd, *said),
+        )
+
+
+@contextmanager
+def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[Session]:
     """Build the parts; the scoring workers live as long as the context.
+
+    Args:
+        recipe: what is asked for.
+        prepared: what `prepare` found out about it, where that has been done.
 
     Raises:
         RecipeError: parts of the recipe contradict each other.
         TaskError, ModelError: the task or the model cannot be had.
+        TemplateError: the chat template cannot be used.
     """
-    if recipe.hold.threads:
-        torch.set_num_threads(recipe.hold.threads)
-    spec = task_fields(recipe)
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
-    policy = build_policy(recipe)
-    refuse_contradictions(recipe, policy.model, task)
-    if recipe.update.replay != "none":
-        check_replay(policy.model)
-    elif is_moe(policy.model):
-        check_recording(policy.model)  # the ledger wants the routes without replay too
-    with open_pool(recipe) as pool:
+    with ExitStack() as stack:
+        ready = stack.enter_context(prepare(recipe)) if prepared is None else prepared
+        yield stack.enter_context(_opened(ready))
+
+
+@contextmanager
+def _opened(ready: Prepared) -> Iterator[Session]:
+    recipe, task = ready.recipe, ready.task
+    with open_pool(recipe, task) as pool:  # a score function is rejected before a weight is loaded
         if pool.lacking:
             print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
+        policy = build_policy(recipe)
+        refuse_contradictions(recipe, policy.model, task)
+        if recipe.update.replay != "none":
+            check_replay(policy.model)
+        elif is_moe(policy.model):
+            check_recording(policy.model)  # the ledger wants the routes without replay too
         yield Session(
             recipe=recipe,
             policy=policy,
             optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
-            engine=build_engine(recipe, policy),
+            engine=build_engine(recipe, policy, ends=ready.ends),
             objective=build_objective(recipe.objective),
             task=task,
             pool=pool,
             sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
+            prompts=ready.prompts,
+            ends=ready.ends,
         )
 
 
-def open_pool(recipe: Recipe, settled: Mapping[str, Any] = MappingProxyType({})) -> ScorePool:
+def open_pool(recipe: Recipe, task: Task) -> ScorePool:
     """The scoring workers of a recipe.
 
     Args:
         recipe: What is asked for.
-        settled: Parameters of the task beside those of the recipe, such as `Questions.settled()`.
+        task: The task as it is in this process; the workers see the same problems.
 
     Raises:
-        TaskError: the task cannot be built, or the user's function cannot be called.
+        TaskError: the workers cannot build the task, or the user's function cannot be called.
     """
-    return ScorePool(task_fields(recipe) | dict(settled), seed=recipe.seed, **recipe.scoring.of_workers())
+    spec = task_fields(recipe) | settled(task)
+    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
+
+
+def model_config(recipe: Recipe) -> PreTrainedConfig:
+    """The config of the model.
+
+    Raises:
+        ModelError: there is none, or a field of it is wrong.
+    """
+    match recipe.model:
+        case config.TinyModel() as m:
+            try:
+                return tiny_config(m.family, m.config, len(character_tokenizer(m.alphabet)))
+            except ValueError as error:
+                raise ModelError(str(error)) from error
+        case config.PretrainedModel() as m:
+            return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+
+
+def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    match recipe.model:
+        case config.TinyModel() as m:
+            return character_tokenizer(m.alphabet)
+        case config.PretrainedModel() as m:
+            return load_tokenizer(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+
+
+def _generation_ends(recipe: Recipe, model: PreTrainedConfig) -> int | list[int] | None:
+    match recipe.model:
+        case config.TinyModel():
+            return generation_ends(model, None, revision=None)
+        case config.PretrainedModel() as m:
+            return generation_ends(model, m.path, revision=m.revision)
 
 
 def build_policy(recipe: Recipe) -> Policy:
@@ -123,13 +246,18 @@ def task_fields(recipe: Recipe) -> dict[str, Any]:
     return own | {"sets": sets} if sets else own
 
 
-def stage_task(recipe: Recipe, stage: config.Stage) -> Task:
+def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
+
+    Args:
+        recipe: of the run.
+        stage: of its cold start.
+        task: of the run; the same rows of its data are left out.
 
     Raises:
         TaskError: it has no such parameters.
     """
-    parameters = task_fields(recipe) | stage.task
+    parameters = task_fields(recipe) | stage.task | settled(task)
     return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
@@ -158,8 +286,8 @@ def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -
     )
 
 
-def build_engine(recipe: Recipe, policy: Policy) -> Engine:
-    """The engine of the recipe.
+def build_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> Engine:
+    """The engine of the recipe; `ends` are the tokens that end a response.
 
     Raises:
         EngineError: it is not installed, or refuses the model or the options.
@@ -167,19 +295,14 @@ def build_engine(recipe: Recipe, policy: Policy) -> Engine:
     options = recipe.engine.model_dump(exclude={"kind"})
     match recipe.engine:
         case config.LocalEngine():
-            return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+            return LocalEngine(policy.model, end_tokens=set(ends), **options)
         case config.VLLMEngine():
-            return VLLMEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+            return VLLMEngine(policy.model, end_tokens=set(ends), **options)
 
 
-def unquantised_engine(recipe: Recipe, policy: Policy) -> Engine:
+def unquantised_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> Engine:
     """What the trained weights say where nothing is rounded: the embedded engine, whatever samples the rollouts."""
-    return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), max_sequences=recipe.engine.max_sequences)
-
-
-def _ends(recipe: Recipe, policy: Policy) -> set[int]:
-    generation = policy.model.generation_config
-    return end_tokens(policy.tokenizer, generation.eos_token_id if generation else None, recipe.rollout.stop)
+    return LocalEngine(policy.model, end_tokens=set(ends), max_sequences=recipe.engine.max_sequences)
 
 
 def build_objective(options: config.ObjectiveConfig) -> Objective:
@@ -219,7 +342,15 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     if isinstance(recipe.model, config.TinyModel):
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
-            _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage))
+            _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))
+
+
+def refuse_sizes(recipe: Recipe, task: Task) -> None:
+    """Hold the sizes that a recipe asks for against its task and against each other.
+
+    Raises:
+        RecipeError: the task has too few problems, or a response does not fit into a micro-batch.
+    """
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),

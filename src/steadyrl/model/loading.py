@@ -84,13 +84,23 @@ def load_pretrained(
         ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
     """
     model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
+    return _policy(model, load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code))
+
+
+def load_tokenizer(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The tokenizer alone.
+
+    Raises:
+        ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
+    """
+    _check_folder(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except UNLOADABLE as error:
         raise _unloadable(path, error) from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):  # what transformers makes where there are no files
         raise ModelError(f"model.path = {str(path)!r} holds no tokenizer; save it beside the weights")
-    return _policy(model, tokenizer)
+    return tokenizer
 
 
 def load_model(
@@ -127,6 +137,22 @@ def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> Pr
     try:
         return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
     except UNLOADABLE as error:
+        raise _unloadable(path, error) from error
+
+
+def generation_ends(config: PreTrainedConfig, path: str | None, *, revision: str | None) -> int | list[int] | None:
+    """The ids that the generation config names as ends; where a model has none, those of its config.
+
+    Raises:
+        ModelError: it is damaged.
+    """
+    if path is None:
+        return config.eos_token_id
+    try:
+        return GenerationConfig.from_pretrained(path, revision=revision or "main").eos_token_id
+    except OSError:  # there is no such file
+        return GenerationConfig.from_model_config(config).eos_token_id
+    except ValueError as error:
         raise _unloadable(path, error) from error
 
 
