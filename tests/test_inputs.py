@@ -10,7 +10,7 @@ from chat_tokenizers import CHATML, byte_tokenizer, save_model
 from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
 from steadyrl.config import load, resolve
 from steadyrl.inputs import changes, inputs_of, told
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.tasks import build_task
 
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}, "checkpoints": {"every": 1}}

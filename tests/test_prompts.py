@@ -12,7 +12,7 @@ from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.rollout import response_text, sample_groups, score_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
