@@ -451,13 +451,20 @@ def test_a_verifier_that_fails_now_and_then_costs_those_responses_only(failing, 
         ("import os; os._exit(3)", "worker died"),
     ],
 )
-def test_a_verifier_that_always_fails_stops_the_run_with_its_first_reason(body, reason, tmp_path, capfd):
+def test_a_verifier_that_always_fails_is_rejected_before_the_run(body, reason, tmp_path, refusal):
     task = coin_questions(tmp_path, score=f"def score(prompt, completion):\n    {body}\n")
-    recipe = write_recipe(tmp_path, task=task, scoring={"time_limit": 0.3}, **FEW)
+    told = refusal(task=task, scoring={"time_limit": 0.3})
+    assert f"it gave the first problem's own solution no reward: {reason}" in told
+    assert "Known are `score(prompt, completion)`" in told
+
+
+def test_a_verifier_that_fails_on_responses_alone_stops_the_run_with_its_first_reason(tmp_path, capfd):
+    body = "def score(prompt, completion, answer):\n    return {answer: 1.0}[completion]\n"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=body), **FEW)
     assert status("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
     assert "scoring failed for 4 of 4 responses, above scoring.max_failures = 0.1" in err
-    assert f"the first: {reason}" in err
+    assert "the first: raised KeyError: " in err
     assert "Traceback" not in err
 
 

@@ -82,14 +82,23 @@ def test_a_response_that_broke_the_verifier_can_be_found(tmp_path: Path) -> None
     assert len(rows) == sum(row["responses"] for row in read_jsonl(run / "failures.jsonl"))
 
 
-# right on the evaluation's held-out questions, which are asked first, and then it breaks
+# right as it is tried, and on the evaluation's held-out questions, which come next; then it breaks
 LATER = """
 asked = 0
 
 def score(prompt, completion):
     global asked
     asked += 1
-    return 1.0 if asked < 5 else 1 / 0
+    return 1.0 if asked < 6 else 1 / 0
+"""
+
+
+# of the solution alone it has one: it is tried before the run
+NO_VERDICT = """
+def score(prompt, completion, answer):
+    if completion != answer:
+        raise ValueError('no verdict')
+    return 1.0
 """
 
 
@@ -104,8 +113,7 @@ def test_the_run_that_stops_over_failures_has_kept_them(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_that_stops_a_run_has_kept_them(tmp_path: Path) -> None:
-    bad = "def score(prompt, completion):\n    raise ValueError('no verdict')\n"
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=bad), **SMALL)
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=NO_VERDICT), **SMALL)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     rows = read_jsonl(tmp_path / "run" / "samples.jsonl")
     assert [row["failure"] for row in rows] == ["raised ValueError: no verdict"] * 4
@@ -114,8 +122,7 @@ def test_the_evaluation_that_stops_a_run_has_kept_them(tmp_path: Path) -> None:
 
 def test_evaluations_keep_what_could_not_be_scored(tmp_path: Path) -> None:
     limits = {"max_failures": 1.0}
-    bad = "def score(prompt, completion):\n    raise ValueError('no verdict')\n"
-    run = train(tmp_path, task=coin_questions(tmp_path, score=bad), scoring=limits, **SMALL | {"steps": 0})
+    run = train(tmp_path, task=coin_questions(tmp_path, score=NO_VERDICT), scoring=limits, **SMALL | {"steps": 0})
     rows = read_jsonl(run / "samples.jsonl")
     assert [(row["reward"], row["failure"]) for row in rows] == [(None, "raised ValueError: no verdict")] * 4
     assert [row["accuracy"] for row in read_jsonl(run / "eval.jsonl")] == [None] * 4

@@ -195,7 +195,8 @@ def test_a_run_at_the_floor_is_told_and_a_resumed_one_logs_the_same(
 def test_a_reason_that_quotes_a_response_cannot_steer_the_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    score = "def score(prompt, completion):\n    raise ValueError('\\x1b[2J\\r\\u202eanswer\\u200b\\x9b31m')\n"
+    right = "def score(prompt, completion, answer):\n    if completion == answer:\n        return 1.0\n"
+    score = right + "    raise ValueError('\\x1b[2J\\r\\u202eanswer\\u200b\\x9b31m')\n"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=score), **FEW)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err

@@ -91,8 +91,7 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
 def _new_pool(recipe: Recipe, task: Task) -> ScorePool:
     """Workers that see the problems of `task`."""
     spec = recipe.task.model_dump() | (task.settled() if isinstance(task, Questions) else {})
-    limits = recipe.scoring
-    return ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit)
+    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
 
 
 def _own_file(recipe: Recipe) -> Path | None:

@@ -240,8 +240,11 @@ class QuestionsTask(AnyTask):
     skip_bad_rows: bool = False
     """Leave rows out that cannot be used, and count them; off: they are rejected."""
     score: Name = "math_verify"
-    """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one
-    with a parameter `answer` gets the reference answer as well."""
+    """`math_verify`, or your own function as `file.py:function`. The names of its parameters say what it gets:
+    `score(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
+    solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`, `finish_reason`, `token_ids`, any column,
+    and `**kwargs`. It returns a number, or a dict with the number `score`; other numbers in it are logged as
+    `reward/<name>`."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
 
@@ -263,8 +266,20 @@ class Scoring(Section):
     """Worker processes."""
     max_failures: Fraction = 0.1
     """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    environment: tuple[Name, ...] = ()
+    """Environment variables that workers get, such as `OPENAI_API_KEY`; without it, only those of an allow-list."""
+    closed: bool = False
+    """Also your own function gets no network and no files but those in its folder, which it can read. Ours never do."""
+    memory_gib: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False), NUMBER] = 8.0
+    """GiB of memory that a worker, and each process it starts, may use."""
+    folder: Name | None = None
+    """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
     """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
+
+    def of_workers(self) -> JsonDict:
+        """The fields that a pool of workers is built with."""
+        return self.model_dump(exclude={"max_failures", "audit"})
 
 
 class LocalEngine(Section):
@@ -762,7 +777,15 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     if path.suffix == ".json" and isinstance(tree, dict):
         tree.pop(SEEN, None)
-    return resolve(tree, source=str(path))
+    recipe = resolve(tree, source=str(path))
+    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+        return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
+    scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
+    return recipe.model_copy(update={"scoring": scoring})
+
+
+def _has_own_score(recipe: Recipe) -> bool:
+    return isinstance(recipe.task, QuestionsTask) and recipe.task.score != "math_verify"
 
 
 def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:

@@ -8,7 +8,7 @@ from transformers import PreTrainedConfig
 from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import skeleton
-from steadyrl.session import Prepared, notices, prepare, refuse_contradictions
+from steadyrl.session import Prepared, notices, open_pool, prepare, refuse_contradictions
 from steadyrl.terminal import visible
 
 SHOWN = 4000
@@ -32,6 +32,7 @@ def describe(recipe: Recipe, *, run: Path) -> str:
 
 
 def _described(ready: Prepared, run: Path) -> str:
+    open_pool(ready.recipe, ready.task).close()  # rejects a score function that cannot be called
     recipe, task, model = ready.recipe, ready.task, ready.config
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)

@@ -18,6 +18,8 @@ from steadyrl.tasks.base import Context, Example, Split, TaskError
 from steadyrl.tasks.scoring import ScoreRequest
 from steadyrl.types import Completion, Response, Sampling
 
+_MOST_PARTS = 64  # names of parts that a step logs
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
@@ -108,7 +110,7 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
-    names = sorted({name for score in scores for name in score.parts})
+    names = sorted({name for score in scores for name in score.parts})[:_MOST_PARTS]
     return Rewards(
         values=_table([score.reward or 0.0 for score in scores], groups),
         known=_table([float(score.reward is not None) for score in scores], groups).bool(),
@@ -232,14 +234,15 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
     values, known = rewards.values, rewards.known
     lowest, highest = (values[known].min(), values[known].max()) if known.any() else (math.nan, math.nan)
     parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
-    return {
+    own = {
         "reward/mean": values[known].mean().item(),
         "reward/min": float(lowest),
         "reward/max": float(highest),
         "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
         "reward/failures": len(rewards.failed),
         "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),
-        **parts,
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
     }
+    # a verifier's part may have the name of one of these, such as `mean`
+    return own | {f"{name}_part" if name in own else name: value for name, value in parts.items()}

@@ -1,6 +1,7 @@
 """From a recipe to the parts of a run, each checked against the others before anything is trained."""
 
 import inspect
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -149,14 +150,15 @@ def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[S
 @contextmanager
 def _opened(ready: Prepared) -> Iterator[Session]:
     recipe, task = ready.recipe, ready.task
-    policy = build_policy(recipe)
-    refuse_contradictions(recipe, policy.model, task)
-    if recipe.update.replay != "none":
-        check_replay(policy.model)
-    elif is_moe(policy.model):
-        check_recording(policy.model)  # the ledger wants the routes without replay too
-    limits, spec = recipe.scoring, task_fields(recipe) | settled(task)
-    with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
+    with open_pool(recipe, task) as pool:  # a score function is rejected before a weight is loaded
+        if pool.lacking:
+            print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
+        policy = build_policy(recipe)
+        refuse_contradictions(recipe, policy.model, task)
+        if recipe.update.replay != "none":
+            check_replay(policy.model)
+        elif is_moe(policy.model):
+            check_recording(policy.model)  # the ledger wants the routes without replay too
         yield Session(
             recipe=recipe,
             policy=policy,
@@ -169,6 +171,20 @@ def _opened(ready: Prepared) -> Iterator[Session]:
             prompts=ready.prompts,
             ends=ready.ends,
         )
+
+
+def open_pool(recipe: Recipe, task: Task) -> ScorePool:
+    """The scoring workers of a recipe.
+
+    Args:
+        recipe: What is asked for.
+        task: The task as it is in this process; the workers see the same problems.
+
+    Raises:
+        TaskError: the workers cannot build the task, or the user's function cannot be called.
+    """
+    spec = task_fields(recipe) | settled(task)
+    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
 
 
 def model_config(recipe: Recipe) -> PreTrainedConfig:

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -30,6 +31,44 @@ def score(prompt, completion):
         os._exit(3)
     if completion == "exit":
         sys.exit("enough")
+    if completion == "interrupt":
+        raise KeyboardInterrupt
+    if completion == "fork":
+        os.fork()
+        return 2.0
+    if completion == "fork and exit":
+        if os.fork() == 0:
+            sys.exit(0)
+        return 3.0
+    if completion == "fork and raise":
+        if os.fork() == 0:
+            raise ValueError("in the child")
+        return 4.0
+    if completion == "garbage":
+        for descriptor in range(3, 20):
+            try:
+                os.write(descriptor, b'nonsense\n[1.0, null]\n{"id": 999, "reward": 9.0}\n{"id": 0}\n[[[\n')
+            except OSError:
+                pass
+        return 5.0
+    if completion == "die once":
+        marker = __file__ + ".died"
+        if not os.path.exists(marker):
+            open(marker, "w").close()
+            os._exit(7)
+        return 6.0
+    if completion == "die later":
+        import threading
+        threading.Timer(0.15, os._exit, (9,)).start()
+        return 7.0
+    if completion == "wait":
+        time.sleep(0.4)
+        return 8.0
+    if completion == "memory":
+        return float(len(bytearray(3 << 30)))
+    if completion == "big file":
+        with open(__file__ + ".big", "wb") as file:
+            file.truncate(1 << 40)
     if completion == "print":
         print("[1.0, null]")
         os.system("echo '[1.0, null]'")
@@ -52,8 +91,9 @@ def rewarded(*rewards: float) -> list[Score]:
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> dict:
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     """A task whose score is the function above."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a guard that is killed leaves its folder behind
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
     fields = {"split": "train", "question_column": "q", "answer_column": "a", "held_out": 1}
@@ -112,13 +152,21 @@ def test_big_and_strange_completions_go_through(own: dict) -> None:
     ("completion", "failure"),
     [
         ("raise", "raised ValueError: no verdict"),
-        ("die", "worker died"),
-        ("exit", "worker died"),
+        ("die", "worker died: it ended with exit code 3"),
+        ("return os.kill(os.getpid(), 11)", "worker died: it was killed by SIGSEGV"),
+        ("exit", "called sys.exit('enough')"),
+        ("interrupt", "raised KeyboardInterrupt: "),
         ("return float('nan')", "returned nan"),
-        ("return -float('inf')", "returned -inf"),
+        ("return -float('inf')", "returned -inf, which is not finite in float32"),
+        ("return 1e39", "returned 1e+39, which is not finite in float32"),
+        ("return -3.5e38", "returned -3.5e+38, which is not finite in float32"),
         ("return 'abc'", "returned 'abc', not a number"),
+        ("return '1'", "returned '1', not a number"),
         ("return None", "returned None, not a number"),
-        ("return 10**400", "raised OverflowError: int too large to convert to float"),
+        ("return 10**39", f"returned {10**39}, which is not finite in float32"),
+        ("return 10**5000", "returned a value of type int, which is not finite in float32"),
+        ("return __import__('decimal').Decimal('1e400')", "returned Decimal('1E+400'), which is not finite in float32"),
+        ("big file", "raised OSError: [Errno 27] File too large"),
     ],
 )
 def test_a_failure_costs_one_response(own: dict, completion: str, failure: str) -> None:
@@ -130,6 +178,70 @@ def test_a_failure_costs_one_response(own: dict, completion: str, failure: str) 
     assert first == second == failed
 
 
+def test_a_worker_that_forks_shifts_no_reward(own: dict) -> None:
+    batch = requests(["x", "fork", "xx", "fork and exit", "xxx", "fork and raise", "xxxx"] * 3)
+    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.score(batch) == rewarded(*[1, 2, 2, 3, 3, 4, 4] * 3)
+
+
+def test_lines_that_answer_no_request_are_left_out(own: dict) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.score(requests(["x", "garbage", "xx", "xxx"])) == rewarded(1, 5, 2, 3)
+
+
+def test_a_worker_that_dies_once_costs_nothing(own: dict) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.score(requests(["x", "die once", "xx"])) == rewarded(1, 6, 2)
+
+
+def test_a_response_pays_for_no_other_that_killed_its_worker_later(own: dict) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.score(requests(["die later", "wait", "xx"])) == rewarded(7, 8, 2)
+
+
+@pytest.mark.parametrize("stopped", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_dies_while_idle_costs_nothing(own: dict, stopped: signal.Signals) -> None:
+    with ScorePool(own, seed=0, workers=2, time_limit=5) as pool:
+        os.kill(pids(pool)[0], stopped)
+        time.sleep(0.2)
+        assert pool.score(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
+
+
+def test_a_worker_that_dies_as_it_is_handed_work_costs_nothing(own: dict) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+        os.kill(pids(pool)[0], signal.SIGKILL)
+        assert pool.score(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
+
+
+def test_memory_is_limited(own: dict) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=5, memory_gib=1.0) as pool:
+        one, two = pool.score(requests(["memory", "x"]))
+    assert one.failure == "raised MemoryError; a worker may use scoring.memory_gib = 1"
+    assert two == rewarded(1)[0]
+
+
+@pytest.mark.parametrize("time_limit", [1e10, 1e300])
+def test_a_limit_of_centuries(own: dict, time_limit: float) -> None:
+    with ScorePool(own, seed=0, workers=1, time_limit=time_limit) as pool:
+        assert pool.score(requests(["x", "xx"])) == rewarded(1, 2)
+
+
+def test_more_than_a_thousand_descriptors(own: dict) -> None:
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if most != resource.RLIM_INFINITY and most < 1200:
+        pytest.skip("the system allows fewer descriptors")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1200, before[1]))
+    held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1050)]
+    try:
+        with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+            assert pool.score(requests(["x", "xx"])) == rewarded(1, 2)
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
 def test_answers_that_arrive_in_pieces(own: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     read = os.read
     monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, 7)))
@@ -139,7 +251,7 @@ def test_answers_that_arrive_in_pieces(own: dict, monkeypatch: pytest.MonkeyPatc
 
 def test_any_finite_number_is_a_reward(own: dict) -> None:
     batch = requests(["return True", "return -3", "return 2.5", "return __import__('numpy').float32(0.5)"])
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+    with ScorePool(own, seed=0, workers=1, time_limit=20) as pool:
         assert pool.score(batch) == rewarded(1.0, -3.0, 2.5, 0.5)
 
 
@@ -220,7 +332,7 @@ input()
 
 @pytest.mark.parametrize("completion", ["x", "hang in C"])
 def test_workers_end_with_a_parent_that_is_killed(own: dict, completion: str) -> None:
-    """Even one that hangs in C code, which can notice nothing; the alarm rings at 2·time_limit + 1 s."""
+    """Even one that hangs in C code, which can notice nothing."""
     command = [sys.executable, "-c", PARENT, json.dumps(own), completion, "0.8"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None

@@ -2,27 +2,54 @@
 
 import contextlib
 import json
+import math
 import os
+import selectors
 import signal
 import subprocess
 import sys
+import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from steadyrl.tasks.base import TaskError
+
+LOADING_LIMIT = 60.0
+"""Seconds that loading a user's function may take, or `scoring.time_limit` where that is more."""
+_LONGEST_LINE = 1 << 24
+_LONGEST_WAIT = 3600.0  # what the system's calls can hold; whoever waits looks again
+_FAREWELL = 10.0  # seconds the guard has to kill what is left
+_LAST_MOMENTS = 1.0  # seconds between the end of a worker and that of its guard
 
 
 class WorkerDied(Exception):
     """The worker ended where an answer was due."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ready:
+    """What a worker says of itself when the task is built."""
+
+    lacking: tuple[str, ...]
+    """Guards that its system does not have."""
+    size: int | None
+    """Training problems; None where they are endless."""
+    label: str | None
+    """Name of the user's function; None where ours scores."""
+    grouped: bool
+    """The function gets all responses to a prompt in one call."""
+    tokens: bool
+    """The function wants token ids."""
+
+
 class Worker:
     """A worker, started at once; its standard error is the run's own."""
 
-    def __init__(self, spec: Mapping[str, Any]) -> None:
+    def __init__(self, spec: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         """Start it and tell it which task to build."""
-        self._spec = spec
+        self._spec, self._environment = spec, environment
         self.taken: deque[int] = deque()
         """Positions of the requests it was handed and has not answered."""
         self.deadline = 0.0
@@ -31,10 +58,16 @@ class Worker:
 
     def _start(self) -> None:
         # -P: modules in the folder a run starts in must not shadow installed ones. A session of its own:
-        # Ctrl-C reaches the run alone, and a kill takes along the processes that a verifier started.
-        command = [sys.executable, "-P", "-m", "steadyrl.tasks.worker"]
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, bufsize=0, start_new_session=True)
+        # Ctrl-C reaches the run alone
+        command = [sys.executable, "-P", "-m", "steadyrl.tasks.worker", str(os.getpid())]
+        self._process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,
+            start_new_session=True,
+            env=dict(self._environment),
+        )
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._replies = self._process.stdin, self._process.stdout
@@ -42,31 +75,65 @@ class Worker:
         self.send(self._spec)
 
     def restart(self) -> None:
-        """Kill it, forget what it was handed, and start anew."""
+        """Kill it, forget what it was handed, and start anew.
+
+        Raises:
+            TaskError: the task can no longer be built.
+        """
         self.kill()
         self.taken.clear()
         self._start()
         self.wait_until_ready()
 
-    def wait_until_ready(self) -> None:
+    @property
+    def alive(self) -> bool:
+        """Whether its process runs."""
+        return self._process.poll() is None
+
+    def wait_until_ready(self) -> Ready:
         """Wait until the task is built.
 
         Raises:
-            TaskError: it cannot be, with the worker's reason.
+            TaskError: it cannot be, with the worker's reason; or loading the user's function takes too long.
         """
-        try:
-            while not (answers := self.receive()):
-                pass
-        except WorkerDied as error:
-            code = self._process.wait()
-            raise TaskError(
-                f"a scoring worker ended with exit code {code} while building the task; see its message above"
-            ) from error
-        if answers[0] is not None:
-            raise TaskError(answers[0])
+        limit, deadline = max(LOADING_LIMIT, self._spec["time_limit"]), math.inf
+        while True:
+            if not self._wait(deadline):
+                self.kill()
+                raise TaskError(
+                    f"score = {self._spec['task'].get('score')!r}: loading it took longer than {limit:g} s; "
+                    "raise scoring.time_limit if it needs more"
+                )
+            try:
+                messages = self.receive()
+            except WorkerDied as error:
+                raise TaskError(
+                    f"a scoring worker {self.end()} while building the task{self._while_loading(deadline)}; "
+                    "see its message above"
+                ) from error
+            for message in messages:
+                if "error" in message:
+                    raise TaskError(str(message["error"]))
+                if "stage" in message:
+                    deadline = time.monotonic() + limit
+                if "ready" in message:
+                    return _ready(message["ready"])
+
+    def _wait(self, deadline: float) -> bool:
+        """Whether something can be read before the deadline."""
+        with selectors.DefaultSelector() as selector:
+            selector.register(self, selectors.EVENT_READ)
+            while (left := deadline - time.monotonic()) > 0.0:
+                if selector.select(min(left, _LONGEST_WAIT)):
+                    return True
+        return False
+
+    def _while_loading(self, deadline: float) -> str:
+        score = self._spec["task"].get("score")
+        return f" and loading score = {score!r}" if math.isfinite(deadline) else ""
 
     def fileno(self) -> int:
-        """The descriptor that becomes readable when there are answers, for `select`."""
+        """The descriptor that becomes readable when there are answers, for a selector."""
         return self._replies.fileno()
 
     def send(self, message: Any) -> None:
@@ -78,23 +145,59 @@ class Worker:
         except BrokenPipeError:
             return
 
-    def receive(self) -> list[Any]:
-        """The answers that have arrived whole; blocks until there is at least a part of one.
+    def receive(self) -> list[dict[str, Any]]:
+        """The messages that have arrived whole; blocks until there is at least a part of one.
+
+        A line that is no message is left out: code that the worker runs may have written it.
 
         Raises:
             WorkerDied: there will be none.
         """
         data = os.read(self.fileno(), 1 << 16)
-        if not data:
+        if not data or len(self._partial) > _LONGEST_LINE:
             raise WorkerDied
         *lines, self._partial = (self._partial + data).split(b"\n")
-        return [json.loads(line) for line in lines]
+        return [message for line in lines if (message := _parsed(line)) is not None]
+
+    def end(self) -> str:
+        """How its process ended, in words; it is killed if it has not."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(_LAST_MOMENTS)
+        self.kill()
+        code = self._process.returncode
+        if code > 128 or code < 0:
+            number = code - 128 if code > 128 else -code
+            with contextlib.suppress(ValueError):
+                return f"was killed by {signal.Signals(number).name}"
+        return f"ended with exit code {code}"
 
     def kill(self) -> None:
         """End it, and whatever its verifier started. It has nothing to save, so there is no farewell."""
         if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # it ended by itself
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            self._process.terminate()  # the guard kills all others and ends
+            try:
+                self._process.wait(_FAREWELL)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._requests.close()
         self._replies.close()
+
+
+def _parsed(line: bytes) -> dict[str, Any] | None:
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
+
+
+def _ready(facts: Mapping[str, Any]) -> Ready:
+    own = facts["own"] or {}
+    return Ready(
+        lacking=tuple(facts["lacking"]),
+        size=facts["size"],
+        label=own.get("label"),
+        grouped=own.get("grouped", False),
+        tokens=own.get("tokens", False),
+    )

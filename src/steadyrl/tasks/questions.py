@@ -1,17 +1,17 @@
 """Question/answer pairs from a file, a folder or a Hugging Face dataset."""
 
 import copy
+import functools
 import hashlib
-import inspect
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from steadyrl.tasks.answers import Place, final_answer
-from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, Graded, RightResponses, Split, TaskError
+from steadyrl.tasks.calling import ScoreFunction
 from steadyrl.tasks.held_out import by_question, choose, count_near
-from steadyrl.tasks.own_score import load_function
+from steadyrl.tasks.own_score import function_file, load_function
 from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
 from steadyrl.tasks.right import right_answers
@@ -64,7 +64,10 @@ class Questions:
         Raises:
             TaskError: the data cannot be read, rows cannot be used, or too few are left.
         """
-        self._verify = _verifier(score)
+        self._path = path
+        self.own_file = None if score == "math_verify" else function_file(score)
+        """Where the user's score function is, if it scores; it is loaded when it is first needed."""
+        self._math = None if self.own_file else _math_verifier(answer)
         self._score, self._has_solutions = score, solution_column is not None
         self._place: Place = answer
         self._held_out, self._skip = held_out, skip_bad_rows
@@ -99,9 +102,25 @@ class Questions:
         """The pair at `index`: training pairs and sets in the order of the file, held-out pairs by their hash."""
         return self._pairs[split][index]
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """What math_verify, or the user's function, says of the completion."""
-        return self._verify(self._pairs[split][index], completion)
+        pair = self._pairs[split][index]
+        if self._math is not None:
+            return self._math(pair, completion, context)
+        returned: Any = self.own_function([pair], [completion], [context])
+        return returned[0] if self.own_function.form == "trl" else returned
+
+    @functools.cached_property
+    def own_function(self) -> ScoreFunction:
+        """The user's score function.
+
+        Raises:
+            TaskError: it cannot be loaded, or called with what there is.
+        """
+        assert self.own_file is not None
+        function = load_function(self.own_file)
+        example = self._pairs["train"][0]
+        return ScoreFunction(function, label=self.own_file.label, example=example, data_source=self._path)
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
         """The reference answer in the usual forms; for a user's own function, the worked solution too."""
@@ -211,18 +230,18 @@ def _reference_check(score: str) -> Callable[[Example], None] | None:
     return check
 
 
-def _verifier(score: str) -> Callable[[Example, str], float]:
-    """What scores a completion for a pair. math_verify loads sympy: it is imported only where used."""
-    if score == "math_verify":
-        from steadyrl.tasks.math_answers import math_verify_score
+def _math_verifier(place: Place) -> Callable[[Example, str, Context], float]:
+    """math_verify loads sympy: it is imported only where used."""
+    from steadyrl.tasks.math_answers import math_verify_score
 
-        return lambda pair, completion: math_verify_score(
-            pair.accepted or pair.answer, completion, question=pair.question
+    def verify(pair: Example, completion: str, context: Context) -> float:
+        return math_verify_score(
+            pair.accepted or pair.answer,
+            completion,
+            place=place,
+            prompt_text=context.prompt_text,
+            finish_reason=context.finish_reason,
+            question=pair.question,
         )
-    file, colon, name = score.rpartition(":")
-    if not (file and colon and name):
-        raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
-    own = load_function(Path(file), name)
-    if "answer" in inspect.signature(own).parameters:
-        return lambda pair, completion: own(pair.question, completion, answer=pair.answer)
-    return lambda pair, completion: own(pair.question, completion)
+
+    return verify

@@ -1,6 +1,8 @@
 """Scoring in worker processes: a verifier that raises, hangs or crashes costs one response, never the run."""
 
-import select
+import itertools
+import os
+import selectors
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -8,9 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from steadyrl.tasks.base import WHOLE, Context, Split, TaskError
+from steadyrl.tasks.calling import KNOWN_FORMS
+from steadyrl.tasks.environment import worker_environment
 from steadyrl.tasks.process import Worker, WorkerDied
 
 _LARGEST_CHUNK = 64  # requests per message: enough to hide the pipes, few enough to share between workers
+_TRIALS = 3  # problems that a user's function is tried on before it is rejected
+_LONGEST_WAIT = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +44,11 @@ class Score:
     parts: Mapping[str, float] = field(default_factory=dict)
     """Further numbers that the verifier returned, by name."""
 
+    @classmethod
+    def failed(cls, failure: str) -> Self:
+        """No reward, and why."""
+        return cls(reward=None, failure=failure)
+
 
 class ScorePool:
     """Worker processes that score responses; a context manager.
@@ -45,29 +56,56 @@ class ScorePool:
     Each worker gets a chunk of requests and answers them one by one. The pool writes to a worker only while
     it waits for work, and reads from it only while it works, so that neither blocks the other, however long
     a response is.
+
+    A response that takes too long has no reward. One at which a worker dies is scored once more, on a fresh worker;
+    if that dies too, it has no reward. A function in TRL's form gets all responses to a prompt in one call, within
+    their number times the limit; if the call fails, each of them is scored alone.
     """
 
-    def __init__(self, task_spec: Mapping[str, Any], *, seed: int, workers: int, time_limit: float) -> None:
-        """Start the workers and wait until each has built the task.
+    def __init__(
+        self,
+        task_spec: Mapping[str, Any],
+        *,
+        seed: int,
+        workers: int,
+        time_limit: float,
+        environment: Sequence[str] = (),
+        closed: bool = False,
+        memory_gib: float = 8.0,
+        folder: str | None = None,
+    ) -> None:
+        """Start the workers, wait until each has built the task, and try a user's function on the first problems.
 
         Args:
             task_spec: The recipe's task section as plain values, with its `kind`.
             seed: Seed of the task.
             workers: How many processes.
             time_limit: Seconds one response may take; then its worker is killed and replaced.
+            environment: Environment variables that workers get beside those of the allow-list.
+            closed: Without network and the user's files, also for a user's function; ours always is.
+            memory_gib: GiB that each process of a worker may use.
+            folder: Working directory of a user's function; None: the run's.
 
         Raises:
-            TaskError: the task cannot be built.
+            TaskError: the task cannot be built, or the user's function cannot be called.
         """
-        spec = {"task": dict(task_spec), "seed": seed, "time_limit": time_limit}
+        spec = {"task": dict(task_spec), "seed": seed, "time_limit": time_limit, "memory_gib": memory_gib}
+        spec |= {"closed": closed, "folder": folder, "run_folder": _working_directory()}
         self._time_limit = time_limit
-        self._workers = [Worker(spec) for _ in range(workers)]
+        self._numbers = itertools.count()
+        variables = worker_environment(os.environ, environment)
+        self._workers = [Worker(spec, variables) for _ in range(workers)]
         try:
-            for worker in self._workers:
-                worker.wait_until_ready()
-        except TaskError:
+            self._ready, *_ = [worker.wait_until_ready() for worker in self._workers]
+            self._try_function()
+        except BaseException:
             self.close()
             raise
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Guards that this system does not offer, in words."""
+        return self._ready.lacking
 
     def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
         """Score responses; the scores are in the order of the requests.
@@ -77,14 +115,7 @@ class ScorePool:
         """
         if not self._workers:
             raise RuntimeError("this score pool is closed; score inside its `with` block")
-        for worker in self._workers:
-            if worker.taken:  # an interrupted call left answers under way
-                worker.restart()
-        batch = _Batch(requests)
-        while len(batch.scores) < len(requests):
-            self._hand_out(batch)
-            self._collect(batch)
-        return [batch.scores[position] for position in range(len(requests))]
+        return self._score([_wire(request, tokens=self._ready.tokens) for request in requests])
 
     def close(self) -> None:
         """Stop the workers."""
@@ -100,51 +131,167 @@ class ScorePool:
         """Stop the workers."""
         self.close()
 
+    def _try_function(self) -> None:
+        """Score the solutions of the first problems by a user's function; one of them must get a reward."""
+        label, size = self._ready.label, self._ready.size or 0
+        failures: list[str] = []
+        while label and len(failures) < min(_TRIALS, size):
+            request = {"split": "train", "index": len(failures), "completion": None, "context": None}
+            scores = self._score([request] * (2 if self._ready.grouped else 1))
+            if scores[0].failure is None:
+                return
+            failures.append(scores[0].failure)
+        if failures:
+            raise TaskError(
+                f"{label}: it gave the first problem's own solution no reward: {failures[0]}. A score function returns "
+                f"a finite number, or a dict with the number `score`. {KNOWN_FORMS}"
+            )
+
+    def _score(self, wires: list[dict[str, Any]]) -> list[Score]:
+        for worker in self._workers:
+            if worker.taken or not worker.alive:  # an interrupted call left answers under way; or it died since
+                worker.restart()
+        batch = _Batch([{"id": next(self._numbers), **wire} for wire in wires], grouped=self._ready.grouped)
+        while len(batch.scores) < len(wires):
+            self._hand_out(batch)
+            self._collect(batch)
+        return [batch.scores[position] for position in range(len(wires))]
+
     def _hand_out(self, batch: "_Batch") -> None:
         """Give every idle worker a chunk, smaller ones towards the end so that all finish together."""
         for worker in self._workers:
             if batch.waiting and not worker.taken:
                 share = len(batch.waiting) // (2 * len(self._workers))
-                count = max(1, min(_LARGEST_CHUNK, share))
-                worker.taken.extend(batch.waiting.popleft() for _ in range(count))
-                chunk = [batch.requests[position] for position in worker.taken]
-                worker.send([[request.split, request.index, request.completion] for request in chunk])
-                worker.deadline = time.monotonic() + self._time_limit
+                worker.taken.extend(batch.next_chunk(max(1, min(_LARGEST_CHUNK, share))))
+                worker.send([batch.requests[position] for position in worker.taken])
+                self._set_deadline(worker)
+
+    def _set_deadline(self, worker: Worker) -> None:
+        responses = len(worker.taken) if self._ready.grouped else 1
+        worker.deadline = time.monotonic() + responses * self._time_limit
 
     def _collect(self, batch: "_Batch") -> None:
         """Wait for answers, or for the first time limit, and record what came."""
         busy = [worker for worker in self._workers if worker.taken]
-        patience = max(0.0, min(worker.deadline for worker in busy) - time.monotonic())
-        ready = select.select(busy, [], [], patience)[0]
+        patience = min(worker.deadline for worker in busy) - time.monotonic()
+        with selectors.DefaultSelector() as selector:
+            for worker in busy:
+                selector.register(worker, selectors.EVENT_READ)
+            ready = {key.fileobj for key, _ in selector.select(max(0.0, min(patience, _LONGEST_WAIT)))}
         for worker in busy:
             if worker in ready:
                 self._read(worker, batch)
-            elif time.monotonic() >= worker.deadline:
-                self._give_up(worker, f"took longer than {self._time_limit:g} s", batch)
+            if worker.taken and time.monotonic() >= worker.deadline:
+                self._stop(worker, batch)
 
     def _read(self, worker: Worker, batch: "_Batch") -> None:
-        """Record the answers a worker has written."""
+        """Record the answers a worker has written; those to no open request are left out."""
         try:
-            answers = worker.receive()
+            messages = worker.receive()
         except WorkerDied:
-            self._give_up(worker, "worker died", batch)
+            self._bury(worker, batch)
             return
-        for reward, failure in answers:
-            batch.scores[worker.taken.popleft()] = Score(reward=reward, failure=failure)
-        if answers:
-            worker.deadline = time.monotonic() + self._time_limit
+        answered = False
+        for message in messages:
+            position = batch.position(message.get("id"))
+            if position in worker.taken and (score := _score_in(message)):
+                batch.scores[position] = score
+                worker.taken.remove(position)
+                answered = True
+            elif message.get("ids") == [batch.requests[position]["id"] for position in worker.taken]:
+                batch.take_apart(worker.taken, str(message.get("failure")))
+                worker.taken.clear()
+        if answered:
+            self._set_deadline(worker)
 
-    def _give_up(self, worker: Worker, failure: str, batch: "_Batch") -> None:
-        """Mark the response that the worker was at, put the rest of its chunk back, and replace it."""
-        batch.scores[worker.taken.popleft()] = Score(reward=None, failure=failure)
-        batch.waiting.extendleft(reversed(worker.taken))
+    def _stop(self, worker: Worker, batch: "_Batch") -> None:
+        """Replace a worker that takes too long; the response it is at has no reward."""
+        failure = f"took longer than {self._time_limit:g} s"
+        if self._ready.grouped:
+            batch.take_apart(worker.taken, failure)
+        else:
+            batch.scores[worker.taken.popleft()] = Score.failed(failure)
+            batch.put_back(worker.taken)
+        worker.restart()
+
+    def _bury(self, worker: Worker, batch: "_Batch") -> None:
+        """Replace a worker that died; the response it was at is scored once more, alone."""
+        ended = worker.end()
+        if self._ready.grouped and len(worker.taken) > 1:
+            batch.take_apart(worker.taken, "")
+        else:
+            first = worker.taken.popleft()
+            batch.put_back(worker.taken)
+            if first in batch.fatal:
+                batch.scores[first] = Score.failed(f"worker died: it {ended}")
+            else:
+                batch.fatal.add(first)
+                batch.alone.add(first)
+                batch.put_back([first])
         worker.restart()
 
 
 class _Batch:
     """The requests of one call, the positions nobody has taken yet, and the scores so far."""
 
-    def __init__(self, requests: Sequence[ScoreRequest]) -> None:
-        self.requests = requests
+    def __init__(self, requests: list[dict[str, Any]], *, grouped: bool) -> None:
+        self.requests, self._grouped = requests, grouped
         self.waiting = deque(range(len(requests)))
         self.scores: dict[int, Score] = {}
+        self.alone: set[int] = set()
+        """Positions that are sent by themselves."""
+        self.fatal: set[int] = set()
+        """Positions at which a worker died."""
+        self._positions = {request["id"]: position for position, request in enumerate(requests)}
+
+    def position(self, number: object) -> int:
+        """The position of a request's id; −1 where there is none."""
+        return self._positions.get(number, -1) if isinstance(number, int) else -1
+
+    def next_chunk(self, count: int) -> list[int]:
+        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone."""
+        chunk = [self.waiting.popleft()]
+        while self.waiting and not {chunk[0], self.waiting[0]} & self.alone:
+            if self._problem(chunk[0]) != self._problem(self.waiting[0]) if self._grouped else len(chunk) >= count:
+                break
+            chunk.append(self.waiting.popleft())
+        return chunk
+
+    def put_back(self, positions: Sequence[int]) -> None:
+        """Let another worker take them, before the others."""
+        self.waiting.extendleft(reversed(positions))
+
+    def take_apart(self, positions: Sequence[int], failure: str) -> None:
+        """After a call for several responses failed, have each scored alone; one that was alone has no reward."""
+        if len(positions) == 1:
+            self.scores[positions[0]] = Score.failed(failure)
+        else:
+            self.alone.update(positions)
+            self.put_back(positions)
+
+    def _problem(self, position: int) -> tuple[str, int]:
+        return self.requests[position]["split"], self.requests[position]["index"]
+
+
+def _wire(request: ScoreRequest, *, tokens: bool) -> dict[str, Any]:
+    """A request as it is sent; token ids only to a function that wants them."""
+    known = request.context
+    context = (known.prompt_text, known.finish_reason, known.token_ids if tokens else ())
+    return {"split": request.split, "index": request.index, "completion": request.completion, "context": context}
+
+
+def _score_in(message: Mapping[str, Any]) -> Score | None:
+    """The score in a worker's message; None if it is none."""
+    match message:
+        case {"reward": None, "failure": str(failure)}:
+            return Score.failed(failure)
+        case {"reward": float(reward), "failure": None, "parts": dict(parts)}:
+            return Score(reward=reward, failure=None, parts=parts)
+    return None
+
+
+def _working_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was deleted
+        return None

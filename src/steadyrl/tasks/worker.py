@@ -1,44 +1,49 @@
 """A scoring worker: a process that reads responses as JSON lines and answers each with a reward.
 
-    python -m steadyrl.tasks.worker
+    python -m steadyrl.tasks.worker RUN
 
-The first line is `{"task": {…}, "seed": 0, "time_limit": 10.0}`, answered by `null` or by what is wrong with
-the task. Then a line is a list of `[split, index, completion]`, and each of them is answered by its own line
-`[reward, failure]`. The worker ends with its standard input.
+RUN is the process id of the run. The first line of standard input says which task to build. The worker answers
+`{"stage": "loading"}` before it loads a user's function, then `{"error": …}`, or `{"ready": {…}}` with what the run
+must know. After that, a line is a list of requests, and each is answered by its own line with the request's `id`. The
+worker ends with its standard input.
 """
 
+import contextlib
 import json
-import math
-import numbers
 import os
-import signal
 import sys
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
-from steadyrl.tasks.base import Task, TaskError
+from steadyrl.tasks import linux
+from steadyrl.tasks.base import Context, Task, TaskError
 from steadyrl.tasks.build import build_task
+from steadyrl.tasks.closing import allow_processor, close, limit
+from steadyrl.tasks.grading import NotANumber, cut, grade, rewards_of
+from steadyrl.tasks.guard import Guard, become_worker
+from steadyrl.tasks.own_score import in_words
+from steadyrl.tasks.questions import Questions
 
-_LONGEST_FAILURE = 500
+Reply = dict[str, Any]
 
 
 def main() -> None:
     """Serve until standard input ends."""
+    guard = become_worker(int(sys.argv[1]))
     requests, replies = _take_pipes()
     spec = json.loads(requests.readline())
     try:
-        task = build_task(spec["task"]["kind"], seed=spec["seed"], parameters=spec["task"])
+        task, facts = _prepare(spec, guard, replies)
     except TaskError as error:
-        _send(replies, str(error))
-        return
-    _send(replies, None)
-    # the parent enforces the limit; this alarm ends a hanging worker whose parent is gone
-    alarm = 2 * spec["time_limit"] + 1
+        _send(replies, {"error": str(error)})
+        os._exit(0)  # the user's file may have left threads behind
+    _send(replies, {"ready": facts})
     for line in requests:
-        for split, index, completion in json.loads(line):
-            signal.setitimer(signal.ITIMER_REAL, alarm)
-            reply = _score(task, split, index, completion)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        batch = json.loads(line)
+        allow_processor(spec["time_limit"] * 2 * len(batch))
+        for reply in _answers(task, batch, spec["memory_gib"]):
             _send(replies, reply)
+    os._exit(0)
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:
@@ -53,21 +58,128 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
     return requests, replies
 
 
-def _send(replies: IO[str], reply: Any) -> None:
+def _send(replies: IO[str], reply: Reply) -> None:
     replies.write(json.dumps(reply) + "\n")
     replies.flush()
 
 
-def _score(task: Task, split: Any, index: int, completion: str) -> tuple[float | None, str | None]:
-    """The reward, or None and why there is none."""
+def _prepare(spec: dict[str, Any], guard: Guard, replies: IO[str]) -> tuple[Task, dict[str, Any]]:
+    """Build the task, close the worker where it must be, then load the user's function.
+
+    The problems are read first: a closed worker can no longer read the user's files.
+    """
+    if spec["run_folder"] is not None:
+        with contextlib.suppress(OSError):
+            os.chdir(spec["run_folder"])
+    task = build_task(spec["task"]["kind"], seed=spec["seed"], parameters=spec["task"])
+    file = task.own_file if isinstance(task, Questions) else None
+    closed = spec["closed"] or file is None
+    lacking = [] if guard.isolated else ["namespaces of processes"]
+    if closed:
+        lacking += close(guard, keep=file.folders if file else ())
+    else:
+        _work_in(spec["folder"] or spec["run_folder"], guard)
+    lacking += limit(memory_gib=spec["memory_gib"], closed=closed)
+    facts: dict[str, Any] = {"lacking": lacking, "size": task.size("train"), "own": None}
+    if isinstance(task, Questions) and file:
+        _send(replies, {"stage": "loading"})
+        me = os.getpid()
+        try:
+            function = task.own_function
+        finally:
+            _end_a_fork(me)
+        facts["own"] = {"label": file.label, "grouped": function.form == "trl", "tokens": function.wants_tokens}
+    return task, facts
+
+
+def _work_in(folder: str | None, guard: Guard) -> None:
+    """Change to the recipe's folder; tells where that is not possible."""
+    if guard.own_user:
+        linux.drop_privileges()
     try:
-        value = task.score(split, index, completion)
-        if not isinstance(value, numbers.Real):
-            return None, f"returned {value!r}, not a number"[:_LONGEST_FAILURE]
-        reward = float(value)
-    except Exception as error:  # a verifier may raise anything, and the run must go on
-        return None, f"raised {type(error).__name__}: {error}"[:_LONGEST_FAILURE]
-    return (reward, None) if math.isfinite(reward) else (None, f"returned {reward}")
+        os.chdir(folder or guard.folder)
+    except OSError as error:
+        os.chdir(guard.folder)
+        print(f"steadyrl: the score function runs in a temporary folder: {error}", file=sys.stderr)
+
+
+def _answers(task: Task, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
+    """Replies to a batch, one by one; a group in TRL's form is answered at once."""
+    if isinstance(task, Questions) and task.own_file and task.own_function.form == "trl":
+        yield from _group(task, batch, memory_gib)
+        return
+    for request in batch:
+        yield {"id": request["id"], **_scored(lambda request=request: _call(task, request), memory_gib)}
+
+
+def _call(task: Task, request: Reply) -> Any:
+    completion = _completion(task, request)
+    return task.score(request["split"], request["index"], completion, Context(**_context(task, request)))
+
+
+def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
+    """Score all responses of a group in one call; after one that fails, the run sends each response alone."""
+    examples = [task.example(request["split"], request["index"]) for request in batch]
+    completions = [_completion(task, request) for request in batch]
+    contexts = [Context(**_context(task, request)) for request in batch]
+    returned: list[Any] = []
+
+    def call() -> float:
+        returned.append(task.own_function(examples, completions, contexts))
+        return 0.0
+
+    failure = _scored(call, memory_gib)["failure"]
+    if failure is not None:
+        yield {"ids": [request["id"] for request in batch], "failure": failure}
+        return
+    try:
+        rewards = rewards_of(returned[0], len(batch))
+    except NotANumber as error:
+        nothing = {"reward": None, "parts": {}, "failure": cut(str(error))}
+        yield from ({"id": request["id"], **nothing} for request in batch)
+        return
+    for request, reward in zip(batch, rewards, strict=True):
+        yield {"id": request["id"], **_scored(lambda reward=reward: reward, memory_gib)}
+
+
+def _completion(task: Task, request: Reply) -> str:
+    """The response; the trial of a user's function has none, and takes the problem's own solution."""
+    if request["completion"] is not None:
+        return request["completion"]
+    return task.example(request["split"], request["index"]).solution
+
+
+def _context(task: Task, request: Reply) -> dict[str, Any]:
+    if request["completion"] is None:
+        question = task.example(request["split"], request["index"]).question
+        return {"prompt_text": question, "token_ids": (0,)}
+    prompt_text, finish_reason, token_ids = request["context"]
+    return {"prompt_text": prompt_text, "finish_reason": finish_reason, "token_ids": tuple(token_ids)}
+
+
+def _scored(call: Callable[[], Any], memory_gib: float) -> Reply:
+    """The reward and its parts, or why there is none."""
+    me = os.getpid()
+    try:
+        reward, parts = grade(call())
+        return {"reward": reward, "parts": parts, "failure": None}
+    except NotANumber as error:
+        failure = str(error)
+    except SystemExit as end:
+        failure = f"called sys.exit({'' if end.code is None else repr(end.code)})"
+    except MemoryError:
+        failure = f"raised MemoryError; a worker may use scoring.memory_gib = {memory_gib:g}"
+    except BaseException as error:  # a verifier may raise anything, and the run must go on
+        failure = f"raised {in_words(error)}"
+    finally:
+        _end_a_fork(me)
+    return {"reward": None, "parts": {}, "failure": cut(failure)}
+
+
+def _end_a_fork(worker: int) -> None:
+    """End a child process that came back out of the user's code: the worker alone answers."""
+    if os.getpid() != worker:
+        os._exit(0)
 
 
 if __name__ == "__main__":
