@@ -15,10 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
+from steadyrl.session import open_pool
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.questions import Questions
 from steadyrl.tasks.scoring import ScorePool
 
 PROBLEMS = 32
@@ -53,7 +53,7 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
     together = _TOGETHER * recipe.scoring.workers
-    with _new_pool(recipe, task) as pool:
+    with open_pool(recipe, task) as pool:
         report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
@@ -73,7 +73,7 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
     report = _remembered(key)
     if report is None:
         # a function that remembers its calls must not have seen others when the run begins
-        with _new_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
+        with open_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
             found = audit(
                 task,
                 auditors.score,
@@ -86,12 +86,6 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
         if found.complete:
             _remember(key, report)
     return list(_warnings(recipe, report))
-
-
-def _new_pool(recipe: Recipe, task: Task) -> ScorePool:
-    """Workers that see the problems of `task`."""
-    spec = recipe.task.model_dump() | (task.settled() if isinstance(task, Questions) else {})
-    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
 
 
 def _own_file(recipe: Recipe) -> Path | None:
