@@ -6,7 +6,7 @@ from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
-from steadyrl.session import notices, refuse_contradictions
+from steadyrl.session import check_kv_cache, notices, refuse_contradictions
 from steadyrl.tasks.build import build_task
 
 
@@ -17,6 +17,7 @@ def describe(recipe: Recipe) -> str:
         TaskError, ModelError: the task or the model cannot be had.
         RecipeError: parts of the recipe contradict each other.
     """
+    check_kv_cache(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
     model = _model_config(recipe)
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
@@ -33,12 +34,19 @@ def describe(recipe: Recipe) -> str:
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
         f"{rollout.max_new_tokens} tokens; {n} update(s) each",
         f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
-        f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {recipe.engine.kv_precision}",
+        f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
         *(f"notice     {notice}" for notice in notices(recipe)),
     ]
     return "\n".join(lines)
+
+
+def _cache(recipe: Recipe, model: PreTrainedConfig) -> str:
+    """The precision of keys and values; of `auto`, what it takes here."""
+    taken, reason = check_kv_cache(recipe, model)
+    because = "" if reason is None else f": {reason}"
+    return f"auto, which takes {taken}{because}" if recipe.engine.kv_precision == "auto" else taken
 
 
 def _model_config(recipe: Recipe) -> PreTrainedConfig:

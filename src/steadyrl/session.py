@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from steadyrl import algo, config
 from steadyrl.algo import Objective
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
+from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
@@ -60,6 +61,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
         torch.set_num_threads(recipe.hold.threads)
     spec = recipe.task.model_dump()
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
+    check_kv_cache(recipe)  # before any weight is loaded
     policy = build_policy(recipe)
     refuse_contradictions(recipe, policy.model, task)
     if recipe.update.replay != "none":
@@ -172,12 +174,28 @@ def notices(recipe: Recipe) -> list[str]:
     return []
 
 
+def check_kv_cache(recipe: Recipe, model: PreTrainedConfig | None = None) -> tuple[str, str | None]:
+    """Return the precision of the engine's cache, and why `auto` did not take FP8, where it did not.
+
+    Raises:
+        EngineError: this machine, or the model if it is given, cannot have the cache that was asked for.
+    """
+    asked = recipe.engine.kv_precision
+    if isinstance(recipe.engine, config.LocalEngine):
+        return asked, None
+    on_cpu = not torch.cuda.is_available()
+    taken = resolve_kv_precision(asked, model, on_cpu=on_cpu)
+    return taken, no_fp8_cache(model, on_cpu=on_cpu) if asked == "auto" else None
+
+
 def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
     """Hold the parts of a recipe against each other; the model may be one without weights.
 
     Raises:
         RecipeError: they cannot work together.
+        EngineError: this machine or the model cannot have the cache that was asked for.
     """
+    check_kv_cache(recipe, model.config)
     if recipe.update.replay != "none" and not is_moe(model):
         raise RecipeError(
             f'update.replay = "{recipe.update.replay}", but {type(model).__name__} is dense: it has no experts '

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from unittest.mock import patch
 
 import pytest
 import torch
 
 from builders import dense_policy, random_ids, tiny_policy
+from machine import needs_fp8_cache, needs_vllm, without_fp8_instructions
 from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import vllm
 from steadyrl.engine.base import EngineError
@@ -23,10 +23,7 @@ from steadyrl.model.routing import record
 from steadyrl.model.scoring import score
 from steadyrl.types import Completion, Sampling
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it"),
-]
+pytestmark = [pytest.mark.vllm, needs_vllm]
 
 SIZES = {"hidden_size": 64, "head_dim": 32, "initializer_range": 0.05}
 ENDS = {1, 10, 20, 30}
@@ -207,7 +204,7 @@ def test_an_update_arrives(build: Callable[..., Policy], more: dict[str, bool]) 
 
 def test_after_an_update_an_fp8_engine_is_one_that_began_with_the_new_weights() -> None:
     policy, other = tiny_policy(**SIZES), tiny_policy(seed=1, **SIZES)
-    engine, fresh = (engine_of(each, precision="fp8", kv_precision="fp8") for each in (policy, other))
+    engine, fresh = (engine_of(each, precision="fp8", kv_precision="auto") for each in (policy, other))
     with repeatable(policy.device):
         expected = ask(fresh)
         assert not same(ask(engine), expected)
@@ -389,8 +386,34 @@ def test_what_is_in_force(bf16) -> None:
         "kv_cache": "native",
         "logprobs": "processed_logprobs",
     }
-    facts = engine_of(bf16[0], precision="fp8", kv_precision="fp8").facts
-    assert (facts["weights"], facts["kv_cache"]) == ("fp8 (e4m3), rounded before", "fp8 (e4m3), by vLLM")
+    assert engine_of(bf16[0], precision="fp8").facts["weights"] == "fp8 (e4m3), rounded before"
+
+
+@needs_fp8_cache
+@pytest.mark.parametrize("asked", ["fp8", "auto"])
+def test_an_fp8_cache_is_what_was_asked_for_and_what_samples(bf16, asked: str) -> None:
+    policy, native = bf16
+    engine = engine_of(policy, kv_precision=asked)
+    assert engine.facts["kv_cache"] == "fp8 (e4m3), by vLLM"
+    assert "kv_cache_reason" not in engine.facts
+    assert apart(policy, ask(engine))[0] > 1.5 * apart(policy, ask(native))[0]
+
+
+def test_auto_takes_the_native_cache_on_a_cpu_without_the_instructions(bf16, monkeypatch) -> None:
+    policy, native = bf16
+    with monkeypatch.context() as without:
+        without_fp8_instructions(without)  # vLLM asks torch by the same functions
+        engine = engine_of(policy, kv_precision="auto")
+    assert engine.facts["kv_cache"] == "native"
+    assert "needs a CPU with AVX-512 or AMX" in str(engine.facts["kv_cache_reason"])
+    with repeatable(policy.device):
+        assert same(ask(engine), ask(native))
+
+
+def test_auto_takes_the_native_cache_for_heads_that_have_no_fp8_kernel() -> None:
+    engine = engine_of(tiny_policy(**SIZES | {"head_dim": 80}), kv_precision="auto")
+    assert engine.facts["kv_cache"] == "native"
+    assert engine.facts["kv_cache_reason"]
 
 
 @pytest.mark.parametrize(

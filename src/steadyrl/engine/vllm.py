@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from steadyrl.engine.base import EngineError, check_prompts, check_weights
+from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.precision import quantised_weights, round_e4m3
 from steadyrl.engine.returned import checked_routes
 from steadyrl.model.routing import moe_blocks, slots_of
@@ -84,7 +85,7 @@ class VLLMEngine:
         end_tokens: ids that end a response.
         precision: `native`: that of the trained weights; `fp8`: weights of linear layers and experts in e4m3, by vLLM
             on a GPU, and rounded before they are handed over on a CPU, for which vLLM has no FP8 kernel.
-        kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
+        kv_precision: `native`; `fp8`: a cache of e4m3 keys and values; `auto`: `fp8` where vLLM can, else `native`.
         max_sequences: most sequences decoded side by side.
         batch_tokens: most tokens in one forward; a longer prompt is computed in pieces.
         cache_gib: memory of the key-value cache.
@@ -114,12 +115,13 @@ class VLLMEngine:
         self._slots = slots_of(blocks[0][0]) if blocks else None
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._on_cpu = _runs_on_cpu()
+        kv = resolve_kv_precision(kv_precision, model.config, on_cpu=self._on_cpu)
         own = precision == "fp8" and not self._on_cpu
         self._rounded = quantised_weights(model) if precision == "fp8" and self._on_cpu else {}
         options = {
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": "fp8" if own else None,
-            "kv_cache_dtype": "fp8" if kv_precision == "fp8" else "auto",
+            "kv_cache_dtype": "fp8" if kv == "fp8" else "auto",
             "kv_cache_memory_bytes": int(cache_gib * 2**30),
             "max_num_seqs": max_sequences,
             "max_num_batched_tokens": max(batch_tokens, max_sequences),
@@ -133,9 +135,11 @@ class VLLMEngine:
             "dtype": options["dtype"],
             "weights": "fp8 (e4m3), by vLLM" if own else "fp8 (e4m3), rounded before" if self._rounded else "native",
             "activations": "fp8 (e4m3), by vLLM" if own else "native",
-            "kv_cache": "fp8 (e4m3), by vLLM" if kv_precision == "fp8" else "native",
+            "kv_cache": "fp8 (e4m3), by vLLM" if kv == "fp8" else "native",
             "logprobs": LOGPROBS,
         }
+        if kv_precision == "auto" and (reason := no_fp8_cache(model.config, on_cpu=self._on_cpu)) is not None:
+            self._facts["kv_cache_reason"] = reason
         self._version, self._intact = 0, True
         saved = copy.deepcopy(model.config)
         saved.architectures = [type(model).__name__]  # only a saved model's config names it
