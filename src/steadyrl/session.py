@@ -17,6 +17,7 @@ from steadyrl.engine.base import Engine
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.model.decoding import rope_length
 from steadyrl.model.loading import Policy, build_tiny, load_pretrained, recompute_activations
 from steadyrl.model.routing import check_recording, check_replay, is_moe
 from steadyrl.model.text import end_tokens
@@ -196,6 +197,11 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
         EngineError: this machine or the model cannot have the cache that was asked for.
     """
     check_kv_cache(recipe, model.config)
+    if (rope := rope_length(model.config)) is not None and recipe.rollout.max_new_tokens >= rope:
+        raise RecipeError(
+            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}, but the rope of {type(model).__name__} changes "
+            f"its factors beyond {rope} tokens of prompt and response, and a cache keeps the old ones. Lower it"
+        )
     if recipe.update.replay != "none" and not is_moe(model):
         raise RecipeError(
             f'update.replay = "{recipe.update.replay}", but {type(model).__name__} is dense: it has no experts '

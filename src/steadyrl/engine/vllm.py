@@ -32,6 +32,7 @@ from steadyrl.engine.base import EngineError, check_prompts, check_weights
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.precision import quantised_weights, round_e4m3
 from steadyrl.engine.returned import checked_routes
+from steadyrl.model.decoding import rope_length
 from steadyrl.model.routing import moe_blocks, slots_of
 from steadyrl.types import Completion, Sampling
 
@@ -114,6 +115,7 @@ class VLLMEngine:
         self._experts = max((experts for _, experts in blocks), default=0)
         self._slots = slots_of(blocks[0][0]) if blocks else None
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._rope = rope_length(model.config)
         self._on_cpu = _runs_on_cpu()
         kv = resolve_kv_precision(kv_precision, model.config, on_cpu=self._on_cpu)
         own = precision == "fp8" and not self._on_cpu
@@ -126,6 +128,7 @@ class VLLMEngine:
             "max_num_seqs": max_sequences,
             "max_num_batched_tokens": max(batch_tokens, max_sequences),
             "enable_return_routed_experts": bool(self._moe_layers),
+            **({} if self._rope is None else {"max_model_len": self._rope}),  # else vLLM takes longrope's long factors
             **({"enforce_eager": True, "block_size": CPU_BLOCK} if self._on_cpu else {}),
         }
         self._facts = {
@@ -191,6 +194,7 @@ class VLLMEngine:
             prompts,
             vocabulary=self._model.config.get_text_config().vocab_size,
             context=self._context,
+            rope=self._rope,
             max_new_tokens=sampling.max_new_tokens,
         )
         self._forget_prompts()  # what earlier calls left in the cache must not decide over a bit of this one
