@@ -253,6 +253,8 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with _one_interrupt() as stop_asked, open_session(recipe) as session:
+        for notice in session.policy.notices:
+            print(f"steadyrl: {notice}", file=sys.stderr)
         run = open_run()
         try:
             taken = train(session, run, stop_asked=stop_asked)

@@ -6,6 +6,7 @@ from steadyrl import config
 from steadyrl.config import Recipe
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
+from steadyrl.model.trainable import left_out
 from steadyrl.session import check_kv_cache, notices, refuse_contradictions
 from steadyrl.tasks.build import build_task
 
@@ -37,7 +38,7 @@ def describe(recipe: Recipe) -> str:
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
-        *(f"notice     {notice}" for notice in notices(recipe)),
+        *(f"notice     {notice}" for notice in (*notices(recipe), left_out(model, shapes)) if notice is not None),
     ]
     return "\n".join(lines)
 
