@@ -10,9 +10,10 @@ from torch import Tensor
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 from steadyrl.config import Advantage
 from steadyrl.engine.base import Engine, EngineError
+from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response, encode_prompt
 from steadyrl.order import seed_of
-from steadyrl.session import Session
+from steadyrl.session import Session, ends_of
 from steadyrl.tasks.base import Example, Split, TaskError
 from steadyrl.tasks.scoring import ScoreRequest
 from steadyrl.types import Completion, Response, Sampling
@@ -55,7 +56,8 @@ def sample_groups(
     """Let the engine answer problems, `responses` times each; `key` names the random numbers.
 
     Raises:
-        EngineError: a prompt does not fit the model; the message names the problem.
+        EngineError: a prompt does not fit the model, and the message names the problem; or what the engine returned
+            cannot be right (`engine.returned`).
     """
     examples = [session.task.example(split, index) for index in indices]
     prompts = [encode_prompt(session.policy.tokenizer, example.question) for example in examples]
@@ -68,9 +70,19 @@ def sample_groups(
             raise
         question = examples[error.prompt].question
         raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
+    asked = Asked(
+        model=session.policy.model,
+        prompts=prompts,
+        responses=responses,
+        sampling=sampling,
+        ends=ends_of(session.recipe, session.policy),
+        policy_version=engine.policy_version,
+    )
     return [
-        Group(index=index, example=example, prompt_ids=prompt, completions=tuple(completions))
-        for index, example, prompt, completions in zip(indices, examples, prompts, answered, strict=True)
+        Group(index=index, example=example, prompt_ids=prompt, completions=completions)
+        for index, example, prompt, completions in zip(
+            indices, examples, prompts, check_answers(answered, asked), strict=True
+        )
     ]
 
 

@@ -145,17 +145,18 @@ def build_engine(recipe: Recipe, policy: Policy) -> Engine:
     options = recipe.engine.model_dump(exclude={"kind"})
     match recipe.engine:
         case config.LocalEngine():
-            return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+            return LocalEngine(policy.model, end_tokens=ends_of(recipe, policy), **options)
         case config.VLLMEngine():
-            return VLLMEngine(policy.model, end_tokens=_ends(recipe, policy), **options)
+            return VLLMEngine(policy.model, end_tokens=ends_of(recipe, policy), **options)
 
 
 def unquantised_engine(recipe: Recipe, policy: Policy) -> Engine:
     """What the trained weights say where nothing is rounded: the embedded engine, whatever samples the rollouts."""
-    return LocalEngine(policy.model, end_tokens=_ends(recipe, policy), max_sequences=recipe.engine.max_sequences)
+    return LocalEngine(policy.model, end_tokens=ends_of(recipe, policy), max_sequences=recipe.engine.max_sequences)
 
 
-def _ends(recipe: Recipe, policy: Policy) -> set[int]:
+def ends_of(recipe: Recipe, policy: Policy) -> set[int]:
+    """Return the tokens that end a response: the tokenizer's, the model's, and those of `rollout.stop`."""
     generation = policy.model.generation_config
     return end_tokens(policy.tokenizer, generation.eos_token_id if generation else None, recipe.rollout.stop)
 
