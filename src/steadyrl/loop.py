@@ -21,6 +21,7 @@ from steadyrl.config import Recipe
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.evaluate import evaluation_rows
 from steadyrl.metrics import Row, Value
+from steadyrl.model.attention import describe_rows
 from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
@@ -101,7 +102,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
 
 def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
     recipe = session.recipe
-    run.note_engine(session.engine.facts)
+    run.note_engine({**session.engine.facts, "training_forward": describe_rows(not session.policy.one_block)})
     restored = run.restore(session.policy, session.optimizer)
     progress = Progress(**restored)
     if not restored:

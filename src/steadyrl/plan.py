@@ -4,6 +4,7 @@ from transformers import PreTrainedConfig
 
 from steadyrl import config
 from steadyrl.config import Recipe
+from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.model.trainable import left_out
@@ -34,6 +35,7 @@ def describe(recipe: Recipe) -> str:
         f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
         f"{rollout.max_new_tokens} tokens; {n} update(s) each",
+        f"forward    {describe_rows(may_attend_by_block(shapes))}",
         f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",

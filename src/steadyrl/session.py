@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -52,7 +52,7 @@ class Session:
 
 @contextmanager
 def open_session(recipe: Recipe) -> Iterator[Session]:
-    """Build the parts; the scoring workers live as long as the context.
+    """Build the parts; the scoring workers and the engine live as long as the context.
 
     Raises:
         RecipeError: parts of the recipe contradict each other.
@@ -70,12 +70,15 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     elif is_moe(policy.model):
         check_recording(policy.model)  # the ledger wants the routes without replay too
     limits = recipe.scoring
-    with ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool:
+    with (
+        ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit) as pool,
+        closing(build_engine(recipe, policy)) as engine,
+    ):
         yield Session(
             recipe=recipe,
             policy=policy,
             optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
-            engine=build_engine(recipe, policy),
+            engine=engine,
             objective=build_objective(recipe.objective),
             task=task,
             pool=pool,

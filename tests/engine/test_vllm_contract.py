@@ -3,10 +3,12 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from unittest.mock import patch
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from builders import dense_policy, random_ids, tiny_policy
 from machine import needs_fp8_cache, needs_vllm, without_fp8_instructions
@@ -438,6 +440,47 @@ def test_a_temperature_that_vllm_would_raise(bf16) -> None:
 def test_no_memory_for_the_cache(bf16, size: float) -> None:
     with pytest.raises(EngineError, match=r"vLLM cannot start: .*engine\.cache_gib"):
         engine_of(bf16[0], cache_gib=size)
+
+
+def test_no_room_for_the_weights_in_the_memory_folder(bf16, tmp_path, monkeypatch) -> None:
+    policy, engine = bf16
+    monkeypatch.setattr(vllm, "MEMORY", tmp_path)
+    full = SimpleNamespace(total=2**20, used=2**20 - 1000, free=1000)
+    with monkeypatch.context() as small:
+        small.setattr("steadyrl.engine.vllm.shutil.disk_usage", lambda path: full)
+        with pytest.raises(EngineError, match=r"a file in .*, which has 9\.31e-07 GiB free; they take 0\.000"):
+            engine_of(policy)
+        with pytest.raises(EngineError, match=r"did not reach vLLM: .*GiB free"):
+            engine.load_weights(weights(policy), policy_version=1)
+    engine.load_weights(weights(policy), policy_version=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(bf16, monkeypatch) -> None:
+    policy, _ = bf16
+    monkeypatch.setattr(vllm, "save_file", Mock(side_effect=SafetensorError("I/O error: No space left on device")))
+    with pytest.raises(EngineError, match=r"cannot be written to .*: I/O error: No space left on device"):
+        engine_of(policy)
+
+
+def test_options_that_vllm_refuses_are_named_without_the_memory_hint(bf16, monkeypatch) -> None:
+    policy, _ = bf16
+    monkeypatch.setattr(vllm, "CPU_BLOCK", -3)
+    with pytest.raises(EngineError, match="vLLM cannot start: ") as refusal:
+        engine_of(policy)
+    assert "cache_gib" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_closed_engine_samples_no_more(fp32) -> None:
+    policy, other = fp32
+    engine = engine_of(policy)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="this engine was closed"):
+        ask(engine)
+    other.load_weights(weights(policy), policy_version=0)  # and another one goes on
+    assert max(apart(policy, ask(other))) < 1e-4
 
 
 def test_a_model_that_its_kernels_cannot_compute() -> None:

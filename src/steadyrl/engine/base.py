@@ -52,6 +52,10 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back memory and processes. A session calls it at its end, however it ends; twice does no harm."""
+        ...
+
 
 def check_prompts(
     prompts: Sequence[Sequence[int]],

@@ -100,6 +100,9 @@ class LocalEngine:
             target.copy_(self._rounded[name](weights[name]) if name in self._rounded else weights[name])
         self._version = policy_version
 
+    def close(self) -> None:
+        """Do nothing: its memory goes with the object, and it has no process."""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:

@@ -26,7 +26,7 @@ ROUTE_DTYPES = (torch.uint8, torch.uint16)
 
 
 class NotFinite(EngineError):
-    """A log-probability that is NaN or infinite: the engine computes wrongly, or the weights it was given are broken."""
+    """A log-probability that is NaN or infinite: the engine errs, or the weights it was given are broken."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
