@@ -16,7 +16,7 @@ test: lint  ## everything that runs without a GPU
 fast: .venv/ready  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
-mutants: .venv/ready  ## break algo/ in every way: a test must notice; takes long
+mutants: .venv/ready  ## break the core in every way: a test must notice; takes hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
 lint: .venv/ready

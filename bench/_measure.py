@@ -1,10 +1,14 @@
-"""What every benchmark shares: alternate, take the median ratio, print a table and one JSON object."""
+"""What every benchmark shares: alternate, take the median ratio, print a table and one JSON object.
+
+With `--quick` a benchmark runs on small sizes, to show that it runs: its figures then mean nothing.
+"""
 
 import json
 import os
 import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +30,20 @@ MODEL = {
     "max_position_embeddings": 512,
 }
 """Config of the Qwen3 mixture of experts, 1.8 M parameters, that the peers are measured on."""
+
+
+QUICK = ["--quick"] if "--quick" in sys.argv else []
+"""The flag, as a process that a benchmark starts takes it."""
+
+
+def sized(whole: int, quick: int) -> int:
+    """A size of a benchmark, and what it is with `--quick`."""
+    return quick if QUICK else whole
+
+
+def arguments() -> list[str]:
+    """What a benchmark was called with, but for `--quick`."""
+    return [argument for argument in sys.argv[1:] if argument not in QUICK]
 
 
 def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], *, rounds: int) -> tuple[list[float], list[float]]:
@@ -75,7 +93,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]], figures: Mapping[str, An
     columns = list(rows[0])
     cells = [columns, *([_cell(row[c]) for c in columns] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
-    print(f"\n{title}")
+    print(f"\n{title}{' (quick: these figures mean nothing)' if QUICK else ''}")
     for line in cells:
         print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     machine = (

@@ -4,13 +4,13 @@ import statistics
 
 import torch
 
-from _measure import seconds, show
+from _measure import seconds, show, sized
 from steadyrl import algo
 from steadyrl.algo import Tokens, ledger, value_gap
 
-TOKENS = 2**20
+TOKENS = sized(2**20, 2**14)
 LENGTH = 1024
-ROUNDS = 15
+ROUNDS = sized(15, 1)
 NAMED = ("Reinforce", "MiniRL", "MinPRO", "PrefixIS", "GRPO", "DrGRPO", "DAPO", "CISPO")
 NAMED += ("GSPO", "DPPOTV", "DPPOKL", "VESPO", "SAPO", "Composed")
 

@@ -6,10 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _measure import seconds, show
+from _measure import QUICK, seconds, show, sized
 
-SEEDS = range(5)
-RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
+SEEDS = range(sized(5, 1))
+RECIPE = Path(__file__).parents[1] / "recipes" / ("smoke.toml" if QUICK else "demo.toml")
 
 
 def main() -> None:
@@ -27,7 +27,7 @@ def main() -> None:
         "longest_s": max(row["s"] for row in rows),
         "intervals_apart": all(row["apart"] for row in rows),
     }
-    show("recipes/demo.toml: held-out accuracy before → after", rows, figures)
+    show(f"{RECIPE.name}: held-out accuracy before → after", rows, figures)
 
 
 def accuracies(run: Path) -> dict[str, object]:

@@ -11,10 +11,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from _measure import alternate, median_ratio, peak_gib, show
+from _measure import QUICK, alternate, arguments, median_ratio, peak_gib, show, sized
 from steadyrl.model.logprobs import Head, token_logprobs
 
-VOCABULARY, TOKENS, ROUNDS = 151_936, 1024, 3
+VOCABULARY, TOKENS, ROUNDS = sized(151_936, 8192), sized(1024, 64), sized(3, 1)
 
 
 def inputs(width: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,7 +49,7 @@ def step(way: str, tensors: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def peak(way: str, width: int) -> float:
     """GiB above the inputs and the gradient of the weight, in a fresh process."""
-    command = [sys.executable, __file__, way, str(width)]
+    command = [sys.executable, __file__, way, str(width), *QUICK]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -91,7 +91,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measure_peak(sys.argv[1], int(sys.argv[2]))
+    if arguments():
+        way, width = arguments()
+        measure_peak(way, int(width))
     else:
         main()

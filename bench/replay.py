@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from _measure import alternate, median_ratio, ratio_interval, show
+from _measure import alternate, median_ratio, ratio_interval, show, sized
 from steadyrl.config import load
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
@@ -18,7 +18,7 @@ from steadyrl.model.scoring import score
 from steadyrl.session import build_policy
 from steadyrl.types import TokenBatch
 
-ROUNDS, SEQUENCES, LENGTH, PROMPT = 150, 128, 60, 20
+ROUNDS, SEQUENCES, LENGTH, PROMPT = sized(150, 2), sized(128, 8), 60, 20
 Way = AbstractContextManager[Recorder | None]
 
 

@@ -11,14 +11,14 @@ from importlib.util import find_spec
 
 import torch
 
-from _measure import MODEL, median_ratio, seconds, show
+from _measure import MODEL, median_ratio, seconds, show, sized
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.types import Sampling
 
-PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = 32, 8, 64, 5
+PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = sized(32, 4), sized(8, 2), sized(64, 8), sized(5, 1)
 
 
 def policy() -> Policy:

@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import torch
 
-from _measure import MODEL, show
+from _measure import MODEL, show, sized
 from steadyrl.config import load
 from steadyrl.engine import vllm
 from steadyrl.engine.vllm import VLLMEngine
@@ -25,8 +25,8 @@ from steadyrl.run import Run
 from steadyrl.session import open_session
 from steadyrl.types import Sampling
 
-PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = 16, 16, 64, 5
-STEPS = 20
+PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = sized(16, 4), sized(16, 2), sized(64, 8), sized(5, 1)
+STEPS = sized(20, 2)
 RECIPE = Path(__file__).parent.parent / "recipes" / "demo-vllm.toml"
 
 

@@ -19,13 +19,14 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from _measure import MODEL, median_ratio, peak_gib, show
+from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
 from steadyrl.config import resolve
 from steadyrl.loop import Progress, global_step
 from steadyrl.run import Run
 from steadyrl.session import Session, build_policy, open_session
 
-STEPS, MARK = 6, "step: "
+STEPS, MARK = sized(6, 1), "step: "
+PROMPTS, RESPONSES, NEW_TOKENS = sized(16, 2), sized(16, 4), sized(96, 16)
 RECIPE: dict[str, Any] = {
     "steps": 1000,
     "model": {
@@ -34,7 +35,7 @@ RECIPE: dict[str, Any] = {
         "config": MODEL,
     },
     "task": {"kind": "chains", "min_terms": 10, "max_terms": 20},
-    "rollout": {"prompts": 16, "responses": 16, "max_new_tokens": 96},
+    "rollout": {"prompts": PROMPTS, "responses": RESPONSES, "max_new_tokens": NEW_TOKENS},
     "optimizer": {"learning_rate": 1e-6},
 }
 
@@ -45,7 +46,7 @@ def even(completions: list[str], **_: Any) -> list[float]:
 
 
 @contextmanager
-def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], dict[str, Any]]]]:
+def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], tuple[dict[str, Any], list[Any]]]]]:
     """A session and a function that takes its next global step."""
     score = folder / "even.py"
     score.write_text("def score(prompt, completion):\n    return float(len(completion) % 2 == 0)\n")
@@ -73,9 +74,9 @@ def trl_trainer(folder: Path, callback: TrainerCallback | None, steps: int) -> G
     policy.model.set_attn_implementation("sdpa")  # as transformers comes
     config = GRPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=256,
-        num_generations=16,
-        max_completion_length=96,
+        per_device_train_batch_size=PROMPTS * RESPONSES,
+        num_generations=RESPONSES,
+        max_completion_length=NEW_TOKENS,
         max_steps=steps,
         learning_rate=1e-6,
         temperature=1.0,
@@ -132,7 +133,8 @@ def serve(which: str) -> None:
                 for _ in range(STEPS + 1):
                     sys.stdin.readline()
                     start = time.perf_counter()
-                    lengths.append(our_step()["response/length"])
+                    metrics, _ = our_step()
+                    lengths.append(metrics["response/length"])
                     tell(seconds=time.perf_counter() - start)
                 tell(tokens=statistics.mean(lengths))
 
@@ -142,7 +144,9 @@ class Side:
 
     def __init__(self, name: str):
         self.name, pipe = name, subprocess.PIPE
-        self.process = subprocess.Popen([sys.executable, __file__, name], stdin=pipe, stdout=pipe, text=True, bufsize=1)
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, name, *QUICK], stdin=pipe, stdout=pipe, text=True, bufsize=1
+        )
 
     def step(self) -> dict[str, float]:
         """Let it take a step."""
@@ -174,11 +178,15 @@ def main() -> None:
     ]
     ratio = median_ratio(*([one[n]["seconds"] for one in rounds] for n in range(2)))
     figures = {"ratio": ratio, "memory_ratio": rounds[-1][0]["gib"] / rounds[-1][1]["gib"]}
-    show(f"one step: 16 prompts × 16 completions, 1.8 M parameters, FP32; median of {STEPS} steps", rows, figures)
+    show(
+        f"one step: {PROMPTS} prompts × {RESPONSES} completions, 1.8 M parameters, FP32; median of {STEPS} steps",
+        rows,
+        figures,
+    )
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
-        serve(sys.argv[1])
+    if arguments():
+        serve(*arguments())
     else:
         main()

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from steadyrl.cli import main
-from steadyrl.metrics import Row, read_jsonl
+from steadyrl.jsonl import Row, read_jsonl
 
 TINY: dict[str, Any] = {
     "steps": 4,
@@ -108,7 +108,6 @@ def comparable(run: Path) -> dict[str, list[Row]]:
         {name: value for name, value in row.items() if not name.startswith(MACHINE)}
         for row in read_jsonl(run / "metrics.jsonl")
     ]
-    files = {
-        name: read_jsonl(run / f"{name}.jsonl") for name in ("ledger", "eval", "samples", "cold_start", "failures")
-    }
+    names = ("ledger", "eval", "samples", "rollouts", "cold_start", "failures")
+    files = {name: read_jsonl(run / f"{name}.jsonl") for name in names}
     return {"metrics": metrics, **files}

@@ -1,8 +1,12 @@
 import json
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
 
 import pytest
+from pydantic import BaseModel
 
 from recipes_for_tests import tree
 from steadyrl.config import (
@@ -234,3 +238,32 @@ def test_every_recipe_of_the_house_loads(path):
 
 def test_there_are_recipes():
     assert {"demo.toml", "smoke.toml"} <= {path.name for path in RECIPES}
+
+
+def numbers(section: type[BaseModel], place: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number that a recipe may hold, with its annotation."""
+    for name, field in section.model_fields.items():
+        whole = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+        yield from in_annotation(f"{place}.{name}", whole)
+
+
+def in_annotation(place: str, annotation: Any) -> Iterator[tuple[str, Any]]:
+    inner, *metadata = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if inner in (int, float):
+        yield place, metadata
+    elif isinstance(inner, type) and issubclass(inner, BaseModel):
+        yield from numbers(inner, place)
+    else:
+        for part in get_args(inner):
+            whole = Annotated[part, *metadata] if part in (int, float) and metadata else part
+            yield from in_annotation(place, whole)
+
+
+def test_every_number_of_a_recipe_has_two_ends_and_is_no_boolean():
+    found = dict(numbers(Recipe))
+    assert len(found) > 50
+    for place, metadata in found.items():
+        told = repr(metadata)
+        assert re.search(r"\b(ge|gt)=", told), place
+        assert re.search(r"\b(le|lt)=", told), place
+        assert "_no_boolean" in told, place

@@ -107,3 +107,33 @@ def test_positions_without_routes_are_counted_and_limited() -> None:
     with pytest.raises(EngineError, match=r"no experts for 5.0% of the positions, above update.max_unrouted = 0.04"):
         unrouted(completions, limit=0.04)
     assert unrouted([replace(c, routes=None) for c in completions], limit=0.0) == {}
+
+
+def test_a_position_without_routes_in_any_layer_counts() -> None:
+    """Whichever layer it is: the trainer routes there by itself."""
+    for layer in (0, 1):
+        completion = blank(0)
+        assert completion.routes is not None
+        routes = completion.routes.clone()
+        routes[3, layer] = 255
+        with pytest.raises(EngineError, match=r"no experts for 10.0% of the positions"):
+            unrouted([replace(completion, routes=routes)], limit=0.09)
+
+
+def test_a_layer_without_routes_differs_from_nothing() -> None:
+    policy = tiny_policy()
+    one = sampled(policy, "native")[0]
+    assert one.completion.routes is not None
+    before = measured(policy, [one])
+    assert before["routes/disagreement"] == 0.0
+    for layer in (0, 1):
+        routes = one.completion.routes.clone()
+        routes[::2, layer] = 255
+        found = measured(policy, [with_routes(one, routes)])
+        assert found["routes/disagreement"] == found["routes/layer_0"] == found["routes/layer_1"] == 0.0
+        # a set that does differ is counted among those that are known
+        routes[1, layer, 0] = next(e for e in range(8) if e not in routes[1, layer].tolist())
+        rows, apart = len(routes), measured(policy, [with_routes(one, routes)])
+        known = rows - len(routes[::2])
+        assert apart[f"routes/layer_{layer}"] == pytest.approx(1 / known)
+        assert apart["routes/disagreement"] == pytest.approx(1 / (rows + known))

@@ -15,7 +15,7 @@ from steadyrl import cli, gap
 from steadyrl.model.routing import record, replay
 from steadyrl.types import Response
 
-MINIBATCHES = 2
+MINIBATCHES, RESPONSES = 2, 4
 
 
 def changes(folder: Path) -> dict[str, Any]:
@@ -95,6 +95,15 @@ def fixed_routes(model, response: Response, mode: str) -> Tensor | None:
     return recorder.routes()
 
 
+def over_others(seen: dict[str, Any], response: Response) -> float:
+    """Its reward, which is 0 or 1 here, less the mean of the others of its group."""
+    (group,) = [group for group in seen["responses"] if response in group]
+    lowest = min(r.advantage for r in group)
+    rewards = [float(r.advantage > lowest) for r in group]
+    own = rewards[group.index(response)]
+    return own - (sum(rewards) - own) / (len(group) - 1)
+
+
 def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[str, Any]:
     """One mini-batch, by the formulas, in float64 where it matters."""
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
@@ -119,13 +128,12 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
         discrepancies.append(before - r.completion.logprobs.double())
         moves.append(logprobs.detach().double() - before)
         each = levels[0].tolist()
-        differences.append(r.advantage * (1 + sum(x - 1 for x in each) - math.prod(each)))
-        bounds.append(
-            abs(r.advantage) * sum(abs(x - 1) * abs(1 - math.prod(each[t + 1 :])) for t, x in enumerate(each))
-        )
+        excess = over_others(seen, r)
+        differences.append(excess * (1 + sum(x - 1 for x in each) - math.prod(each)))
+        bounds.append(abs(excess) * sum(abs(x - 1) * abs(1 - math.prod(each[t + 1 :])) for t, x in enumerate(each)))
     g, G = torch.stack(token), torch.stack(sequence)
     k3 = [(x.exp() - 1 - x).mean().item() for x in (torch.cat(discrepancies), torch.cat(moves))]
-    deltas = torch.tensor(differences)
+    deltas = torch.tensor(differences + [0.0] * (size * RESPONSES - len(differences)))  # the others add nothing
     generator = torch.Generator().manual_seed(5)
     draws = torch.randint(len(g), (1000, len(g)), generator=generator)
     counts = torch.nn.functional.one_hot(draws, len(g)).sum(dim=1).double()
@@ -134,7 +142,7 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
         "k3": k3,
         "delta": deltas.mean().item(),
         "margin": 1.96 * (deltas.var() / len(deltas)).sqrt().item(),
-        "bound": sum(bounds) / len(bounds),
+        "bound": sum(bounds) / (size * RESPONSES),
         "cosine": torch.cosine_similarity(g.sum(0), G.sum(0), dim=0).item(),
         "error": ((g.sum(0) - G.sum(0)).norm() / G.sum(0).norm()).item(),
         "error_interval": errors.quantile(torch.tensor([0.025, 0.975], dtype=errors.dtype)).tolist(),
@@ -204,16 +212,36 @@ def test_it_does_not_matter_how_many_tensors_are_held_at_a_time(run, capfd, monk
     assert told(run, capfd, "--responses", "2") == whole
 
 
-@pytest.mark.parametrize("responses", [2, 5])
+@pytest.mark.parametrize("responses", [2, 5, 6])
 def test_fewer_responses(responses, run, capfd):
     rows = told(run, capfd, "--responses", str(responses))
     assert [int(row["responses"]) for row in rows] == [responses] * MINIBATCHES
 
 
-def test_blocks_are_equal(run, capfd, monkeypatch):
-    monkeypatch.setattr(gap, "PARTS", 2)
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_every_response_asked_for_is_compared_in_blocks_that_differ_by_one_at_most(parts, run, capfd, monkeypatch):
+    seen, products = [], gap._products
+
+    def note(session, blocks):
+        seen.append([sum(len(s.micro.response.unique()) for s in block) for block in blocks])
+        return products(session, blocks)
+
+    monkeypatch.setattr(gap, "PARTS", parts)
+    monkeypatch.setattr(gap, "_products", note)
     rows = told(run, capfd, "--responses", "5")
-    assert [int(row["responses"]) for row in rows] == [4] * MINIBATCHES
+    assert [int(row["responses"]) for row in rows] == [5] * MINIBATCHES
+    assert seen == [{2: [3, 2], 3: [2, 2, 1], 4: [2, 1, 1, 1]}[parts]] * MINIBATCHES
+
+
+def test_an_overflow_is_called_an_overflow(run, capfd, monkeypatch):
+    products = gap._products
+    monkeypatch.setattr(gap, "_products", lambda session, blocks: products(session, blocks) * math.inf)
+    capfd.readouterr()
+    assert command("gap", run) == 0
+    out = capfd.readouterr().out
+    assert "mini-batch 1: a gradient is not finite" in out
+    assert "a product of ratios" in out
+    assert "advantages" not in out
 
 
 def test_a_mini_batch_without_advantages_says_so(home, tmp_path, capfd):

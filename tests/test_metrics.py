@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from steadyrl import metrics
-from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog, MissingSink, forget_curves, open_sinks, read_jsonl
+from steadyrl.jsonl import read_jsonl
+from steadyrl.metrics import EVAL_FIELDS, METRICS, MetricsLog
 
 ROOT = Path(__file__).parents[1]
 
@@ -50,8 +51,8 @@ def test_lines_come_back(path: Path) -> None:
 
 def test_unknown_names_are_refused(path: Path) -> None:
     log = MetricsLog(path)
-    with pytest.raises(ValueError, match="unknown reward/maen"):
-        log.log(1, {"reward/mean": 1.0, "reward/maen": 1.0})
+    with pytest.raises(ValueError, match="unknown response/lenght"):
+        log.log(1, {"reward/mean": 1.0, "response/lenght": 1.0})
     with pytest.raises(ValueError, match="unknown accuracy"):
         log.log(1, {"accuracy": 1.0})
     MetricsLog(path, EVAL_FIELDS).log(1, {"accuracy": 1.0})
@@ -110,71 +111,9 @@ def test_truncate_is_atomic(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [row["step"] for row in read_jsonl(path)] == [1, 2]
 
 
-class FakeTracker:
-    """What `wandb` and `trackio` have in common."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple] = []
-
-    def init(self, **options: object) -> "FakeTracker":
-        self.calls.append(("init", options))
-        return self
-
-    def log(self, row: dict, step: int) -> None:
-        self.calls.append(("log", step, row))
-
-    def finish(self) -> None:
-        self.calls.append(("finish",))
-
-
-@pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_trackers(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = FakeTracker()
-    module.__name__ = name  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]
-    for step in (1, 2):  # a run, resumed
-        [sink] = open_sinks([name], tmp_path, {"seed": 1})
-        sink.log(step, {"reward/mean": 0.5, "mismatch/k1": math.nan, "weight/max": None})
-        sink.close()
-    opened = [call[1] for call in module.calls if call[0] == "init"]
-    assert opened[0] == opened[1]
-    assert opened[0]["config"] == {"seed": 1}
-    assert opened[0]["name"].startswith(tmp_path.name)
-    assert ("id" in opened[0]) == (name == "wandb")
-    assert module.calls[1] == ("log", 1, {"reward/mean": 0.5})
-    assert module.calls[-1] == ("finish",)
-    forget_curves(tmp_path)
-    open_sinks([name], tmp_path, {})
-    assert module.calls[-1][1]["name"] != opened[0]["name"]
-    forget_curves(tmp_path / "none")
-
-
-def test_a_missing_package_says_how_to_install_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = FakeTracker()
-    monkeypatch.setitem(sys.modules, "trackio", module)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "wandb", None)  # type: ignore[arg-type]
-    with pytest.raises(MissingSink, match=r'pip install "steadyrl\[wandb\]"'):
-        open_sinks(["trackio", "wandb"], tmp_path, {})
-    assert module.calls == [], "trackio was opened although the run cannot start"
-
-
-def test_unknown_sinks_are_refused(tmp_path: Path) -> None:
-    assert open_sinks([], tmp_path, {}) == []
-    with pytest.raises(ValueError, match="'csv' is not one of tensorboard, trackio, wandb"):
-        open_sinks(["csv"], tmp_path, {})
-
-
-def test_tensorboard_writes(tmp_path: Path) -> None:
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for first in (1, 2):  # resumed after step 1: steps 2 and 3 are repeated
-        [sink] = open_sinks(["tensorboard"], tmp_path, {"seed": 1})
-        for step in range(first, 4):
-            sink.log(step, {"reward/mean": step / 2 + first, "mismatch/k1": math.nan})
-        sink.close()
-    events = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["reward/mean"]
-    assert [(event.step, event.value) for event in events.Scalars("reward/mean")] == [
-        (1, 1.5),
-        (2, 3.0),
-        (3, 3.5),
-    ]
+@pytest.mark.parametrize(("sync", "times"), [(True, 1), (False, 0)])
+def test_the_disk_has_a_line_before_log_returns(sync: bool, times: int, path: Path, monkeypatch) -> None:
+    log, synced = MetricsLog(path), []
+    monkeypatch.setattr(metrics.os, "fsync", lambda handle: synced.append(path.read_bytes()))
+    log.log(1, {"reward/mean": 0.5}, sync=sync)
+    assert [b'"step": 1' in text for text in synced] == [True] * times

@@ -2,13 +2,16 @@ import json
 import math
 import random
 import re
+import tracemalloc
 from pathlib import Path
 
 import pytest
 
 from steadyrl import report
 from steadyrl.config import Recipe, resolve
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, SAMPLE_FIELDS, MetricsLog
+from steadyrl.jsonl import last_step_rows
+from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, ROLLOUT_FIELDS, SAMPLE_FIELDS, MetricsLog
+from steadyrl.reading import MOST_BUCKETS, Course, RunError
 
 RECIPE = {
     "steps": 120,
@@ -217,7 +220,7 @@ def test_a_torn_line_is_a_run_in_progress_and_a_broken_one_an_error(tmp_path: Pa
 
 
 def test_not_a_run(tmp_path: Path) -> None:
-    with pytest.raises(report.RunError, match=r"not a run directory: it has no recipe\.json"):
+    with pytest.raises(RunError, match=r"not a run directory: it has no recipe\.json"):
         report.write_report(tmp_path / "missing")
 
 
@@ -273,3 +276,145 @@ def test_overview_stands_alone(tmp_path: Path) -> None:
     assert "var(" not in svg
     assert "c0ffe" not in svg
     assert "#ffffff" in svg
+
+
+# ---- responses, further sets, and long runs
+
+
+def response_row(step: int, problem: int, sample: int, **changes) -> dict:
+    row = {"problem": problem, "sample": sample, "prompt": f"<|user|>{problem}+1=", "answer": str(problem + 1)}
+    row |= {"response": f"I say {sample}", "left_out": 0, "tokens": 4, "finish_reason": "stop", "reward": 0.0}
+    return row | {"advantage": 0.0, "policy_version": step - 1, "failure": None} | changes
+
+
+def test_responses_of_a_group_stand_together_above_the_curves(tmp_path: Path) -> None:
+    run = fill(new_run(tmp_path / "demo", rollout={"prompts": 16, "responses": 3}), 2)
+    log = MetricsLog(run / "rollouts.jsonl", ROLLOUT_FIELDS)
+    log.log(1, *(response_row(1, 5, sample, response="of an earlier step") for sample in range(3)))
+    marks = {"reward": 1.0, "advantage": 0.75, "reward/form": 0.5, "finish_reason": "length"}
+    failing = {"reward": None, "failure": "raised ValueError: \x1b[31m<b>"}
+    log.log(2, response_row(2, 7, 0), response_row(2, 7, 1), response_row(2, 7, 2, **marks))
+    log.log(2, response_row(2, 9, 1, **failing))
+    page = report.write_report(run).read_text()
+    part = page[page.index("Responses of step 2") : page.index("<h2>Curves")]
+    assert part.index("I say 2") < part.index("I say 0") < part.index("I say 1")  # the best first
+    for words in (
+        "Problem 7",
+        "reference: 8",
+        "&lt;|user|&gt;7+1=",
+        "reward 1",
+        "Â +0.75",
+        "form 0.5",
+        "cut at 4 tokens",
+    ):
+        assert words in part
+    assert "of an earlier step" not in page
+    failed = part[part.index("could not be scored") :]
+    assert "no reward" in failed
+    assert r'raised ValueError: <i class="unseen">\x1b</i>[31m&lt;b&gt;' in failed
+    assert "Problem 9" not in part
+
+
+def test_an_older_run_shows_its_held_out_responses(tmp_path: Path) -> None:
+    run = fill(new_run(tmp_path / "demo"), 20)
+    page = report.write_report(run).read_text()
+    assert '<details class="card" open>' in page
+    assert page.index("Held-out responses") < page.index("<h2>Curves")
+
+
+def test_mean_reward_and_several_samples_have_columns(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "demo")
+    row = {**evaluation(0, "sampled", "fp8"), "set": "held_out", "accuracy": 0.0, "low": 0.0, "high": 0.1}
+    row |= {"reward": 0.65, "reward_low": 0.61, "reward_high": 0.69, "reward_max": 0.9}
+    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    log.log(0, row | {"pass@2": 0.25, "pass@16": 0.5, "maj@2": None}, row | {"set": "hard", "reward": 0.125})
+    page = report.write_report(run).read_text()
+    heads = re.findall(r"<th[^>]*>(.*?)</th>", page[page.index("<h2>Evaluations") :])
+    assert heads[5:10] == ["mean reward", "95% interval", "maj@2", "pass@2", "pass@16"]
+    assert "<h3>Held-out reward</h3>" in page
+    assert "sampled, fp8, hard" in page
+    assert "the highest reward is 0.9, the mean 0.65" in page[: page.index("Held-out accuracy")]
+
+
+def test_many_series_of_evaluations_share_six_colours(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "demo")
+    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    log.log(0, *({**evaluation(0, "sampled", "fp8"), "set": f"set-{number}"} for number in range(9)))
+    assert "set-8" in report.write_report(run).read_text()
+
+
+def test_buckets_of_a_long_run_by_hand() -> None:
+    course = Course()
+    for step in range(1, 4 * MOST_BUCKETS + 2):
+        row = {"step": step, "update/skipped": 1, "reward/mean": float(step)}
+        course.add(row | ({"routes/margin": None} if step == 1 else {}))
+    assert (course.rows, course.width) == (4 * MOST_BUCKETS + 1, 8)
+    assert len(course.buckets) == MOST_BUCKETS // 2 + 1
+    place, number = course.column("reward/mean")[1]
+    assert (place, number.low, number.mean, number.high) == (12.5, 9.0, 12.5, 16.0)
+    assert course.column("reward/mean")[-1][0] == course.rows
+    assert course.total("update/skipped") == course.rows
+    assert [number.count for _, number in course.column("routes/margin")] == [0]
+    assert math.isnan(course.column("routes/margin")[0][1].mean)
+
+
+def test_a_short_run_keeps_every_step() -> None:
+    course = Course()
+    for step in range(1, MOST_BUCKETS + 1):
+        course.add({"step": step, "reward/mean": step / 7})
+    assert course.width == 1
+    assert [(place, number.mean) for place, number in course.column("reward/mean")] == [
+        (step, step / 7) for step in range(1, MOST_BUCKETS + 1)
+    ]
+
+
+def long_run(folder: Path, steps: int) -> Path:
+    """A run whose ledger has a megabyte for every 20 steps."""
+    run, draw = new_run(folder), random.Random(0)
+    metrics = [json.dumps({"step": step, **step_metrics(step, draw)}) for step in range(1, steps + 1)]
+    (run / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
+    row = json.dumps(ledger_row("discrepancy", "position", "0", 1e-3) | {"padding": "x" * 2400})
+    with (run / "ledger.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            file.write(f'{{"step": {step}, {row[1:]}\n' * 20)
+    return run
+
+
+def test_a_report_does_not_hold_a_long_ledger(tmp_path: Path) -> None:
+    """What it takes beyond a short run is for the points of the curves, far below the 25 MB of the ledger."""
+    report.write_report(long_run(tmp_path / "warm", 10))
+    taken = {}
+    for steps in (100, 500):
+        run = long_run(tmp_path / str(steps), steps)
+        tracemalloc.start()
+        page = report.write_report(run)
+        taken[steps] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert f">{steps} <span" in page.read_text()
+        assert page.stat().st_size < 1_000_000
+    assert taken[500] < taken[100] + 8_000_000
+    assert (tmp_path / "500" / "ledger.jsonl").stat().st_size > 20_000_000
+
+
+@pytest.mark.parametrize("torn", ["", '{"step": 3, "fac'])
+@pytest.mark.parametrize("width", [10, 70_000])
+def test_the_last_step_is_read_from_the_end(tmp_path: Path, torn: str, width: int) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"step": step, "text": "π" * width, "place": place} for step in (1, 2) for place in range(3)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + torn)
+    assert last_step_rows(path) == rows[3:]
+    path.write_text("")
+    assert last_step_rows(path) == []
+    assert last_step_rows(tmp_path / "none") == []
+
+
+def test_many_evaluations_are_listed_in_part(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "demo")
+    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    for step in range(60):
+        log.log(step, evaluation(step, "sampled", "fp8"))
+    table = report.write_report(run).read_text()
+    table = table[table.index("<h2>Evaluations") :]
+    steps = re.findall(r"<tr>\s*<td>(\d+)</td><td>sampled", table)
+    assert steps == ["0", *map(str, range(45, 60))]
+    assert "all are in" in table

@@ -15,7 +15,7 @@ import pytest
 from processes_for_tests import train_and_die
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl import cold_start, loop
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.model import checkpoint
 from steadyrl.run import Run
 
@@ -157,13 +157,14 @@ def test_one_interrupt_stops_after_the_step_and_the_run_can_go_on(started, expec
     wait_for_lines(run / "metrics.jsonl", 1, process)
     os.kill(process.pid, signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 0, err
+    assert process.returncode == 130, err
     assert "stopping after this step; press Ctrl-C again to stop at once" in err
     assert "Traceback" not in err
     rows = read_jsonl(run / "metrics.jsonl")
     assert 1 <= len(rows) < 8
     assert names(run)[-1] == f"step-{len(rows):06d}"
     assert "the run is in" in out
+    assert f"stopped at step {len(rows)} of 8; continue with `steadyrl resume {run}`" in err
     assert command("resume", run) == 0
     assert comparable(run) == expected
 
@@ -196,11 +197,12 @@ def test_one_interrupt_stops_the_cold_start_which_begins_anew(home, expected, tm
 
 
 @pytest.mark.parametrize("one", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_asks_for_a_stop_after_the_step(one, home, expected, tmp_path, monkeypatch):
+def test_one_signal_asks_for_a_stop_after_the_step(one, home, expected, tmp_path, monkeypatch, capfd):
     """The same as from outside, at a known step, and without a process of its own."""
     interrupt(monkeypatch, loop, "global_step", 3, [one])
-    before = signal.getsignal(one)
-    run = train(tmp_path, **changes(home))
+    before, run = signal.getsignal(one), tmp_path / "run"
+    assert command("train", write_recipe(tmp_path, **changes(home)), "--run", run) == 128 + one
+    assert f"stopped at step 3 of 8; continue with `steadyrl resume {run}`" in capfd.readouterr().err
     assert signal.getsignal(one) is before
     assert names(run)[-1] == "step-000003"
     assert {row["step"] for row in read_jsonl(run / "eval.jsonl")} == {0}
@@ -209,10 +211,16 @@ def test_one_signal_asks_for_a_stop_after_the_step(one, home, expected, tmp_path
     assert comparable(run) == expected
 
 
-def test_two_interrupts_stop_at_once_and_leave_the_newest_checkpoint(home, expected, tmp_path, monkeypatch, capfd):
-    interrupt(monkeypatch, loop, "global_step", 4, [signal.SIGINT, signal.SIGINT])
+def test_a_signal_in_the_last_step_changes_nothing(home, expected, tmp_path, monkeypatch):
+    interrupt(monkeypatch, loop, "global_step", 8, [signal.SIGTERM])
+    assert comparable(train(tmp_path, **changes(home))) == expected
+
+
+@pytest.mark.parametrize("one", [signal.SIGINT, signal.SIGTERM])
+def test_two_signals_stop_at_once_and_leave_the_newest_checkpoint(one, home, expected, tmp_path, monkeypatch, capfd):
+    interrupt(monkeypatch, loop, "global_step", 4, [one, one])
     run = tmp_path / "run"
-    assert command("train", write_recipe(tmp_path, **changes(home)), "--run", run) == 130
+    assert command("train", write_recipe(tmp_path, **changes(home)), "--run", run) == 128 + one
     assert "interrupted; what was saved is intact" in capfd.readouterr().err
     assert names(run) == ["step-000000", "step-000002"]
     assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")] == [1, 2, 3]

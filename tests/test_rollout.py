@@ -5,14 +5,17 @@ import torch
 
 from builders import response
 from steadyrl.config import Advantage
-from steadyrl.rollout import Group, Rewards, counted_groups, with_advantages
+from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics, with_advantages
 from steadyrl.tasks.base import Example
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
 
 
-def rewards(values: torch.Tensor = REWARDS) -> Rewards:
-    return Rewards(values=values, failures=())
+def rewards(values: torch.Tensor = REWARDS, known: torch.Tensor | None = None) -> Rewards:
+    """Rewards of which some may be missing."""
+    known = torch.ones_like(values, dtype=torch.bool) if known is None else known
+    failures = tuple(None if there else "raised ValueError: no verdict" for there in known.flatten().tolist())
+    return Rewards(values=values, known=known, parts={}, failures=failures)
 
 
 def groups(*cut: tuple[int, int]) -> list[Group]:
@@ -54,6 +57,65 @@ def test_their_tokens_stay_in_the_denominator() -> None:
 
 def test_each_mini_batch_counts_its_own_groups() -> None:
     values = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
-    assert counted_groups(rewards(values), parts=2, options=Advantage()) == [2, 2]
-    assert counted_groups(rewards(values), parts=2, options=Advantage(filter_groups=True)) == [1, 0]
-    assert counted_groups(rewards(values), parts=1, options=Advantage(filter_groups=True)) == [1]
+    every, filtered = Advantage(), Advantage(filter_groups=True)
+    assert counted(rewards(values), parts=2, options=every) == [Counted(responses=4, groups=2)] * 2
+    assert counted(rewards(values), parts=2, options=filtered) == [
+        Counted(responses=2, groups=1),
+        Counted(responses=0, groups=0),
+    ]
+    assert counted(rewards(values), parts=1, options=filtered) == [Counted(responses=2, groups=1)]
+
+
+def test_a_missing_reward_counts_in_no_denominator() -> None:
+    values = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    known = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
+    some = rewards(values, known)
+    assert counted(some, parts=2, options=Advantage()) == [
+        Counted(responses=3, groups=2),
+        Counted(responses=3, groups=1),
+    ]
+    assert counted(some, parts=2, options=Advantage(filter_groups=True)) == [
+        Counted(responses=2, groups=1),
+        Counted(responses=3, groups=1),
+    ]
+
+
+def test_the_tokens_of_a_response_without_a_reward_are_not_in_its_groups_sum() -> None:
+    known = torch.tensor([[True, False, True], [False, False, False]])
+    found = with_advantages(groups(), rewards(REWARDS, known), normalise=False, options=Advantage())
+    assert [r.group_tokens for r in found[0]] == [1 + 3] * 3
+    assert [r.advantage for r in found[0]] == [-0.5, 0.0, 0.5]
+    assert [r.advantage for r in found[1]] == [0.0] * 3
+    assert all(r.group_tokens > 0 for r in found[1])
+
+
+def test_each_mini_batch_counts_the_tokens_of_its_own_groups() -> None:
+    # lengths 1, 2, 3 of each; the second group is uniform
+    found = with_advantages(groups(), rewards(), normalise=False, options=Advantage())
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage()) == [6, 6]
+    assert counted_tokens(found, rewards(), parts=2, options=Advantage(filter_groups=True)) == [6, 0]
+    assert counted_tokens(found, rewards(), parts=1, options=Advantage(filter_groups=True)) == [6]
+    some = rewards(known=torch.tensor([[True, False, True], [False, False, False]]))
+    found = with_advantages(groups(), some, normalise=False, options=Advantage())
+    assert counted_tokens(found, some, parts=2, options=Advantage()) == [1 + 3, 0]
+
+
+def test_epsilon_softens_the_division_by_the_deviation() -> None:
+    deviation = (2 / 3) ** 0.5 + 0.5  # of 1, 0, 2
+    found = with_advantages(groups(), rewards(), normalise=True, options=Advantage(epsilon=0.5))
+    assert [r.advantage for r in found[0]] == pytest.approx([0.0, -1 / deviation, 1 / deviation])
+
+
+def test_groups_equal_but_for_rounding_are_counted_as_uniform() -> None:
+    nearly = torch.tensor([[1.0, 0.0, 2.0], [0.3, 0.3, 0.3]])
+    nearly[1, 1] = torch.nextafter(nearly[1, 1], torch.tensor(1.0))
+    assert rollout_metrics(groups(), rewards(nearly), correct_at=1.0)["reward/uniform_groups"] == 0.5
+
+
+@pytest.mark.parametrize("options", [Advantage(), Advantage(leave_one_out=True), Advantage(epsilon=2.0)])
+def test_what_a_response_earned_beyond_the_others_does_not_depend_on_the_advantage(options: Advantage) -> None:
+    found = with_advantages(groups(), rewards(), normalise=not options.leave_one_out, options=options)
+    assert [[r.excess for r in group] for group in found] == [[0.0, -1.5, 1.5], [0.0, 0.0, 0.0]]
+    some = rewards(known=torch.tensor([[True, False, True], [True, True, True]]))
+    found = with_advantages(groups(), some, normalise=False, options=options)
+    assert [r.excess for r in found[0]] == [-1.0, 0.0, 1.0]  # 1 and 2 have a reward

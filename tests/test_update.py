@@ -370,6 +370,27 @@ def test_the_gap_of_the_values_is_that_of_each_response():
     assert metrics["surrogate/value_gap"] == pytest.approx(sum(map(abs, differences)) / n, rel=1e-4)
 
 
+def test_the_error_of_the_surrogate_runs_over_all_responses_with_the_others_as_the_baseline():
+    """A normalised Â and groups at rest: Δ is that of rewards, over every response of the step."""
+    policy = tiny_policy()
+    groups = scored_responses(roll_out(policy), resting=(1, 3))
+    groups = [[replace(r, excess=2.5 * r.advantage + 0.0) for r in group] for group in groups]
+    groups = [[replace(r, advantage=r.advantage / 0.3) for r in group] for group in groups]
+    first, second = (score_minibatch(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
+    outcomes = [take_update(policy, part, groups=2, lr=0.1) for part in (first, second)]
+    total = 0.0
+    for trace in (trace for outcome in outcomes if outcome is not None for trace in outcome.traces):
+        micro = trace.scored.micro
+        for i in micro.response.unique():
+            own = micro.response == i
+            ratios = (trace.logprobs[own].double() - micro.rollout_logprobs[own].double()).exp().tolist()
+            total += float(micro.excess[own][0]) * (1 + sum(r - 1 for r in ratios) - math.prod(ratios))
+    assert abs(total) > 1e-4
+    metrics = update_metrics(outcomes, responses=16)
+    assert metrics["surrogate/delta"] == pytest.approx(total / 16, rel=1e-4)
+    assert metrics["surrogate/delta_low"] < metrics["surrogate/delta"] < metrics["surrogate/delta_high"]
+
+
 def by_version(rows: list[ledger.Row], factor: str) -> dict[str, int]:
     wanted = (row for row in rows if (row["factor"], row["split"]) == (factor, "version"))
     return {str(row["bucket"]): int(row["tokens"]) for row in wanted}

@@ -1,8 +1,9 @@
-"""The command line: train, resume, eval, show, gap, conformance, lab."""
+"""The command line: train, resume, eval, show, gap, audit, conformance, lab."""
 
 import argparse
 import contextlib
 import errno
+import os
 import signal
 import sys
 import time
@@ -13,11 +14,12 @@ from typing import Any, TypeVar
 
 import tyro
 
-from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
-from steadyrl.errors import UserError
+from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
+from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.terminal import tell, visible
+from steadyrl.trouble import unreached
 
 T = TypeVar("T", bound=Recipe)
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 USAGE = """steadyrl COMMAND …
 
@@ -26,6 +28,7 @@ USAGE = """steadyrl COMMAND …
   eval CHECKPOINT [--section.field value …]
   show RUN
   gap RUN [--responses 64]
+  audit RECIPE [--json] [--strict] [--section.field value …]
   conformance --model FAMILY_OR_PATH [--weights] | --all
   lab run FIGURE [--arms …] [--seeds …] [--jobs N] | lab report
 
@@ -42,14 +45,28 @@ class TrainFlags(Recipe):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 if it went well, 2 for a mistake of the user's, 1 if a run had to stop."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command.
+
+    Returns:
+        0 if it went well, 1 if a run had to stop, 2 for a mistake of the user's, 130 and 143 where Ctrl-C and SIGTERM
+        ended it early.
+    """
+    try:
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except BrokenPipeError:  # the reader of the output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at the end
+        return 0
+
+
+def _run(arguments: Sequence[str]) -> int:
+    argv = list(arguments)
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": train_command,
         "resume": resume_command,
         "eval": eval_command,
         "show": show_command,
         "gap": gap_command,
+        "audit": audit_command,
         "conformance": conformance_command,
         "lab": lab_command,
     }
@@ -60,21 +77,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"steadyrl: no command {argv[0]!r}; it is one of {', '.join(commands)}", file=sys.stderr)
         return 2
     try:
+        if argv[0] in ("train", "resume"):
+            _refuse_several_processes()
         return commands[argv[0]](argv[1:])
     except UserError as error:
-        print(f"steadyrl: {error}", file=sys.stderr)
+        print(f"steadyrl: {visible(str(error), lines=True)}", file=sys.stderr)
         return 2
+    except RunStopped as error:
+        print(f"steadyrl: {error}", file=sys.stderr)
+        return 1
     except PermissionError as error:
         print(f"steadyrl: {error}. What was saved is intact; give the permission and resume", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in NO_ROOM | {errno.EROFS}:
             raise
         print(f"steadyrl: cannot write: {error}. The checkpoints are intact; make room and resume", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("steadyrl: interrupted; what was saved is intact, and `steadyrl resume RUN` goes on", file=sys.stderr)
-        return 130
+        return 1
+    except KeyboardInterrupt as interrupt:
+        print("steadyrl: interrupted; what was saved is intact, and `steadyrl resume RUN` continues", file=sys.stderr)
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+
+
+def _refuse_several_processes() -> None:
+    """Refuse a launcher that starts the command more than once: every process would train the whole run.
+
+    Raises:
+        UserError: one of several processes.
+    """
+    sizes = {"WORLD_SIZE": "", "SLURM_STEP_NUM_TASKS": "SLURM_PROCID", "OMPI_COMM_WORLD_SIZE": "", "PMI_SIZE": ""}
+    for name, also in sizes.items():
+        size = os.environ.get(name, "").strip()
+        if size.isdigit() and int(size) > 1 and (not also or also in os.environ):
+            raise UserError(
+                f"{name} = {size}: this command was started as one of {size} processes, and one process trains. "
+                "Start it once, without torchrun, mpirun or several tasks of srun"
+            )
 
 
 def train_command(argv: list[str]) -> int:
@@ -82,14 +120,14 @@ def train_command(argv: list[str]) -> int:
     path, rest = _first(argv, "train RECIPE [flags]", "RECIPE is a TOML file, such as recipes/demo.toml")
     flags = _with_flags(TrainFlags, load(path), rest, f"steadyrl train {path}")
     recipe = _recipe(flags)
+    target = flags.run or Path("runs") / path.stem
     if flags.dry_run:
         from steadyrl.plan import describe
 
-        print(describe(recipe))
+        print(describe(recipe, run=target))
         return 0
     from steadyrl.run import Run
 
-    target = flags.run or Path("runs") / path.stem
     Run.refuse_existing(target)
     return _train(recipe, lambda: Run.create(target, recipe))
 
@@ -115,13 +153,34 @@ def eval_command(argv: list[str]) -> int:
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
-    from steadyrl.evaluate import evaluation_rows
+    from steadyrl.evaluate import evaluation
+    from steadyrl.rollout import require_scored
     from steadyrl.session import open_session
 
     with open_session(recipe) as session:
-        rows, _ = evaluation_rows(session, every_mode=True)
-    _print_evaluation(rows)
+        found = evaluation(session, every_mode=True)
+    require_scored(found.last, limit=recipe.scoring.max_failures)
+    _print_evaluation(found.rows)
+    if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
+        tell(warning)
     return 0
+
+
+def audit_command(argv: list[str]) -> int:
+    """`steadyrl audit RECIPE`."""
+    parser = argparse.ArgumentParser(
+        "steadyrl audit",
+        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
+    )
+    parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")
+    parser.add_argument("--json", action="store_true", help="print the counts and the rows as JSON")
+    parser.add_argument("--strict", action="store_true", help="count what is partial or doubtful, or failed, as well")
+    options, rest = parser.parse_known_args(argv)
+    recipe = _with_flags(Recipe, load(options.recipe), rest, f"steadyrl audit {options.recipe}")
+    from steadyrl.audit import run
+
+    return run(recipe, as_json=options.json, strict=options.strict)
 
 
 def show_command(argv: list[str]) -> int:
@@ -233,8 +292,24 @@ def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
 
 def _with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
     """The recipe with single values changed by flags."""
+    _refuse_variants(rest)
     default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
     return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _refuse_variants(rest: Sequence[str]) -> None:
+    """A flag changes a value; what a section is, its kind or name, is for the recipe to say.
+
+    Raises:
+        RecipeError: a flag names the kind or name of a section; the message has those that there are.
+    """
+    for flag in rest:
+        section, _, field = flag.lstrip("-").partition("=")[0].partition(".")
+        if flag.startswith("--") and (section, field) in VARIANTS:
+            raise RecipeError(
+                f"{flag.partition('=')[0]} cannot be a flag: write it into the recipe with its fields, as "
+                f"[{section}] {field} = …; known: {', '.join(VARIANTS[section, field])}"
+            )
 
 
 def _recipe(flags: TrainFlags) -> Recipe:
@@ -245,6 +320,7 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
     """Train, and say at the end what came of it."""
     from transformers.utils import logging
 
+    from steadyrl.audit import at_start
     from steadyrl.loop import TrainingStopped, train
     from steadyrl.session import notices, open_session
 
@@ -252,46 +328,58 @@ def _train(recipe: Recipe, open_run: Callable[[], Any]) -> int:
         print(f"steadyrl: {notice}", file=sys.stderr)
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
-    with _one_interrupt() as stop_asked, open_session(recipe) as session:
+    with _one_interrupt() as asked, open_session(recipe) as session:
+        for warning in at_start(recipe, session.task, session.pool, session.policy.tokenizer):
+            print(f"steadyrl: {warning}", file=sys.stderr)
         for notice in session.policy.notices:
             print(f"steadyrl: {notice}", file=sys.stderr)
         run = open_run()
         try:
-            taken = train(session, run, stop_asked=stop_asked)
+            step, taken = train(session, run, stop_asked=lambda: bool(asked))
         except TrainingStopped as error:
-            print(f"steadyrl: {error}. {_way_on(run.path)}", file=sys.stderr)
-            return 1
+            raise TrainingStopped(f"{error}. {_way_on(run.path)}") from error
         except UserError as error:
             raise UserError(f"{error}. {_way_on(run.path)}") from error
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(*asked[-1:]) from interrupt
         finally:
             run.close()
-    if recipe.steps and not taken:
+    if recipe.steps and not taken and step == recipe.steps:
         print(f"all {recipe.steps} steps had been taken; nothing was left to train")
     _print_accuracy(run.path)
     seconds = time.monotonic() - started
     print(f"{seconds:.0f} s; the run is in {run.path}, its report is {run.path / 'report.html'}")
-    return 0
+    if step == recipe.steps:
+        return 0
+    print(
+        f"steadyrl: stopped at step {step} of {recipe.steps}; continue with `steadyrl resume {run.path}`",
+        file=sys.stderr,
+    )
+    return 128 + asked[-1]
 
 
 def _way_on(run: Path) -> str:
-    return f"What is changed in {run / 'recipe.json'} holds from `steadyrl resume {run}` on"
+    return f"To change a setting, edit {run / 'recipe.json'}, then run `steadyrl resume {run}`"
 
 
 @contextlib.contextmanager
-def _one_interrupt() -> Iterator[Callable[[], bool]]:
-    """The first Ctrl-C (or a scheduler's SIGTERM) asks for a stop after the step; the second interrupts at once."""
-    asked = False
+def _one_interrupt() -> Iterator[list[int]]:
+    """The first Ctrl-C (or a scheduler's SIGTERM) asks for a stop after the step; the second interrupts at once.
+
+    Yields:
+        The signals that came, in order.
+    """
+    asked: list[int] = []
 
     def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        for one in before:
-            signal.signal(one, signal.default_int_handler)
+        asked.append(signum)
+        if len(asked) > 1:
+            raise KeyboardInterrupt(signum)
         print("stopping after this step; press Ctrl-C again to stop at once", file=sys.stderr)
 
     before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield asked
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
@@ -315,13 +403,14 @@ def _checkpoint(path: Path) -> tuple[Path, Recipe]:
 
 def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
+        several = [f"  {name} {row[name]:.3f}" for name in row if "@" in name]
         size = f"{row['prompts']} prompts × {row['samples']}"
-        print(f"{row['mode']:8} {row['precision']:8} accuracy {_with_interval(row)}  {size}")
+        print(f"{_where(row)} accuracy {_with_interval(row)}  {_reward(row)}{''.join(several)}  {size}")
 
 
 def _print_accuracy(path: Path) -> None:
-    """Held-out accuracy before and now, of every mode and precision that was looked at both times."""
-    from steadyrl.metrics import read_jsonl
+    """Accuracy and mean reward before and now, of every set, mode and precision that was looked at both times."""
+    from steadyrl.jsonl import read_jsonl
 
     rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
     if not rows:
@@ -329,14 +418,37 @@ def _print_accuracy(path: Path) -> None:
         return
     last = max(row["step"] for row in rows)
     print(f"held-out accuracy, step 0 → step {last}, with 95% intervals")
-    first = {(row["mode"], row["precision"]): row for row in rows if row["step"] == 0}
+    first = {_where(row): row for row in rows if row["step"] == 0}
     for after in (row for row in rows if row["step"] == last):
-        if before := first.get((after["mode"], after["precision"])):
-            print(f"  {after['mode']:8} {after['precision']:8} {_with_interval(before)} → {_with_interval(after)}")
+        if before := first.get(_where(after)):
+            print(f"  {_where(after)} {_with_interval(before)} → {_with_interval(after)}")
+            if _partial(before) or _partial(after):
+                print(f"  {'':17} {_reward(before)} → {_reward(after)}")
 
 
-def _with_interval(row: Mapping[str, Any]) -> str:
-    return f"{row['accuracy']:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+def _where(row: Mapping[str, Any]) -> str:
+    """Mode and precision, and the set where it is not the held-out one."""
+    name = row.get("set", "held_out")
+    return f"{row['mode']:8} {row['precision']:8}" + (f" {name}" if name != "held_out" else "")
+
+
+def _partial(row: Mapping[str, Any]) -> bool:
+    """Whether the mean reward says something that the accuracy does not."""
+    return row.get("reward") is not None and row["reward"] != row["accuracy"]
+
+
+def _reward(row: Mapping[str, Any]) -> str:
+    return f"reward {_with_interval(row, 'reward', 'reward_low', 'reward_high')}"
+
+
+def _with_interval(row: Mapping[str, Any], *names: str) -> str:
+    """A mean and its interval; a dash for what is not defined."""
+    value, low, high = (row.get(name) for name in names or ("accuracy", "low", "high"))
+    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 if __name__ == "__main__":

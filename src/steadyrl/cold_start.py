@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
-from steadyrl.evaluate import evaluate
+from steadyrl.evaluate import evaluate, held_out
 from steadyrl.metrics import MetricsLog
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
@@ -19,6 +19,7 @@ from steadyrl.model.routing import moe_blocks
 from steadyrl.model.scoring import feed
 from steadyrl.model.text import encode_prompt, encode_response
 from steadyrl.order import problem_indices
+from steadyrl.rollout import require_scored
 from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task
 from steadyrl.types import TokenBatch
@@ -80,7 +81,8 @@ def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, opt
         share = len(batch.targets) / tokens
         (negative.sum() / tokens + options.aux_loss * share * balance).backward()
         total += negative.detach().sum().item()
-    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), 1.0)
+    limit = session.recipe.optimizer.max_grad_norm
+    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), math.inf if limit is None else limit)
     if not math.isfinite(total) or not norm.isfinite():
         raise ColdStartError(
             f"cold start, step {step}: loss or gradient was not finite; a smaller learning_rate of the stage is the "
@@ -119,6 +121,6 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
 
 def _look(session: Session) -> float:
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
-    options = session.recipe.evaluate
-    result, _, _ = evaluate(session, session.engine, prompts=options.prompts, samples=1, greedy=False)
+    result, _, rewards = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
+    require_scored(rewards, limit=session.recipe.scoring.max_failures)
     return result.value

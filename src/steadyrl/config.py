@@ -8,23 +8,71 @@ this tree: their functions take plain keyword arguments.
 import difflib
 import json
 import math
+import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from steadyrl.errors import UserError
 
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-PositiveFloat = Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
+
+def _no_boolean(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError(f"takes a number, and {str(value).lower()} is none")
+    return value
+
+
+NUMBER = BeforeValidator(_no_boolean)  # pydantic takes true for 1
+Fraction = Annotated[float, Field(ge=0.0, le=1.0), NUMBER]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0), NUMBER]
+PositiveFloat = Annotated[float, Field(gt=0.0, le=1e30, allow_inf_nan=False), NUMBER]
+Weight = Annotated[float, Field(ge=0.0, le=1e9, allow_inf_nan=False), NUMBER]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9), NUMBER]
+Count = Annotated[int, Field(ge=0, le=10**9), NUMBER]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3), NUMBER]
+AtOnce = Annotated[int, Field(ge=1, le=2**16), NUMBER]
+"""How many things exist side by side: processes, sequences, responses to one prompt."""
+FedTokens = Annotated[int, Field(ge=1, le=2**26), NUMBER]
+"""Tokens of one forward."""
 Bound = Annotated[PositiveFloat | None, BeforeValidator(lambda value: None if value == math.inf else value)]
 """A bound from above; `inf`, which is null in JSON, is none."""
+
+
+def _names_something(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError(f"must be printable text that is not empty (found {value!r})")
+    return value
+
+
+Name = Annotated[str, AfterValidator(_names_something)]
+"""A path, or a name."""
 JsonDict = dict[str, Any]
+Trust = Literal[
+    "none",
+    "clip",
+    "rollout_clip",
+    "tv",
+    "kl",
+    "sequence_mask",
+    "old_sequence_mask",
+    "clip+sequence_mask",
+    "clip+old_sequence_mask",
+    "rollout_clip+sequence_mask",
+    "second_moment",
+]
+"""What a composed objective masks; `a+b` is what one of the two masks."""
 
 
 class RecipeError(UserError):
@@ -41,12 +89,23 @@ class PretrainedModel(Section):
     """A causal language model of transformers, from a folder or from the hub."""
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str
+    path: Name
     """Folder of a saved model, or its name on the hub."""
     revision: str | None = None
     """Commit, branch or tag on the hub."""
     trust_remote_code: bool = False
     """Run the model's own Python code. Off: a model that needs it is refused."""
+
+
+_SIZES = {
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+}
 
 
 class TinyModel(Section):
@@ -60,6 +119,17 @@ class TinyModel(Section):
     config: JsonDict = Field(default_factory=dict)
     """Fields of the transformers config: sizes, experts, heads."""
 
+    @field_validator("config")
+    @classmethod
+    def _sizes(cls, config: JsonDict) -> JsonDict:
+        for name, value in config.items():
+            most = 1024 if "layers" in name else 2**24
+            if isinstance(value, int | float) and not abs(value) <= most:
+                raise ValueError(f"{name} = {value} is above {most:,}, more than a tiny model has")
+            if name in _SIZES and isinstance(value, int) and value < 1:
+                raise ValueError(f"{name} = {value} makes no model; use at least 1")
+        return config
+
 
 class ModelOptions(Section):
     """How the trained model is held."""
@@ -69,19 +139,34 @@ class ModelOptions(Section):
     an update below about 1/256 of a weight is lost, so small learning rates want float32."""
     device: str = "cpu"
     """`cpu`, `cuda`, `cuda:1`, …"""
+
+    @field_validator("device")
+    @classmethod
+    def _supported(cls, value: str) -> str:
+        if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", value):
+            raise ValueError(f'{value!r} is not supported; use "cpu", "cuda" or "cuda:1"')
+        return value
+
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    threads: Count = 0
+    threads: Annotated[int, Field(ge=0, le=4096), NUMBER] = 0
     """CPU threads of torch; 0 keeps torch's own choice. A run resumes bit-identically on the same number."""
 
 
-class ChainsTask(Section):
+class AnyTask(Section):
+    """What every task has."""
+
+    correct_at: Annotated[float, Field(ge=-1e9, le=1e9), NUMBER] = 1.0
+    """A response with at least this reward is right: accuracy counts these."""
+
+
+class ChainsTask(AnyTask):
     """Chains of + and − modulo ten, worked out with running totals; the task of the demo."""
 
     kind: Literal["chains"] = "chains"
-    min_terms: Annotated[int, Field(ge=2, le=40)] = 3
+    min_terms: Annotated[int, Field(ge=2, le=40), NUMBER] = 3
     """Fewest digits in a chain."""
-    max_terms: Annotated[int, Field(ge=2, le=40)] = 8
+    max_terms: Annotated[int, Field(ge=2, le=40), NUMBER] = 8
     """Most digits in a chain."""
     teacher_noise: Fraction = 0.0
     """Chance that a worked solution replaces a running total by a random digit, and carries it on."""
@@ -95,15 +180,15 @@ class ChainsTask(Section):
         return self
 
 
-class RowsTask(Section):
+class RowsTask(AnyTask):
     """Rows of digits, each summed along itself from the one above; responses of hundreds of tokens, for the lab."""
 
     kind: Literal["rows"] = "rows"
-    width: Annotated[int, Field(ge=2, le=40)] = 12
+    width: Annotated[int, Field(ge=2, le=40), NUMBER] = 12
     """Digits of a row."""
-    min_rows: Annotated[int, Field(ge=1, le=25)] = 12
+    min_rows: Annotated[int, Field(ge=1, le=25), NUMBER] = 12
     """Fewest rows of a response; one is `width` + 2 tokens."""
-    max_rows: Annotated[int, Field(ge=1, le=25)] = 16
+    max_rows: Annotated[int, Field(ge=1, le=25), NUMBER] = 16
     """Most rows of a response."""
     teacher_noise: Fraction = 0.0
     """Chance that a worked solution replaces a digit by a random one, and carries it on."""
@@ -115,41 +200,51 @@ class RowsTask(Section):
         return self
 
 
-class ReasoningGymTask(Section):
+class ReasoningGymTask(AnyTask):
     """Any dataset of reasoning-gym, scored by its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
-    dataset: str
+    dataset: Name
     """Name in reasoning-gym, such as `chain_sum`."""
     parameters: JsonDict = Field(default_factory=dict)
     """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
     min_score: Fraction = 1.0
     """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+    allow_code: bool = False
+    """Take a dataset whose verifier runs Python code that a response holds. Off: such a dataset is rejected."""
 
 
-class QuestionsTask(Section):
-    """Question/answer pairs: a JSONL file or a Hugging Face dataset."""
+class QuestionsTask(AnyTask):
+    """Question/answer pairs: a file, a folder or a Hugging Face dataset."""
 
     kind: Literal["questions"] = "questions"
-    path: str
-    """A `.jsonl` file, or the name (or folder) of a Hugging Face dataset."""
+    path: Name
+    """A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the folder, or the
+    name, of a Hugging Face dataset."""
     subset: str | None = None
     """Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`."""
     split: str = "train"
-    """Split of the Hugging Face dataset; a JSONL file has none."""
-    question: str = "question"
-    """Field that holds the question."""
-    answer: str = "answer"
-    """Field that holds the reference answer."""
-    solution: str | None = None
+    """Split of the Hugging Face dataset; a file has none."""
+    question_column: str = "question"
+    """Field that holds the question, or the messages of a conversation; `a.b` is the field `b` of `a`."""
+    answer_column: str = "answer"
+    """Field that holds the reference answer, or a list of accepted ones."""
+    solution_column: str | None = None
     """Field that holds a worked solution, which the cold start imitates; without it, the answer."""
-    score: str = "math_verify"
+    answer: Literal["auto", "boxed", "tag", "last_number"] = "auto"
+    """Where `math_verify` looks for a response's answer: in the last `\\boxed{}`, in `<answer>` tags, or in the last
+    number; `auto` tries them in this order, and `####` and "the answer is" too."""
+    skip_bad_rows: bool = False
+    """Leave rows out that cannot be used, and count them; off: they are rejected."""
+    score: Name = "math_verify"
     """`math_verify`, or your own function as `file.py:function`, called as `score(prompt, completion) -> float`; one
     with a parameter `answer` gets the reference answer as well."""
     held_out: PositiveInt = 256
     """How many pairs are set aside for evaluation; never trained on."""
 
-    PAIRS: ClassVar[frozenset[str]] = frozenset({"path", "subset", "split", "question", "answer", "held_out"})
+    PAIRS: ClassVar[frozenset[str]] = frozenset(
+        {"path", "subset", "split", "question_column", "answer_column", "skip_bad_rows", "held_out"}
+    )
     """The fields that say which pairs there are, and which of them are set aside."""
 
 
@@ -159,12 +254,14 @@ TaskConfig = Annotated[ChainsTask | RowsTask | ReasoningGymTask | QuestionsTask,
 class Scoring(Section):
     """Limits on the scoring of responses, which runs in worker processes."""
 
-    time_limit: PositiveFloat = 10.0
+    time_limit: Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False), NUMBER] = 10.0
     """Seconds one response may take to score; then its worker is stopped and the response is marked."""
-    workers: PositiveInt = 1
+    workers: Annotated[int, Field(ge=1, le=1024), NUMBER] = 1
     """Worker processes."""
     max_failures: Fraction = 0.1
     """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    audit: bool = True
+    """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
 
 
 class LocalEngine(Section):
@@ -176,7 +273,7 @@ class LocalEngine(Section):
     studies: `fp8_e5m2` rounds activations to e5m2; `int4` and `fp4` (MXFP4) round weights to four bits."""
     kv_precision: Literal["native", "fp8"] = "native"
     """`fp8`: keys and values are rounded to e4m3 when they enter the cache."""
-    max_sequences: PositiveInt = 256
+    max_sequences: AtOnce = 256
     """Most sequences decoded side by side."""
 
 
@@ -190,27 +287,29 @@ class VLLMEngine(Section):
     kv_precision: Literal["native", "fp8", "auto"] = "native"
     """`fp8`: vLLM keeps keys and values in e4m3; on a CPU that needs AVX-512 or AMX. `auto`: `fp8` where it works, else
     `native`; the plan and engine.json say which."""
-    max_sequences: PositiveInt = 256
+    max_sequences: AtOnce = 256
     """Most sequences decoded side by side."""
-    batch_tokens: PositiveInt = 4096
+    batch_tokens: FedTokens = 4096
     """Most tokens in one forward; a longer prompt is computed in pieces."""
-    cache_gib: PositiveFloat = 1.0
+    cache_gib: Annotated[float, Field(gt=0.0, le=65_536.0), NUMBER] = 1.0
     """GiB of memory for keys and values. It must hold one sequence of the model's whole context."""
 
 
 class Rollout(Section):
     """What one global step samples."""
 
-    prompts: PositiveInt = 16
+    prompts: Annotated[int, Field(ge=1, le=2**20), NUMBER] = 16
     """B: prompts per global step."""
-    responses: Annotated[int, Field(ge=2)] = 8
+    responses: Annotated[int, Field(ge=2, le=2**16), NUMBER] = 8
     """G: responses per prompt; the advantage is relative to this group."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature. π and μ are both the distributions at this temperature."""
-    max_new_tokens: PositiveInt = 64
+    max_new_tokens: FedTokens = 64
     """A response that reaches this length is cut and counted as truncated."""
     stop: tuple[str, ...] = ()
     """Strings of a single token that end a response, beside the model's own end of sequence."""
+    strip_special: bool = False
+    """Verifiers get responses without special tokens such as `<think>`; off: without end tokens and padding alone."""
 
 
 class MiniRL(Section):
@@ -247,7 +346,7 @@ class PrefixIS(Section):
     """The prefix product of the ratios as the weight; no clip."""
 
     name: Literal["prefix_is"] = "prefix_is"
-    weight_cap: PositiveFloat | None = None
+    weight_cap: Bound = None
     """The prefix product is truncated from above here."""
 
 
@@ -279,6 +378,8 @@ class DAPO(Section):
     """ε_low of the clipped ratio."""
     clip_high: PositiveFloat = 0.28
     """ε_high of the clipped ratio."""
+    token_mean: Literal["group", "batch"] = "group"
+    """The mean over tokens is one of each group, then over groups; or one of the whole mini-batch, as in verl, TRL."""
 
 
 class CISPO(Section):
@@ -299,6 +400,18 @@ class GSPO(Section):
     """ε_low of the clipped ratio."""
     clip_high: PositiveFloat = 4e-4
     """ε_high of the clipped ratio."""
+
+
+class OPSM(Section):
+    """Off-policy sequence masking of DeepSeek-V3.2, eq. 8 and 9 of arXiv 2512.02556, beside the clip of GRPO."""
+
+    name: Literal["opsm"] = "opsm"
+    clip_low: PositiveFloat = 0.2
+    """ε_low of the clipped ratio."""
+    clip_high: PositiveFloat = 0.27
+    """ε_high of the clipped ratio."""
+    threshold: PositiveFloat = 0.1
+    """δ, nats per token: with Â<0, a response whose mean of log μ_old/π_θ is above it is masked."""
 
 
 class DPPOTV(Section):
@@ -351,20 +464,21 @@ class Composed(Section):
     """Over which tokens of the response the ratio is taken."""
     outside: Literal["truncate", "mask"] = "truncate"
     """A weight above the cap becomes the cap; or one outside [floor, cap] becomes 0."""
-    weight_floor: Annotated[float, Field(ge=0.0)] = 0.0
+    weight_floor: Weight = 0.0
     """Lower end of the band; for `mask` only."""
     weight_cap: Bound = 5.0
     """Upper end; `inf` is none."""
-    trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
-    """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2; M2PO."""
+    trust: Trust = "clip"
+    """Nothing; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM of DeepSeek-V3.2, measured from μ_old or
+    from π_old, alone or beside a clip; M2PO."""
     clip_low: PositiveFloat = 0.2
     """ε_low of the clips."""
     clip_high: PositiveFloat = 0.27
     """ε_high of the clips."""
     threshold: PositiveFloat = 0.15
-    """Of `tv` (source: 0.15), `kl` (0.05), `sequence_mask` and `second_moment` (0.04)."""
-    mean: Literal["responses", "own_tokens", "group_tokens"] = "responses"
-    """What the sum over tokens is divided by: responses, responses · |y|, or groups · Σ|y| of the group."""
+    """Of `tv` (source: 0.15), `kl` (0.05), the sequence masks and `second_moment` (0.04)."""
+    mean: Literal["responses", "own_tokens", "group_tokens", "batch_tokens"] = "responses"
+    """What the sum over tokens is divided by: responses, responses · |y|, groups · Σ|y| of the group, or Σ|y|."""
     normalised: bool = False
     """Divide advantages by the standard deviation of their group."""
 
@@ -387,6 +501,7 @@ ObjectiveConfig = Annotated[
     | DAPO
     | CISPO
     | GSPO
+    | OPSM
     | DPPOTV
     | DPPOKL
     | VESPO
@@ -401,6 +516,8 @@ class Advantage(Section):
 
     leave_one_out: bool = False
     """The baseline of a response is the mean over the others of its group (RLOO, arXiv 2402.14740), not over all."""
+    epsilon: Weight = 0.0
+    """Added to the standard deviation where the objective divides by it. Groups of equal rewards need none."""
     filter_groups: bool = False
     """Groups of equal rewards, which have no gradient, do not count in the denominators either (DAPO's dynamic
     sampling, arXiv 2503.14476, without its sampling anew)."""
@@ -416,9 +533,9 @@ class Update(Section):
     """N: gradient steps per global step. It must divide the prompts of a step."""
     replay: Literal["none", "R2", "R3"] = "none"
     """Routing Replay: experts of the trainer's θ_old pass (R2), or of the rollout engine (R3)."""
-    max_unrouted: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    max_unrouted: Fraction = 0.0
     """Largest share of positions for which the engine may return no experts; the trainer routes them by itself."""
-    micro_tokens: PositiveInt = 8192
+    micro_tokens: FedTokens = 8192
     """Most tokens in one forward, shared prompts counted for each response; a mini-batch takes as many as it needs."""
 
 
@@ -429,7 +546,7 @@ class Optimizer(Section):
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment."""
-    weight_decay: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    weight_decay: Weight = 0.0
     """Decoupled weight decay."""
     max_grad_norm: Bound = 1.0
     """Gradients are scaled down to this norm; `inf` leaves them."""
@@ -455,9 +572,9 @@ class ColdStart(Section):
 
     stages: tuple[Stage, ...] = Field(min_length=1)
     """Stages, in order."""
-    batch: PositiveInt = 128
+    batch: Annotated[int, Field(ge=1, le=2**20), NUMBER] = 128
     """Worked solutions per gradient step."""
-    aux_loss: Annotated[float, Field(ge=0.0)] = 0.0
+    aux_loss: Weight = 0.0
     """Weight of the load-balancing loss of mixture-of-experts models; used in the cold start only."""
     stop_at: Fraction = 1.0
     """Stop once the sampled accuracy on held-out prompts reaches this. They are those of the evaluation at step 0,
@@ -466,21 +583,65 @@ class ColdStart(Section):
     """Steps between looks at that accuracy, in the last stage."""
 
 
+class EvaluationSet(Section):
+    """Further question/answer pairs that are evaluated beside the held-out ones, and never trained on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
+    """What `eval.jsonl` calls it."""
+    path: str
+    """As `task.path`."""
+    subset: str | None = None
+    """As `task.subset`."""
+    split: str = "train"
+    """As `task.split`."""
+    question_column: str | None = None
+    """As `task.question_column`, which it is by default."""
+    answer_column: str | None = None
+    """As `task.answer_column`, which it is by default."""
+    prompts: PositiveInt | None = None
+    """How many of its problems are asked, the first; by default all."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_split(cls, value: str) -> str:
+        if value in ("train", "held_out"):
+            raise ValueError(f"name = {value!r} is what the task's own problems are called; use another name")
+        return value
+
+
 class Evaluate(Section):
     """Accuracy on held-out prompts."""
 
     every: Count = 20
     """Global steps between evaluations; 0: only before and after."""
-    prompts: PositiveInt = 256
+    prompts: Annotated[int, Field(ge=1, le=2**20), NUMBER] = 256
     """Held-out prompts."""
-    samples: PositiveInt = 1
+    samples: AtOnce = 1
     """Responses per prompt (the k of avg@k)."""
-    temperature: PositiveFloat = 1.0
+    temperature: Temperature = 1.0
     """Temperature of the sampled evaluation."""
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0), NUMBER] = 1.0
     """Nucleus of the sampled evaluation."""
-    top_k: Count = 0
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1), NUMBER] = 0
     """The sampled evaluation keeps this many tokens; 0: all."""
+    sets: tuple[EvaluationSet, ...] = ()
+    """Further sets of question/answer pairs, each `[[evaluate.sets]]` with a name and a path."""
+
+
+class Rollouts(Section):
+    """Which training responses are written to `rollouts.jsonl`."""
+
+    groups: Count = 2
+    """Groups of a step that are written."""
+    every: PositiveInt = 1
+    """Steps between those that are written."""
+
+
+class Prompt(Section):
+    """How questions become prompts."""
+
+    date: str | None = None
+    """The date, as `2026-01-31`, that a chat template which asks for it gets; by default the day the run began."""
 
 
 class Checkpoints(Section):
@@ -495,7 +656,7 @@ class Checkpoints(Section):
 class Recipe(Section):
     """Everything that a run depends on."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63), NUMBER] = 0
     """Seed of the weights, the order of the prompts and the sampling."""
     steps: Count = 100
     """Global steps; 0: the cold start alone."""
@@ -505,6 +666,8 @@ class Recipe(Section):
     """Precision, device and memory of the trained model."""
     task: TaskConfig
     """Where prompts and rewards come from."""
+    prompt: Prompt = Prompt()
+    """How questions become prompts."""
     scoring: Scoring = Scoring()
     """Limits on the scoring."""
     engine: Annotated[LocalEngine | VLLMEngine, Field(discriminator="kind")] = LocalEngine()
@@ -523,6 +686,8 @@ class Recipe(Section):
     """Supervised training first, or none."""
     evaluate: Evaluate = Evaluate()
     """Held-out accuracy."""
+    rollouts: Rollouts = Rollouts()
+    """Which training responses are written down."""
     checkpoints: Checkpoints = Checkpoints()
     """What is kept on disk."""
     sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
@@ -543,8 +708,20 @@ class Recipe(Section):
             try:
                 type(self.task).model_validate(self.task.model_dump() | stage.task)
             except ValidationError as error:
-                mistakes = "; ".join(_explain(detail) for detail in error.errors())
+                mistakes = "; ".join(_explain(detail, type(self.task)) for detail in error.errors())
                 raise ValueError(f"the task of stage {number} of cold_start: {mistakes}") from error
+        return self
+
+    @model_validator(mode="after")
+    def _sets_fit(self) -> "Recipe":
+        names = [other.name for other in self.evaluate.sets]
+        if names and not isinstance(self.task, QuestionsTask):
+            raise ValueError(
+                f'evaluate.sets: the set {names[0]!r} holds question/answer pairs, which only task.kind = "questions" '
+                f'can score; the task is "{self.task.kind}". Leave evaluate.sets out'
+            )
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"evaluate.sets: the name {twice[0]!r} occurs twice; give each set its own")
         return self
 
     @model_validator(mode="after")
@@ -584,28 +761,69 @@ def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        lines = [f"  {_explain(detail)}" for detail in error.errors()]
+        lines = [f"  {_explain(detail, Recipe)}" for detail in error.errors()]
         raise RecipeError("\n".join([f"{source}: {len(lines)} mistake(s) in the recipe", *lines])) from error
 
 
-def _explain(detail: Mapping[str, Any]) -> str:
-    """One validation error as `field: what is wrong (found …)`, with a suggestion for a misspelt key."""
+def _explain(detail: Mapping[str, Any], root: type[Section]) -> str:
+    """One validation error of `root` as `field: what is wrong (found …)`, with a suggestion for a misspelt key."""
     unknown = detail["type"] == "extra_forbidden"  # its last part is what the writer wrote, whatever it is called
     *above, last = detail["loc"] or ("recipe",)
     place = [str(part) for part in above if part not in _TAGS] + [str(last)] * (unknown or last not in _TAGS)
     field = ".".join(place)
     if unknown:
-        known = {name for section in (Recipe, *Section.__subclasses__()) for name in section.model_fields}
-        near = difflib.get_close_matches(place[-1], sorted(known), n=1)
+        near = difflib.get_close_matches(str(last), _section_at(root, above).model_fields, n=1) or _elsewhere(str(last))
         hint = f"; did you mean `{near[0]}`?" if near else ""
         return f"{field}: unknown key{hint}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] in ("missing", "value_error"):
         return f"{field}: {message}"
-    return f"{field}: {message} (found {detail['input']!r})"
+    return f"{field}: {message} (found {_short(detail['input'])})"
 
 
-# pydantic names the variant in an error's location; the recipe's writer did not
-_TAGS = {"pretrained", "tiny", "chains", "rows", "reasoning_gym", "questions", "local", "vllm"} | {
-    section.model_fields["name"].default for section in get_args(get_args(ObjectiveConfig)[0])
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:90]}… ({len(text)} characters)"
+
+
+def _section_at(root: type[Section], place: Sequence[str | int]) -> type[Section]:
+    """The section that an error's location names, such as `("task", "questions")`."""
+    choices = [root]
+    for part in place:
+        if part in _TAGS:
+            choices = [c for c in choices if part in (_default(c, "kind"), _default(c, "name"))] or choices
+        elif len(choices) == 1 and part in choices[0].model_fields:
+            choices = _sections_of(choices[0].model_fields[str(part)].annotation) or choices
+    return choices[0]
+
+
+def _sections_of(annotation: Any) -> list[type[Section]]:
+    """The sections that a field may hold."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    return [section for part in get_args(annotation) for section in _sections_of(part)]
+
+
+def _default(section: type[Section], field: str) -> Any:
+    return section.model_fields[field].default if field in section.model_fields else None
+
+
+def _elsewhere(key: str) -> list[str]:
+    """The one other section that has a field of this very name, as `section.field`."""
+    found = [
+        f"{name}.{key}"
+        for name, field in Recipe.model_fields.items()
+        if any(key in section.model_fields for section in _sections_of(field.annotation))
+    ]
+    return found if len(found) == 1 else []
+
+
+VARIANTS: dict[tuple[str, str], list[str]] = {
+    (name, tag): [_default(section, tag) for section in _sections_of(field.annotation)]
+    for name, field in Recipe.model_fields.items()
+    for tag in ("kind", "name")
+    if any(tag in section.model_fields for section in _sections_of(field.annotation))
 }
+"""The sections that come in kinds: (section, field that says which) → the kinds there are."""
+_TAGS = {kind for kinds in VARIANTS.values() for kind in kinds}
+"""pydantic names the variant in an error's location; the recipe's writer did not."""

@@ -14,7 +14,7 @@ from steadyrl.update import Scored, routed, score_old
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
-    """Share of the fed positions that came without routes, and which the trainer will therefore route by itself.
+    """Share of the fed positions that came without routes in some layer, which the trainer will then route by itself.
 
     Raises:
         EngineError: it is above `limit`.
@@ -22,7 +22,7 @@ def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, fl
     routes = [c.routes for c in completions if c.routes is not None]
     if not routes:
         return {}
-    missing = sum(int((~routed(r)).sum()) for r in routes)
+    missing = sum(int((~routed(r).all(dim=1)).sum()) for r in routes)
     share = missing / sum(len(r) for r in routes)
     if share > limit:
         raise EngineError(
@@ -40,22 +40,24 @@ def route_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     seen = [_differences(s) for s in scored if s.differs is not None]
     if not seen:
         return {}
-    differs, margins = (torch.cat(parts) for parts in zip(*seen, strict=True))
-    metrics = {"routes/disagreement": differs.float().mean().item()}
-    metrics |= {f"routes/layer_{n}": share for n, share in enumerate(differs.float().mean(dim=0).tolist())}
+    differs, margins, there = (torch.cat(parts) for parts in zip(*seen, strict=True))
+    metrics = {"routes/disagreement": (differs.sum() / there.sum()).item()}
+    by_layer = differs.sum(dim=0) / there.sum(dim=0)
+    metrics |= {f"routes/layer_{n}": share for n, share in enumerate(by_layer.tolist())}
     apart = margins[differs & margins.isfinite()]
     if len(apart):
         metrics["routes/margin"] = apart.mean().item()
     return metrics
 
 
-def _differences(scored: Scored) -> tuple[Tensor, Tensor]:
-    """For each routed position and layer: whether the sets differ, and the margin of the trainer's choice."""
+def _differences(scored: Scored) -> tuple[Tensor, Tensor, Tensor]:
+    """By position and layer: whether two known sets differ, the margin of the trainer's, and whether both are known."""
     theirs, differs, margins = scored.micro.batch.routes, scored.differs, scored.margins
     assert theirs is not None
     assert differs is not None
     assert margins is not None
-    return differs[routed(theirs)], margins[routed(theirs)]
+    there = routed(theirs)
+    return differs & there, margins, there
 
 
 def replay_effect(

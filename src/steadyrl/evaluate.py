@@ -1,55 +1,42 @@
-"""Held-out accuracy, avg@k, with its uncertainty."""
+"""What the policy earns on held-out problems: accuracy, mean reward, pass@k and maj@k, with their uncertainty."""
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from steadyrl.engine.base import Engine
-from steadyrl.metrics import Row
+from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
+from steadyrl.jsonl import Row
 from steadyrl.model.text import decode_response
-from steadyrl.rollout import Group, Rewards, sample_groups, score_groups
+from steadyrl.responses import sample_rows, written
+from steadyrl.rollout import Group, Rewards, sample_groups, score_groups, too_many_failures
 from steadyrl.session import Session, unquantised_engine
+from steadyrl.tasks.base import Context, Split
 from steadyrl.types import Sampling
+
+_SHOWN = 8  # responses of an evaluation that are written to samples.jsonl
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Accuracy:
-    """A mean over prompts with a 95% interval."""
+class ProblemSet:
+    """Problems that are only evaluated."""
 
-    value: float
-    """Share of right answers."""
-    low: float
-    """Lower end."""
-    high: float
-    """Upper end."""
+    split: Split
+    """`held_out`, or the name of one of `evaluate.sets`."""
+    prompts: int
+    """How many of them are asked: the first."""
 
-
-def accuracy(correct: Float[Tensor, "prompts samples"]) -> Accuracy:
-    """avg@k and its Wilson interval.
-
-    Samples of one prompt are not independent, so the interval uses the effective number of samples p(1−p)/s², with s
-    the standard error of the mean of the prompts' means, and at most the samples there are; where those means are all
-    equal, the number of prompts.
-    """
-    means = correct.mean(dim=1).double()
-    prompts, p = len(means), float(means.mean())
-    variance = float(means.var(correction=1)) / prompts if prompts > 1 else 0.0
-    n = min(p * (1.0 - p) / variance, float(correct.numel())) if variance > 0.0 else float(prompts)
-    z = 1.959964
-    centre = (p + z * z / (2.0 * n)) / (1.0 + z * z / n)
-    half = z / (1.0 + z * z / n) * math.sqrt(p * (1.0 - p) / n + z * z / (4.0 * n * n))
-    return Accuracy(value=p, low=max(0.0, min(p, centre - half)), high=min(1.0, max(p, centre + half)))
+    @property
+    def key(self) -> str:
+        """Names the random numbers of its responses."""
+        return "evaluate" if self.split == "held_out" else f"evaluate/{self.split}"
 
 
 def evaluate(
-    session: Session, engine: Engine, *, prompts: int, samples: int, greedy: bool
-) -> tuple[Accuracy, list[Group], Rewards]:
-    """Let an engine answer the first held-out problems; the same ones, with the same random numbers, at any step.
+    session: Session, engine: Engine, *, problems: ProblemSet, samples: int, greedy: bool
+) -> tuple[Estimate, list[Group], Rewards]:
+    """Let an engine answer the first problems of a set; the same ones, with the same random numbers, at any step.
 
-    A response is right if its reward is at least 1.
+    A response is right if its reward is at least `task.correct_at`; the estimate is the share of right ones.
     """
     options = session.recipe.evaluate
     sampling = Sampling(
@@ -58,41 +45,113 @@ def evaluate(
         top_p=options.top_p,
         top_k=options.top_k,
     )
-    samples = 1 if greedy else samples
+    indices, samples = range(problems.prompts), 1 if greedy else samples
     groups = sample_groups(
-        session, engine, "held_out", range(prompts), responses=samples, sampling=sampling, key="evaluate"
+        session, engine, problems.split, indices, responses=samples, sampling=sampling, key=problems.key
     )
-    rewards = score_groups(session, "held_out", groups)
-    return accuracy((rewards.values >= 1.0).float()), groups, rewards
+    rewards = score_groups(session, problems.split, groups)
+    return accuracy((rewards.values >= session.recipe.task.correct_at).float(), rewards.known), groups, rewards
 
 
-def evaluation_rows(session: Session, *, every_mode: bool) -> tuple[list[Row], list[Row]]:
-    """Rows of `eval.jsonl`, and a few of `samples.jsonl`, for the weights that the engine holds.
+def held_out(session: Session) -> ProblemSet:
+    """The problems that are set aside from training."""
+    return ProblemSet(split="held_out", prompts=session.recipe.evaluate.prompts)
+
+
+def problem_sets(session: Session) -> Iterator[ProblemSet]:
+    """The held-out problems and every set of the recipe."""
+    yield held_out(session)
+    for other in session.recipe.evaluate.sets:
+        prompts = other.prompts or session.task.size(other.name)
+        assert prompts is not None  # a set is finite
+        yield ProblemSet(split=other.name, prompts=prompts)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What came of evaluating the weights that the engine holds."""
+
+    rows: list[Row]
+    """Lines of `eval.jsonl`, one for each set, mode and precision."""
+    samples: list[Row]
+    """Lines of `samples.jsonl`."""
+    last: Rewards
+    """The rewards of the last set, mode and precision. Where scoring failed too often, the others are not made."""
+
+
+def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
+    """Evaluate the weights that the engine holds; `require_scored` then says whether the verifier may go on.
 
     Args:
         every_mode: sampled and greedy, in the engine's precision and unquantised; else only sampled, in the engine's.
     """
+    rows: list[Row] = []
+    samples: list[Row] = []
+    made: list[Rewards] = []
+    limit = session.recipe.scoring.max_failures
+    asked = [
+        (precision, engine, mode, problems)
+        for precision, engine in _engines(session, every_mode).items()
+        for mode in (("sampled", "greedy") if every_mode else ("sampled",))
+        for problems in problem_sets(session)
+    ]
+    for precision, engine, mode, problems in asked:
+        row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
+        rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
+        made.append(rewards)
+        failing = too_many_failures(rewards, limit=limit)
+        if failing or not samples:
+            samples = sample_rows(session, groups, rewards, first=_SHOWN)
+        if failing:
+            break
+    return Evaluation(rows=rows, samples=samples, last=made[-1])
+
+
+def _evaluation_row(
+    session: Session, engine: Engine, problems: ProblemSet, *, greedy: bool
+) -> tuple[Row, list[Group], Rewards]:
     options = session.recipe.evaluate
-    rows, shown = [], []
-    for precision, engine in _engines(session, every_mode).items():
-        for mode in ("sampled", "greedy") if every_mode else ("sampled",):
-            result, groups, rewards = evaluate(
-                session, engine, prompts=options.prompts, samples=options.samples, greedy=mode == "greedy"
-            )
-            rows.append(
-                {
-                    "mode": mode,
-                    "precision": precision,
-                    "accuracy": result.value,
-                    "low": result.low,
-                    "high": result.high,
-                    "prompts": options.prompts,
-                    "samples": 1 if mode == "greedy" else options.samples,
-                    "failures": len(rewards.failures),
-                }
-            )
-            shown = shown or _samples(session, groups[:8], rewards)
-    return rows, shown
+    share, groups, rewards = evaluate(session, engine, problems=problems, samples=options.samples, greedy=greedy)
+    earned, known = mean_reward(rewards.values, rewards.known), rewards.values[rewards.known]
+    samples = 1 if greedy else options.samples
+    row = {
+        "accuracy": share.value,
+        "low": share.low,
+        "high": share.high,
+        "reward": earned.value,
+        "reward_low": earned.low,
+        "reward_high": earned.high,
+        "reward_max": written(float(known.max())) if len(known) else None,
+        "prompts": problems.prompts,
+        "samples": samples,
+        "failures": len(rewards.failed),
+        **(several(session, groups, rewards) if samples > 1 else {}),
+    }
+    return row, groups, rewards
+
+
+def several(session: Session, groups: Sequence[Group], rewards: Rewards) -> Row:
+    """pass@k and maj@k of several samples; those that are not defined are left out."""
+    there = [[place for place, has in enumerate(row) if has] for row in rewards.known.tolist()]
+    right = (rewards.values >= session.recipe.task.correct_at).tolist()
+    correct = [[row[place] for place in places] for row, places in zip(right, there, strict=True)]
+    answers = [
+        [_answer(session, group, place) for place in places] for group, places in zip(groups, there, strict=True)
+    ]
+    found: Row = {}
+    for k in sizes(rewards.known.shape[1]):
+        found |= {f"pass@{k}": pass_at(k, correct), f"maj@{k}": maj_at(k, answers, correct)}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _answer(session: Session, group: Group, place: int) -> str | None:
+    completion, tokenizer = group.completions[place], session.policy.tokenizer
+    context = Context(
+        prompt_text=str(tokenizer.decode(list(group.prompt_ids))),
+        finish_reason=completion.finish_reason,
+        token_ids=completion.token_ids,
+    )
+    return session.task.final_answer(decode_response(tokenizer, completion.token_ids), context)
 
 
 def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
@@ -104,15 +163,3 @@ def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
     if every_mode and own != "native":
         engines["native"] = unquantised_engine(session.recipe, session.policy)
     return engines
-
-
-def _samples(session: Session, groups: Sequence[Group], rewards: Rewards) -> list[Row]:
-    return [
-        {
-            "question": group.example.question,
-            "answer": group.example.answer,
-            "completion": decode_response(session.policy.tokenizer, group.completions[0].token_ids),
-            "reward": float(earned[0]),
-        }
-        for group, earned in zip(groups, rewards.values, strict=False)
-    ]

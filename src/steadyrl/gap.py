@@ -29,7 +29,7 @@ from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packe
 from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
-from steadyrl.rollout import counted_groups, score_groups, with_advantages
+from steadyrl.rollout import counted, counted_tokens, require_scored, score_groups, with_advantages
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
 from steadyrl.update import Outcome, Scored, later_forward, score_old, step_ledger, traced, update_metrics
@@ -82,6 +82,7 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
     groups = sample_step(session, step)
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     rewards, options = score_groups(session, "train", groups), recipe.advantage
+    require_scored(rewards, limit=recipe.scoring.max_failures)
     answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
     n = recipe.update.minibatches
     blocks = [
@@ -89,36 +90,36 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
         for number, part in enumerate(minibatches(answered, n))
     ]
     forwards, _ = begin_updates(session, answered)
-    lag = 0
-    for number, counted in enumerate(counted_groups(rewards, parts=n, options=options)):
+    lag, divisors = 0, counted(rewards, parts=n, options=options)
+    tokens, known = counted_tokens(answered, rewards, parts=n, options=options), rewards.known.view(n, -1).sum(dim=1)
+    for number, divisor in enumerate(divisors):
         gap, reason = _compared(session, blocks[number])
-        outcome = take_update(session, step, number, forwards[number], counted)
+        outcome = take_update(session, step, number, forwards[number], divisor, tokens[number])
         yield Compared(
             lag=lag,
             responses=sum(len(s.micro.response.unique()) for block in blocks[number] for s in block),
             gap=gap,
             reason=reason,
-            measured={} if outcome is None else _measured(outcome, version + lag),
+            measured={} if outcome is None else _measured(outcome, version + lag, int(known[number])),
         )
         lag += outcome is not None and outcome.finite
 
 
-def _measured(outcome: Outcome, version: int) -> dict[str, float]:
+def _measured(outcome: Outcome, version: int, responses: int) -> dict[str, float]:
     factors = ledger.summary(step_ledger(traced([outcome]), [outcome], policy_version=version))
-    return factors | update_metrics([outcome])
+    return factors | update_metrics([outcome], responses=responses)
 
 
 def _blocks(session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int) -> list[list[Scored]]:
-    """Equal blocks of randomly chosen responses with an advantage, each scored with θ_old."""
+    """Randomly chosen responses with an advantage, in blocks that differ by one at most, each scored with θ_old."""
     moving = [r for group in groups for r in group if r.advantage != 0.0]
     taken = min(responses, len(moving))
     parts = min(PARTS, taken)
     order = torch.randperm(len(moving), generator=torch.Generator().manual_seed(seed)).tolist()
-    size = taken // max(parts, 1)
     how = {"mode": session.recipe.update.replay, "temperature": session.recipe.rollout.temperature}
     return [
         [score_old(session.policy, micro, **how) for micro in packed(session, [[moving[i] for i in block]])]
-        for block in (order[part * size : (part + 1) * size] for part in range(parts))
+        for block in (order[:taken][part::parts] for part in range(parts))
     ]
 
 

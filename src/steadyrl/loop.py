@@ -19,17 +19,22 @@ from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.config import Recipe
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
-from steadyrl.evaluate import evaluation_rows
-from steadyrl.metrics import Row, Value
+from steadyrl.errors import RunStopped
+from steadyrl.evaluate import evaluation
+from steadyrl.jsonl import Row, Value
 from steadyrl.model.attention import describe_rows
 from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
+from steadyrl.responses import rollout_rows
 from steadyrl.rollout import (
+    Counted,
     Group,
-    counted_groups,
+    counted,
+    counted_tokens,
+    require_scored,
     rollout_metrics,
     sample_groups,
     score_groups,
@@ -57,7 +62,7 @@ MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
 
 
-class TrainingStopped(RuntimeError):
+class TrainingStopped(RunStopped):
     """The run cannot go on by itself; what it needs to be looked into lies in the run directory."""
 
 
@@ -87,11 +92,11 @@ class Clock:
         self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
 
 
-def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
+def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     """Train to the last step of the recipe, or until `stop_asked` after a step; a checkpoint lies at the end.
 
     Returns:
-        Global steps taken.
+        The last global step, and how many were taken now.
 
     Raises:
         TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
@@ -100,7 +105,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> int:
         return _train(session, run, stop_asked)
 
 
-def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
+def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     recipe = session.recipe
     run.note_engine({**session.engine.facts, "training_forward": describe_rows(not session.policy.one_block)})
     restored = run.restore(session.policy, session.optimizer)
@@ -127,7 +132,7 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> int:
                 run.save(session.policy, session.optimizer, vars(progress))
             if stopping:
                 break
-    return progress.step - start
+    return progress.step, progress.step - start
 
 
 def _say_if_unmoved(recipe: Recipe, step: int, metrics: Mapping[str, Value]) -> bool:
@@ -159,11 +164,13 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         groups = sample_step(session, step)
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
-        rewards = score_groups(session, "train", groups)
-        run.log_failures(step, rewards.failures)
-        options = recipe.advantage
+        rewards, options = score_groups(session, "train", groups), recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-        counted = counted_groups(rewards, parts=recipe.update.minibatches, options=options)
+        run.log_rollouts(step, rewards.failed, rollout_rows(session, step, groups, rewards, responses))
+        require_scored(rewards, limit=recipe.scoring.max_failures)
+        parts = recipe.update.minibatches
+        divisors = counted(rewards, parts=parts, options=options)
+        tokens = counted_tokens(responses, rewards, parts=parts, options=options)
     with clock("scoring"):
         forwards, scored = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
@@ -174,7 +181,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
-            for n, part in enumerate(zip(forwards, counted, strict=True))
+            for n, part in enumerate(zip(forwards, divisors, tokens, strict=True))
         ]
     with clock("sync"):
         hand_over(session, progress)
@@ -185,13 +192,13 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     rows = step_ledger(old_pass, outcomes, policy_version=version)
     metrics = {
         "policy_version": sampler,
-        **rollout_metrics(groups, rewards),
+        **rollout_metrics(groups, rewards, correct_at=recipe.task.correct_at),
         **scoring_metrics(old_pass),
         **ledger.summary(rows),
         **route_metrics(old_pass),
         **routed,
         **effect,
-        **update_metrics(outcomes),
+        **update_metrics(outcomes, responses=int(rewards.known.sum())),
         "update/learning_rate": session.optimizer.param_groups[0]["lr"],
         **clock.seconds,
         "seconds/step": seconds,
@@ -249,10 +256,17 @@ def packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[Micro
 
 
 def _update(
-    session: Session, run: Run, progress: Progress, step: int, number: int, forwards: Sequence[Forward], groups: int
+    session: Session,
+    run: Run,
+    progress: Progress,
+    step: int,
+    number: int,
+    forwards: Sequence[Forward],
+    divisor: Counted,
+    tokens: int,
 ) -> Outcome | None:
     """One of the N gradient steps, and the book-keeping of those that were not finite."""
-    outcome = take_update(session, step, number, forwards, groups)
+    outcome = take_update(session, step, number, forwards, divisor, tokens)
     if outcome is not None and outcome.finite:
         progress.policy_version += 1
         progress.skipped_in_a_row = 0
@@ -263,8 +277,10 @@ def _update(
     return outcome
 
 
-def take_update(session: Session, step: int, number: int, forwards: Sequence[Forward], groups: int) -> Outcome | None:
-    """Update `number` of a step, counted from 0, with its learning rate; the mini-batch is divided by `groups`."""
+def take_update(
+    session: Session, step: int, number: int, forwards: Sequence[Forward], divisor: Counted, tokens: int
+) -> Outcome | None:
+    """Update `number` of a step, counted from 0, with its learning rate; divided by `divisor`, or by `tokens`."""
     recipe = session.recipe
     n = recipe.update.minibatches
     for group in session.optimizer.param_groups:
@@ -280,8 +296,9 @@ def take_update(session: Session, step: int, number: int, forwards: Sequence[For
         session.optimizer,
         session.objective,
         forwards,
-        responses=groups * recipe.rollout.responses,
-        groups=groups,
+        responses=divisor.responses,
+        groups=divisor.groups,
+        batch_tokens=tokens,
         max_grad_norm=recipe.optimizer.max_grad_norm,
     )
 
@@ -302,8 +319,9 @@ def hand_over(session: Session, progress: Progress) -> None:
 
 
 def _evaluate(session: Session, run: Run, step: int, *, every_mode: bool) -> None:
-    rows, samples = evaluation_rows(session, every_mode=every_mode)
-    run.log_evaluation(step, rows, samples)
+    found = evaluation(session, every_mode=every_mode)
+    run.log_evaluation(step, found.rows, found.samples)
+    require_scored(found.last, limit=session.recipe.scoring.max_failures)
 
 
 def _peak_memory(session: Session) -> float:

@@ -1,27 +1,19 @@
 """What a run measures, and where the numbers go.
 
 `METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
-steadyrl.metrics``). The JSON Lines files of the run directory are the truth; TensorBoard, trackio and W&B are
-optional copies.
+steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `sinks.py` has the optional
+copies.
 """
 
-import importlib
-import json
-import math
 import os
 import re
-import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Protocol
 
-from steadyrl.errors import UserError
-
-Value = float | int | str | bool | None
-Row = dict[str, Any]
+from steadyrl import trouble
+from steadyrl.jsonl import Value, ends_clean, keep_rows, to_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +33,11 @@ _RATIO = (
     ("mean", "ratio", "Mean of ρ"),
     ("max", "ratio", "Largest ρ"),
     ("ess", "share", "Effective sample size over token count n: (Σρ)²/(n Σρ²)"),
+    (
+        "ess_sequences",
+        "share",
+        "Effective sample size over the number m of responses, of W = Π ρ over each response: (ΣW)²/(m ΣW²)",
+    ),
     ("p01", "ratio", "Quantile 0.01 of ρ"),
     ("p50", "ratio", "Median of ρ"),
     ("p99", "ratio", "Quantile 0.99 of ρ"),
@@ -57,10 +54,13 @@ def _factor(prefix: str, ratio: str, over: str) -> tuple[Metric, ...]:
 METRICS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken, this one included: the first is 1."),
     Metric("policy_version", "versions", "Version of the weights that sampled this step."),
-    Metric("reward/mean", "reward", "Mean reward of the step's responses."),
-    Metric("reward/accuracy", "share", "Share of responses with reward ≥ 1."),
-    Metric("reward/failures", "responses", "Responses whose scoring raised, hung or returned NaN."),
+    Metric("reward/mean", "reward", "Mean reward of the step's responses that have one."),
+    Metric("reward/min", "reward", "Lowest reward of the step."),
+    Metric("reward/max", "reward", "Highest reward of the step."),
+    Metric("reward/accuracy", "share", "Share of those responses with reward ≥ `task.correct_at`."),
+    Metric("reward/failures", "responses", "Responses without a reward: scoring raised, hung or returned NaN."),
     Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
+    Metric("reward/<name>", "–", "Mean of a further number that the verifier returned, by its name."),
     Metric("response/length", "tokens", "Mean length of a response."),
     Metric("response/truncated", "share", "Share of responses cut at the length limit."),
     Metric("policy/entropy", "nats", "E_{y<t∼μ}[−Σ_w π(w) log π(w)] over the whole vocabulary, π = π_old."),
@@ -79,12 +79,17 @@ METRICS: tuple[Metric, ...] = (
         "surrogate/delta",
         "reward",
         "Δ of J(π) − J(μ) = E_μ[R Σ(r−1)] − Δ, r = π_θ/μ_old: how far the token level misses the sequence level, in "
-        "value. Mean over the responses in the step's updates, each with its Â in the place of R.",
+        "value. Mean over all responses of the step that have a reward, each weighed by R less the mean R of the "
+        "others in its group; R itself would have the same mean.",
     ),
     Metric("surrogate/delta_low", "reward", "Lower end of the 95% interval of Δ."),
     Metric("surrogate/delta_high", "reward", "Upper end of the 95% interval of Δ."),
-    Metric("surrogate/delta_bound", "reward", "Mean of |Â| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most."),
-    Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the same responses."),
+    Metric(
+        "surrogate/delta_bound",
+        "reward",
+        "Mean of |R less that baseline| Σ|r−1||1 − Π r of the tokens behind|: |Δ| at most.",
+    ),
+    Metric("surrogate/value_gap", "ratio", "Mean of |Π r − (1 + Σ(r−1))| over the responses in the step's updates."),
     Metric(
         "clip/low",
         "share",
@@ -107,7 +112,7 @@ METRICS: tuple[Metric, ...] = (
     Metric(
         "routes/unrouted",
         "share",
-        "Share of fed positions that the engine returned no experts for; the trainer routes them by itself.",
+        "Share of fed positions for which the engine left out experts of a layer; the trainer routes there by itself.",
     ),
     Metric(
         "replay/k3_natural",
@@ -132,6 +137,7 @@ METRICS: tuple[Metric, ...] = (
         "ratio",
         "Positions computed for each fed token: below 1 where responses share their prompt.",
     ),
+    *(Metric(f"trouble/{kind.name}", "0 or 1", kind.rule) for kind in trouble.KINDS),
     Metric("seconds/sampling", "s", "Sampling the responses."),
     Metric("seconds/rewards", "s", "Scoring the responses against the task."),
     Metric(
@@ -178,14 +184,38 @@ LEDGER_FIELDS: tuple[Metric, ...] = (
 
 EVAL_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken before the evaluation; 0 is before the first."),
+    Metric("set", "–", "`held_out`, or the name of one of `evaluate.sets`."),
     Metric("mode", "–", "`sampled` (the recipe's temperature, top-p and top-k) or `greedy`."),
     Metric("precision", "–", "Precision of the engine that answered: `native`, `fp8`, …"),
-    Metric("accuracy", "share", "Mean over prompts and samples of reward ≥ 1, on held-out prompts."),
+    Metric("accuracy", "share", "Mean over prompts and samples of reward ≥ `task.correct_at`."),
     Metric("low", "share", "Lower end of the 95% interval of the accuracy."),
     Metric("high", "share", "Upper end of the 95% interval of the accuracy."),
-    Metric("prompts", "prompts", "Held-out prompts."),
+    Metric("reward", "reward", "Mean over prompts and samples of the reward."),
+    Metric("reward_low", "reward", "Lower end of the 95% interval of the mean reward."),
+    Metric("reward_high", "reward", "Upper end of the 95% interval of the mean reward."),
+    Metric("reward_max", "reward", "Highest reward of any response."),
+    Metric("prompts", "prompts", "Prompts of the set that were asked."),
     Metric("samples", "responses", "Responses per prompt."),
-    Metric("failures", "responses", "Responses whose scoring raised, hung or returned NaN; they count as wrong."),
+    Metric(
+        "failures",
+        "responses",
+        "Responses whose scoring raised, hung or returned NaN. They have no reward and count in no mean; a prompt "
+        "without any reward is left out.",
+    ),
+    Metric(
+        "pass@<n>",
+        "share",
+        "Of several samples: chance that of n responses to a prompt at least one is right, 1 − C(m−c, n)/C(m, n) with "
+        "c of its m responses right; mean over the prompts that have m ≥ n. n is 2, 4, 8, … and the number of samples; "
+        "pass@1 is the accuracy.",
+    ),
+    Metric(
+        "maj@<n>",
+        "share",
+        "Of several samples: how often the most frequent final answer of n responses is right. Mean over the blocks of "
+        "n responses of a prompt, then over prompts; of answers that are equally frequent, the mean. A response "
+        "without an answer has no vote. Absent where no response has an answer.",
+    ),
 )
 
 COLD_START_FIELDS: tuple[Metric, ...] = (
@@ -204,9 +234,30 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
     Metric("step", "steps", "Global steps taken before the evaluation that sampled it."),
     Metric("question", "–", "What the model was asked."),
     Metric("answer", "–", "The reference answer."),
-    Metric("completion", "–", "The model's response."),
-    Metric("reward", "reward", "Its reward."),
+    Metric("completion", "–", "The model's response, cut in the middle beyond 8 KB."),
+    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
+    Metric("failure", "–", "Why scoring failed, or null. Of responses that failed, up to 32 are added."),
 )
+
+ROLLOUT_FIELDS: tuple[Metric, ...] = (
+    Metric("step", "steps", "Global step that sampled and trained on the response; the first is 1."),
+    Metric("problem", "–", "Index of the problem in the training split."),
+    Metric("sample", "–", "Which of the group's responses, counted from 0."),
+    Metric("prompt", "–", "The prompt as the model saw it, cut in the middle beyond 8 KB."),
+    Metric("answer", "–", "The reference answer."),
+    Metric("response", "–", "The response, without end tokens; cut in the middle beyond 8 KB."),
+    Metric("left_out", "characters", "How many characters of the response were cut out."),
+    Metric("tokens", "tokens", "Length of the response."),
+    Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
+    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("reward/<name>", "–", "A further number that the verifier returned, by its name."),
+    Metric("advantage", "–", "Â, relative to its group; 0 moves nothing."),
+    Metric("policy_version", "versions", "Version of the weights that sampled it."),
+    Metric("failure", "–", "Why scoring failed, or null."),
+)
+"""Of `rollout.prompts` groups, `rollouts.groups` of every `rollouts.every` steps; and each response that could not be
+scored, up to 32 a step."""
 
 
 class MetricsLog:
@@ -219,10 +270,11 @@ class MetricsLog:
     def __init__(self, path: Path, fields: Iterable[Metric] = METRICS) -> None:
         """Open `path`, or create it; `fields` are the names it may hold."""
         self._path = path
-        self._names = frozenset(field.name for field in fields)
+        self._known = re.compile("|".join(_pattern(field.name) for field in fields))
+        self._met: set[str] = set()
         path.touch()
-        if not path.read_bytes().endswith(b"\n"):
-            self._rewrite(read_jsonl(path))
+        if not ends_clean(path):
+            keep_rows(path, lambda row: True)
 
     def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
         """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
@@ -231,12 +283,13 @@ class MetricsLog:
             ValueError: a name is not among the file's fields.
             TypeError: a value is not a plain number, string, bool or None.
         """
-        names = {name for row in rows for name in row}
-        if unknown := sorted(n for n in names if not {n, re.sub(r"\d+$", "<n>", n)} & self._names):
+        new = {name for row in rows for name in row} - self._met
+        if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
             raise ValueError(
                 f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
             )
-        lines = "".join(_line({"step": step, **row}) for row in rows)
+        self._met |= new
+        lines = "".join(to_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:
             file.write(lines)
         if sync:
@@ -249,181 +302,12 @@ class MetricsLog:
 
     def truncate(self, step: int) -> None:
         """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
-        self._rewrite([row for row in read_jsonl(self._path) if row["step"] <= step])
-
-    def _rewrite(self, rows: Iterable[Row]) -> None:
-        write_atomically(self._path, "".join(map(_line, rows)))
+        keep_rows(self._path, lambda row: row["step"] <= step)
 
 
-class DamagedLog(UserError):
-    """A line of a run's files that cannot be read. The message names the file and the line."""
-
-
-def read_jsonl(path: Path) -> list[Row]:
-    """Rows of a JSON Lines file; a last line that a kill cut in mid-write is left out.
-
-    Raises:
-        DamagedLog: another line is not a JSON object with a `step`; the message names the file and the line.
-    """
-    *lines, tail = path.read_bytes().split(b"\n")
-    rows = [_row(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1) if line.strip()]
-    try:
-        return [*rows, _row(tail, "tail")]
-    except DamagedLog:
-        return rows
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace `path` by `text`; a reader, or a kill, meets the old file or the new one, never a part."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _row(line: bytes, where: str) -> Row:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DamagedLog(f"{where} is not JSON: {error}; mend or delete that line") from error
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise DamagedLog(f"{where} is not an object with an integer `step`; mend or delete that line")
-    return row
-
-
-def _line(row: Mapping[str, Value]) -> str:
-    for name, value in row.items():
-        if not isinstance(value, Value):
-            raise TypeError(f"{name} is a {type(value).__name__}; log a plain number (a tensor's .item())")
-    plain = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in row.items()}
-    return json.dumps(plain, allow_nan=False) + "\n"
-
-
-class Sink(Protocol):
-    """A further place for the numbers of a step."""
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Copy the finite numbers of a step."""
-        ...
-
-    def close(self) -> None:
-        """Flush and end."""
-        ...
-
-
-class MissingSink(UserError):
-    """A sink was asked for whose package is not installed. The message says how to install it."""
-
-
-class TensorBoard:
-    """Event files in the run directory's `tensorboard` folder."""
-
-    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Open on the first `log`, whose step tells TensorBoard what a resumed run repeats."""
-        self._open: Callable[..., Any] = module.SummaryWriter
-        self._folder, self._config = run_dir / "tensorboard", config
-        self._writer: Any = None
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Add one scalar per number."""
-        if self._writer is None:
-            self._writer = self._open(log_dir=str(self._folder), purge_step=step)
-            self._writer.add_text("recipe", f"```json\n{json.dumps(self._config, indent=2)}\n```", step)
-        for name, value in _numbers(metrics).items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
-
-    def close(self) -> None:
-        """Close the event file."""
-        if self._writer is not None:
-            self._writer.close()
-
-
-class Tracker:
-    """W&B or trackio, which share one interface; a resumed run continues its own curves.
-
-    One that has gone back to an earlier checkpoint begins new ones (see `forget_curves`): W&B drops what is sent of a
-    step that it has.
-    """
-
-    def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
-        """Start, or continue, the run in the project `steadyrl`."""
-        name = f"{run_dir.resolve().name}-{_identity(run_dir)}"
-        # only W&B keys runs by an id of their own and keeps files of its own in the run directory
-        where = {"id": name, "dir": str(run_dir)} if module.__name__ == "wandb" else {}
-        self._run = module.init(project="steadyrl", name=name, config=dict(config), resume="allow", **where)
-
-    def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Send one row."""
-        self._run.log(_numbers(metrics), step=step)
-
-    def close(self) -> None:
-        """Wait until everything is stored."""
-        self._run.finish()
-
-
-_SINKS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Sink]]] = {
-    "tensorboard": ("torch.utils.tensorboard", TensorBoard),
-    "trackio": ("trackio", Tracker),
-    "wandb": ("wandb", Tracker),
-}
-
-
-def require_sinks(names: Sequence[str]) -> None:
-    """Import the packages of the sinks named, and open nothing.
-
-    Raises:
-        MissingSink: one is not installed.
-    """
-    for name in names:
-        _import(name)
-
-
-def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Open the sinks named, importing only their packages; `config` is the resolved recipe as plain values.
-
-    Raises:
-        ValueError: a name is no sink.
-        MissingSink: its package is not installed.
-    """
-    # every package is found before the first sink opens, so that a failure leaves none half open
-    modules = {name: _import(name) for name in names}
-    return [_SINKS[name][1](module, run_dir, config) for name, module in modules.items()]
-
-
-def _import(name: str) -> ModuleType:
-    if name not in _SINKS:
-        raise ValueError(f"sinks: {name!r} is not one of {', '.join(_SINKS)}")
-    try:
-        return importlib.import_module(_SINKS[name][0])
-    except ModuleNotFoundError as error:
-        raise MissingSink(
-            f"sinks: {name!r} needs a package that is not installed ({error.name}): "
-            f'pip install "steadyrl[{name}]", or leave it out of `sinks`'
-        ) from error
-
-
-def forget_curves(run_dir: Path) -> None:
-    """Let trackers take what follows for another run."""
-    (run_dir / "tracker_id.txt").unlink(missing_ok=True)
-
-
-def _identity(run_dir: Path) -> str:
-    """A random name that stays with the run directory: two runs called `demo` are two runs."""
-    path = run_dir / "tracker_id.txt"
-    if not path.exists():
-        write_atomically(path, secrets.token_hex(4))
-    return path.read_text(encoding="utf-8")
-
-
-def _numbers(metrics: Mapping[str, Value]) -> dict[str, float]:
-    return {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
+def _pattern(name: str) -> str:
+    """A documented name as a regular expression: `<n>` stands for digits, `<name>` for a name that a user chose."""
+    return re.escape(name).replace("<n>", r"\d+").replace("<name>", ".+")
 
 
 _PREFACE = """\
@@ -446,10 +330,11 @@ def docs() -> str:
         parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
     for title, fields in (
         ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),
-        ("`eval.jsonl`: one line per evaluation, mode and precision", EVAL_FIELDS),
+        ("`eval.jsonl`: one line per evaluation, set, mode and precision", EVAL_FIELDS),
         ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
         ("`failures.jsonl`: one line per step and reason, where scoring failed", FAILURE_FIELDS),
         ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
+        ("`rollouts.jsonl`: a few groups of every step, one line per response", ROLLOUT_FIELDS),
     ):
         parts += [f"## {title}\n", _table(fields)]
     return "\n".join(filter(None, parts))

@@ -1,5 +1,8 @@
 """What a recipe would do and need, without doing it."""
 
+import shutil
+from pathlib import Path
+
 from transformers import PreTrainedConfig
 
 from steadyrl import config
@@ -8,19 +11,23 @@ from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import ModelError, config_of, skeleton
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.model.trainable import left_out
-from steadyrl.session import check_kv_cache, notices, refuse_contradictions
+from steadyrl.session import check_kv_cache, notices, refuse_contradictions, task_fields
 from steadyrl.tasks.build import build_task
 
 
-def describe(recipe: Recipe) -> str:
-    """The plan of a run, for people: model, data, steps and memory. Builds the task, but no weights.
+def describe(recipe: Recipe, *, run: Path) -> str:
+    """The plan of a run, for people: model, data, steps, memory and disk. Builds the task, but no weights.
+
+    Args:
+        recipe: what would run.
+        run: where its directory would be made.
 
     Raises:
         TaskError, ModelError: the task or the model cannot be had.
         RecipeError: parts of the recipe contradict each other.
     """
     check_kv_cache(recipe)
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     model = _model_config(recipe)
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)
@@ -40,6 +47,8 @@ def describe(recipe: Recipe) -> str:
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
+        "disk",
+        *_disk(recipe, count, run),
         *(f"notice     {notice}" for notice in (*notices(recipe), left_out(model, shapes)) if notice is not None),
     ]
     return "\n".join(lines)
@@ -61,6 +70,19 @@ def _model_config(recipe: Recipe) -> PreTrainedConfig:
                 raise ModelError(str(error)) from error
         case config.PretrainedModel() as m:
             return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+
+
+def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:
+    """What a checkpoint takes, how many there are at most, and the room there is."""
+    one = 3 * count * (2 if recipe.hold.dtype == "bfloat16" else 4)  # weights and AdamW's two moments
+    there = next(folder for folder in run.absolute().parents if folder.exists())
+    most = recipe.checkpoints.keep + 1  # a new one is written before the oldest goes
+    return [
+        f"  {'one checkpoint':<28}{one:>17,} bytes",
+        f"  {'– in GiB':<28}{one / 2**30:9.3f} GiB",
+        f"  {f'at most {most} checkpoints':<28}{most * one / 2**30:9.3f} GiB",
+        f"  {'free':<28}{shutil.disk_usage(there).free / 2**30:9.3f} GiB at {there}",
+    ]
 
 
 def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from steadyrl.metrics import Value
+from steadyrl.jsonl import Value
 
 SECONDS_BETWEEN_LINES = 15.0
 

@@ -2,8 +2,7 @@
 
 import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -17,30 +16,27 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from steadyrl.config import Recipe, load
 from steadyrl.drawing import COLOUR, LIGHT, NICE, PALETTE, STYLE, Scale, scale, svg, white_card
-from steadyrl.errors import UserError
-from steadyrl.metrics import METRICS, Row, read_jsonl, write_atomically
+from steadyrl.jsonl import Row, write_atomically
+from steadyrl.metrics import METRICS
+from steadyrl.reading import (
+    MOST_BUCKETS,
+    Bucket,
+    Course,
+    Reading,
+    by_group,
+    by_mode,
+    last_ledger,
+    read_run,
+)
+from steadyrl.terminal import escape as spelled
+from steadyrl.terminal import is_visible, visible
+from steadyrl.trouble import unreached
 
+_GROUPS, _RESPONSES, _FAILED = 3, 8, 4  # that the page shows
+_LISTED = 16  # evaluations of a kind that the page lists: the first and the last
 _PHASES = ("sampling", "rewards", "scoring", "update", "sync")
 Legend = dict[str, str]  # label → role of the palette
-
-
-class RunError(UserError):
-    """A directory that is not a run. The message names what is missing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """The files of a run directory, read."""
-
-    name: str
-    recipe: Recipe
-    steps: list[Row]
-    ledger: list[Row]
-    evals: list[Row]
-    cold_start: list[Row]
-    samples: list[Row]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,17 +49,25 @@ class Card:
     svg: Markup
 
 
-def _curves(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
-    """One curve per field that the rows hold; of long ones each step pale, and a running mean on top."""
+def _curves(axes: Axes, chart: "Chart", course: Course) -> Legend:
+    """One curve per metric that the run has; of long ones each step pale, or the range of a bucket of steps."""
     legend: Legend = {}
     seen: list[float] = []
     for name in chart.fields:
         # null is a number that was not finite: a gap. A row without the field did not measure it: no gap.
-        x, y = _column(rows, name)
+        column = course.column(name)
+        x, y = [place for place, _ in column], [number.mean for _, number in column]
         if finite := [value for value in y if math.isfinite(value)]:
-            role = f"c{len(legend)}"
+            role = _role(legend)
             legend[name.rpartition("/")[2].replace("_", " ")] = role
             seen += finite
+            if course.width > 1:
+                held = [number if number.count else None for _, number in column]
+                low, high = ([getattr(n, end) if n else math.nan for n in held] for end in ("low", "high"))
+                axes.fill_between(x, low, high, color=COLOUR[role], alpha=0.22, lw=0)
+                seen += [value for value in (*low, *high) if math.isfinite(value)]
+                axes.plot(x, y, color=COLOUR[role], lw=1.2)
+                continue
             long = len(x) > 40
             mark = "o" if len(x) <= 25 else ""
             axes.plot(
@@ -82,39 +86,67 @@ def _curves(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
     return legend
 
 
-def _accuracy(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
-    """Accuracy and its 95% interval: a curve per mode and precision, points where it was not looked at in between."""
+def _evaluated(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
+    """A mean and its 95% interval: a curve per mode, precision and set; points where it was not always looked at."""
     legend: Legend = {}
     every = max(map(len, by_mode(rows).values()), default=0)
-    for label, series in by_mode(rows).items():
-        role = f"c{len(legend)}"
-        (x, low), (_, high), (_, mean) = (_column(series, name) for name in ("low", "high", "accuracy"))
-        if len(series) == every:
-            axes.fill_between(x, low, high, color=COLOUR[role], alpha=0.16, lw=0)
+    mean, low, high = chart.fields
+    for label, whole in by_mode(rows).items():
+        series = _thinned([row for row in whole if mean in row])
+        if not series:
+            continue
+        role = _role(legend)
+        x = [row["step"] for row in series]
+        below, above, value = ([_float(row[name]) for row in series] for name in (low, high, mean))
+        if len(whole) == every:
+            axes.fill_between(x, below, above, color=COLOUR[role], alpha=0.16, lw=0)
         else:
-            axes.vlines(x, low, high, color=COLOUR[role], lw=1.2, alpha=0.6)
-        axes.plot(x, mean, color=COLOUR[role], lw=1.8 if len(series) == every else 0.0, marker="o", ms=3.5)
+            axes.vlines(x, below, above, color=COLOUR[role], lw=1.2, alpha=0.6)
+        mark = "o" if len(series) <= 60 else ""
+        axes.plot(x, value, color=COLOUR[role], lw=1.8 if len(whole) == every else 0.0, marker=mark, ms=3.5)
         legend[label] = role
     if legend:
-        scale(axes, chart.scale, [row["accuracy"] or 0.0 for row in rows])
+        scale(axes, chart.scale, [row[mean] or 0.0 for row in rows if mean in row])
     return legend
 
 
-def _phases(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
+def _phases(axes: Axes, chart: "Chart", course: Course) -> Legend:
     """Seconds of each phase, stacked up to the whole step."""
-    rows = [row for row in rows if row.get("seconds/step")]
-    if not rows:
+    buckets = [bucket for bucket in course.buckets if _mean(bucket, "seconds/step")]
+    if not buckets:
         return {}
-    parts = {name: [row.get(f"seconds/{name}") or 0.0 for row in rows] for name in _PHASES}
+    parts = {name: [_mean(bucket, f"seconds/{name}") for bucket in buckets] for name in _PHASES}
     spent = [sum(column) for column in zip(*parts.values(), strict=True)]
-    parts["other"] = [max(0.0, row["seconds/step"] - known) for row, known in zip(rows, spent, strict=True)]
-    x = [row["step"] for row in rows]
+    whole = [_mean(bucket, "seconds/step") for bucket in buckets]
+    parts["other"] = [max(0.0, step - known) for step, known in zip(whole, spent, strict=True)]
+    x = [bucket.middle for bucket in buckets]
     if len(x) == 1:  # an area needs two ends
         x, parts = [x[0] - 1, x[0] + 1], {name: values * 2 for name, values in parts.items()}
     legend = {name: f"c{index}" for index, name in enumerate(parts)}
     axes.stackplot(x, *parts.values(), colors=[COLOUR[role] for role in legend.values()], alpha=0.85, lw=0)
     axes.set_xlim(x[0], x[-1])
     return legend
+
+
+def _mean(bucket: Bucket, name: str) -> float:
+    """A metric's mean over the steps of a bucket; 0 where there is none."""
+    number = bucket.numbers.get(name)
+    return number.mean if number is not None and number.count else 0.0
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _role(legend: Legend) -> str:
+    """The colour of the next curve; there are six."""
+    return f"c{len(legend) % 6}"
+
+
+def _thinned(rows: Sequence[Row]) -> Sequence[Row]:
+    """At most `MOST_BUCKETS` of many evaluations, evenly, and the last."""
+    every = math.ceil(len(rows) / MOST_BUCKETS)
+    return [*rows[::every], *rows[-1:]] if every > 1 else rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,14 +157,21 @@ class Chart:
     caption: str
     fields: tuple[str, ...] = ()
     scale: Scale = "linear"
-    draw: Callable[[Axes, "Chart", Sequence[Row]], Legend] = _curves
+    draw: Callable[[Axes, "Chart", Any], Legend] = _curves
 
 
 ACCURACY = Chart(
     "Held-out accuracy",
-    "Reward ≥ 1 on unseen prompts; band: 95% interval.",
+    "Share of right responses to unseen prompts; band: 95% interval.",
+    ("accuracy", "low", "high"),
     scale="share",
-    draw=_accuracy,
+    draw=_evaluated,
+)
+HELD_OUT_REWARD = Chart(
+    "Held-out reward",
+    "Mean over unseen prompts; band: 95% interval.",
+    ("reward", "reward_low", "reward_high"),
+    draw=_evaluated,
 )
 REWARD = Chart("Reward", "Mean over the responses of a step.", ("reward/mean",))
 ENTROPY = Chart(
@@ -151,7 +190,12 @@ CHARTS = (
     ENTROPY,
     MISMATCH,
     Chart("Policy staleness", "k3 of π_θ/π_old in nats: how far the updates move.", ("staleness/k3",), "log"),
-    Chart("Effective sample size", "Of the weights w = π_θ/μ_old: (Σw)²/(n Σw²).", ("weight/ess",), "share"),
+    Chart(
+        "Effective sample size",
+        "(Σw)²/(n Σw²) of the weights w = π_θ/μ_old over n tokens, and of their products over whole responses.",
+        ("weight/ess", "weight/ess_sequences"),
+        "share",
+    ),
     Chart("Importance weight", "π_θ/μ_old before truncation.", ("weight/max", "weight/mean"), "log"),
     Chart("Clipped tokens", "Masked: outside the objective's trust region.", ("clip/low", "clip/high"), "share"),
     Chart(
@@ -185,19 +229,33 @@ def write_report(run: Path) -> Path:
     """
     read = read_run(run)
     source = resources.files("steadyrl").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_shown
+    )
     environment.filters |= {"maths": _maths, "percent": _percent, "amount": _amount, "duration": _duration}
-    environment.filters["nats"] = _nats
+    environment.filters |= {"nats": _nats, "number": _number}
+    series = by_mode(read.evals)
+    whole, failed = _trained_on(read)
     page = environment.from_string(source).render(
         run=read,
+        title=visible(read.name),
         recipe=read.recipe,
         cards=list(_cards(read)),
-        series=by_mode(read.evals),
+        series=series,
+        listed={
+            label: rows if len(rows) <= _LISTED else [rows[0], *rows[1 - _LISTED :]] for label, rows in series.items()
+        },
+        several=sorted({name for row in read.evals for name in row if "@" in name}, key=_by_size),
+        partial=_partial(read.evals),
+        unreached=unreached(_last_evaluation(read.evals), correct_at=read.recipe.task.correct_at),
+        last=read.steps.buckets[-1].last if read.steps.buckets else 0,
+        shortened_list=any(len(rows) > _LISTED for rows in series.values()),
+        whole=whole[:_GROUPS],
+        failed=failed[:_FAILED],
         ledger=last_ledger(read.ledger),
-        total={metric.name: _total(read.steps, metric.name) for metric in METRICS},
-        samples={step: [row for row in read.samples if row["step"] == step] for step in _ends(read.samples)},
+        total={metric.name: read.steps.total(metric.name) for metric in METRICS},
         resolved=dict(_flat(read.recipe.model_dump(mode="json"))),
-        glossary=[metric for metric in METRICS if any(_logged(metric.name, row) for row in read.steps)],
+        glossary=[metric for metric in METRICS if _logged(metric.name, read.steps.names)],
         palette=PALETTE,
     )
     path = run / "report.html"
@@ -226,49 +284,13 @@ def figure_overview(run: Path, path: Path) -> None:
         write_atomically(path, svg(figure, LIGHT))
 
 
-def read_run(run: Path) -> Run:
-    """Read a run directory; only the recipe must be there.
-
-    Raises:
-        RunError: there is no recipe.
-        ValueError: the recipe or a line of a file is malformed.
-    """
-    if not (run / "recipe.json").is_file():
-        raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
-    names = {"steps": "metrics", "ledger": "ledger", "evals": "eval", "cold_start": "cold_start", "samples": "samples"}
-    paths = {field: run / f"{name}.jsonl" for field, name in names.items()}
-    rows = {field: read_jsonl(path) if path.exists() else [] for field, path in paths.items()}
-    return Run(name=run.resolve().name, recipe=load(run / "recipe.json"), **rows)
-
-
-def by_mode(evals: Iterable[Row]) -> dict[str, list[Row]]:
-    """Evaluations by mode and precision, such as `sampled, fp8`; sampled ones first."""
-    series: dict[str, list[Row]] = {}
-    for row in sorted(evals, key=lambda row: row["mode"] != "sampled"):
-        series.setdefault(f"{row['mode']}, {row['precision']}", []).append(row)
-    return series
-
-
-def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """Of the last step, the factors' rows by split and bucket; a split whose tokens all lie in one bucket says nothing.
-
-    The whole comes first.
-    """
-    found: dict[tuple[str, str], dict[str, Row]] = {}
-    for row in rows:
-        if row["step"] == rows[-1]["step"]:
-            found.setdefault((row["split"], row["bucket"]), {})[row["factor"]] = row
-    sizes = Counter(split for split, _ in found)  # in the order in which splits were first met
-    shown = [split for split, size in sizes.items() if split == "all" or size > 1]
-    return {key: found[key] for split in shown for key in found if key[0] == split}
-
-
-def _cards(run: Run) -> Iterator[Card]:
+def _cards(run: Reading) -> Iterator[Card]:
     """Every picture for which the run has numbers."""
-    sources = [
+    sources: list[tuple[Chart, Any]] = [
         (ACCURACY, run.evals),
-        *((c, run.steps) for c in CHARTS),
-        *((c, run.cold_start) for c in COLD_START),
+        *([(HELD_OUT_REWARD, run.evals)] if _partial(run.evals) else []),
+        *((chart, run.steps) for chart in CHARTS),
+        *((chart, run.cold_start) for chart in COLD_START),
     ]
     for chart, rows in sources:
         # the salt makes the ids of one picture differ from those of every other on the page
@@ -280,18 +302,35 @@ def _cards(run: Run) -> Iterator[Card]:
                 yield Card(chart.title, chart.caption, legend, Markup(drawn))
 
 
-def _draw(axes: Axes, chart: Chart, rows: Sequence[Row]) -> Legend:
+def _trained_on(run: Reading) -> tuple[list[list[Row]], list[Row]]:
+    """Whole groups of the last step in `rollouts.jsonl`, the best responses first, and others whose scoring failed."""
+    groups, size = by_group(run.rollouts), run.recipe.rollout.responses
+    best = [sorted(rows, key=lambda row: -(row["advantage"] or 0.0)) for rows in groups.values() if len(rows) >= size]
+    return [rows[:_RESPONSES] for rows in best], [row for rows in groups.values() if len(rows) < size for row in rows]
+
+
+def _partial(evals: Sequence[Row]) -> bool:
+    """Whether the mean reward says something that the accuracy does not."""
+    return any(row.get("reward") is not None and row["reward"] != row["accuracy"] for row in evals)
+
+
+def _last_evaluation(evals: Sequence[Row]) -> list[Row]:
+    return [row for row in evals if row["step"] == evals[-1]["step"]]
+
+
+def _by_size(name: str) -> tuple[str, int]:
+    """`pass@16` behind `pass@2`, and both behind `maj@16`."""
+    kind, _, size = name.partition("@")
+    return kind, int(size)
+
+
+def _draw(axes: Axes, chart: Chart, rows: Any) -> Legend:
     legend = chart.draw(axes, chart, rows)
     axes.xaxis.set_major_locator(MaxNLocator(6, steps=NICE, integer=True))
     first, last = axes.dataLim.intervalx
     if first == last:
         axes.set_xlim(first - 1, last + 1)
     return legend
-
-
-def _column(rows: Iterable[Row], name: str) -> tuple[list[int], list[float]]:
-    held = [(row["step"], row[name]) for row in rows if name in row]
-    return [step for step, _ in held], [math.nan if value is None else float(value) for _, value in held]
 
 
 def _running_mean(values: Sequence[float], reach: int) -> list[float]:
@@ -301,19 +340,13 @@ def _running_mean(values: Sequence[float], reach: int) -> list[float]:
     return [sum(window) / len(window) if window else math.nan for window in finite]
 
 
-def _logged(name: str, row: Row) -> bool:
-    """Whether a row has a metric, or one of those whose name has a number for `<n>`."""
-    before, number, _ = name.partition("<n>")
-    return any(key.startswith(before) for key in row) if number else name in row
-
-
-def _total(rows: Iterable[Row], name: str) -> float:
-    return sum(value for value in _column(rows, name)[1] if math.isfinite(value))
-
-
-def _ends(rows: Sequence[Row]) -> list[int]:
-    """The first and the last step of the rows, or the only one."""
-    return sorted({row["step"] for row in (rows[0], rows[-1])}) if rows else []
+def _logged(name: str, names: set[str]) -> bool:
+    """Whether a metric was measured, or one of those whose name has a number or a user's word for `<…>`."""
+    before, open_ended, _ = name.partition("<")
+    if not open_ended:
+        return name in names
+    known = {metric.name for metric in METRICS}
+    return any(other.startswith(before) for other in names - known)
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -325,6 +358,14 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, tree
 
 
+def _shown(value: Any) -> Any:
+    """Text as it may be shown: characters that cannot be seen, or that deceive, as marked escapes."""
+    if not isinstance(value, str) or isinstance(value, Markup) or visible(value, lines=True) == value:
+        return value
+    parts = (c if is_visible(c, lines=True) else Markup('<i class="unseen">{}</i>').format(spelled(c)) for c in value)
+    return Markup("").join(parts)
+
+
 def _maths(text: str) -> Markup:
     """Subscripts (`π_old`, `E_{…}`) and `code` in HTML."""
     html = re.sub(r"_\{(.*?)\}|_([A-Za-zθμ]+)", r"<sub>\1\2</sub>", str(escape(text)))
@@ -333,6 +374,10 @@ def _maths(text: str) -> Markup:
 
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f}%"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
 
 
 def _nats(value: float | None) -> str:

@@ -1,10 +1,11 @@
 """The first half of a global step: prompts → completions → rewards → advantages."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
@@ -38,9 +39,18 @@ class Rewards:
     """What the responses of several groups earned."""
 
     values: Float[Tensor, "groups responses"]
-    """Reward of each; 0 where scoring failed."""
-    failures: tuple[str, ...]
-    """Why scoring failed, for each response that it failed for."""
+    """Reward of each; 0 where it is missing."""
+    known: Bool[Tensor, "groups responses"]
+    """Which responses have a reward; scoring failed for the others."""
+    parts: Mapping[str, Float[Tensor, "groups responses"]]
+    """Further numbers that the verifier returned, by name; NaN where it returned none."""
+    failures: tuple[str | None, ...]
+    """Why scoring failed, for each response; None where it did not."""
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The reasons alone, of the responses that scoring failed for."""
+        return tuple(reason for reason in self.failures if reason is not None)
 
 
 def sample_groups(
@@ -87,11 +97,7 @@ def sample_groups(
 
 
 def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rewards:
-    """Score every response.
-
-    Raises:
-        TaskError: scoring failed for more than the recipe's share of the responses.
-    """
+    """Score every response."""
     requests = [
         ScoreRequest(
             split=split,
@@ -102,56 +108,121 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         for completion in group.completions
     ]
     scores = session.pool.score(requests)
-    failures = tuple(score.failure for score in scores if score.failure is not None)
-    limit = session.recipe.scoring.max_failures
-    if len(failures) > limit * len(scores):
+    names = sorted({name for score in scores for name in score.parts})
+    return Rewards(
+        values=_table([score.reward or 0.0 for score in scores], groups),
+        known=_table([float(score.reward is not None) for score in scores], groups).bool(),
+        parts={name: _table([score.parts.get(name, math.nan) for score in scores], groups) for name in names},
+        failures=tuple(score.failure for score in scores),
+    )
+
+
+def require_scored(rewards: Rewards, *, limit: float) -> None:
+    """Stop a run whose verifier fails too often.
+
+    Raises:
+        TaskError: scoring failed for more than the share `limit` of the responses.
+    """
+    if too_many_failures(rewards, limit=limit):
+        failed = rewards.failed
         raise TaskError(
-            f"scoring failed for {len(failures)} of {len(scores)} responses, above scoring.max_failures = {limit}; "
-            f"the first: {failures[0]}"
+            f"scoring failed for {len(failed)} of {len(rewards.failures)} responses, above scoring.max_failures = "
+            f"{limit}; the first: {failed[0]}"
         )
-    values = torch.tensor([score.reward for score in scores], dtype=torch.float32)
-    return Rewards(values=values.view(len(groups), -1), failures=failures)
+
+
+def too_many_failures(rewards: Rewards, *, limit: float) -> bool:
+    """Whether scoring failed for more than the share `limit` of the responses."""
+    return len(rewards.failed) > limit * len(rewards.failures)
+
+
+def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "groups responses"]:
+    return torch.tensor(values, dtype=torch.float32).view(len(groups), -1)
 
 
 def with_advantages(
     groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
 ) -> list[list[Response]]:
     """Responses with their advantage, group by group."""
-    values = rewards.values
-    found = leave_one_out(values) if options.leave_one_out else group_advantage(values, normalise=normalise)
+    values, known = rewards.values, rewards.known
+    if options.leave_one_out:
+        found = leave_one_out(values, known=known)
+    else:
+        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon, known=known)
+    excess = leave_one_out(values, known=known)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
-        found = without_truncated(found, cut)
-    advantages = found.tolist()
+        found, excess = without_truncated(found, cut), without_truncated(excess, cut)
+    both = torch.stack([found, excess], dim=-1).tolist()
     return [
         [
             Response(
                 prompt_ids=group.prompt_ids,
                 completion=completion,
                 advantage=advantage,
-                group_tokens=sum(len(c.token_ids) for c in group.completions),
+                group_tokens=tokens,
+                excess=over_others,
             )
-            for completion, advantage in zip(group.completions, row, strict=True)
+            for completion, (advantage, over_others) in zip(group.completions, row, strict=True)
         ]
-        for group, row in zip(groups, advantages, strict=True)
+        for group, row, tokens in zip(groups, both, _group_tokens(groups, known), strict=True)
     ]
 
 
-def counted_groups(rewards: Rewards, *, parts: int, options: Advantage) -> list[int]:
-    """How many groups each of `parts` equal mini-batches is divided by."""
-    counted = informative(rewards.values) if options.filter_groups else torch.ones(len(rewards.values))
-    return counted.view(parts, -1).sum(dim=1).long().tolist()
+def _group_tokens(groups: Sequence[Group], known: Bool[Tensor, "groups responses"]) -> list[int]:
+    """Σ|y| over the responses of each group that have a reward; over all, where none has and nothing is moved."""
+    lengths = torch.tensor([[len(c.token_ids) for c in group.completions] for group in groups])
+    return lengths.where(known | ~known.any(dim=1, keepdim=True), 0).sum(dim=1).tolist()
 
 
-def rollout_metrics(groups: Sequence[Group], rewards: Rewards) -> dict[str, float]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """What a mini-batch is divided by."""
+
+    responses: int
+    """Responses that have a reward."""
+    groups: int
+    """Groups with such a response."""
+
+
+def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted]:
+    """What each of `parts` equal mini-batches is divided by: what has a reward and is not filtered out."""
+    counts = _counts(rewards, options)
+    return [
+        Counted(responses=int(part.sum()), groups=int(part.any(dim=1).sum()))
+        for part in counts.view(parts, -1, counts.shape[1])
+    ]
+
+
+def counted_tokens(
+    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
+) -> list[int]:
+    """The tokens of those responses, in each of the mini-batches."""
+    tokens = torch.tensor([group[0].group_tokens for group in groups])
+    return tokens.where(_counts(rewards, options).any(dim=1), 0).view(parts, -1).sum(dim=1).tolist()
+
+
+def _counts(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups responses"]:
+    """Which responses count in the denominators."""
+    if not options.filter_groups:
+        return rewards.known
+    return rewards.known & informative(rewards.values, known=rewards.known)[:, None]
+
+
+def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: float) -> dict[str, float]:
     """What the step sampled, in numbers."""
     completions = [c for group in groups for c in group.completions]
-    values = rewards.values
+    values, known = rewards.values, rewards.known
+    lowest, highest = (values[known].min(), values[known].max()) if known.any() else (math.nan, math.nan)
+    parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
     return {
-        "reward/mean": values.mean().item(),
-        "reward/accuracy": (values >= 1.0).float().mean().item(),
-        "reward/failures": len(rewards.failures),
-        "reward/uniform_groups": (values.amax(dim=1) == values.amin(dim=1)).float().mean().item(),
+        "reward/mean": values[known].mean().item(),
+        "reward/min": float(lowest),
+        "reward/max": float(highest),
+        "reward/accuracy": (values[known] >= correct_at).float().mean().item(),
+        "reward/failures": len(rewards.failed),
+        "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),
+        **parts,
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
     }

@@ -1,11 +1,12 @@
 """A run directory: what was asked for, what was measured, and what is needed to go on.
 
-RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  failures.jsonl
-        report.html  checkpoints/  incident/ (of a run that stopped)  tracker_id.txt (of trackers that name runs)
+RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  rollouts.jsonl
+        failures.jsonl  report.html  checkpoints/  incident/ (of a run that stopped)
+        tracker_id.txt (of trackers that name runs)
 """
 
-import fcntl
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,25 +19,25 @@ from torch.optim import Optimizer
 
 from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
+from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
+from steadyrl.lock import Lock
 from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
     FAILURE_FIELDS,
     LEDGER_FIELDS,
     METRICS,
+    ROLLOUT_FIELDS,
     SAMPLE_FIELDS,
     MetricsLog,
-    Row,
-    Value,
-    forget_curves,
-    open_sinks,
-    require_sinks,
-    write_atomically,
 )
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar
 from steadyrl.report import write_report
+from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
+from steadyrl.terminal import tell
+from steadyrl.trouble import Watch, fields, unreached
 from steadyrl.update import Scored
 
 
@@ -48,18 +49,28 @@ class Run:
     """An open run directory. One process at a time has it open.
 
     Raises:
-        RunDirectoryError: another process has, or `start_from` names no checkpoint.
+        LockedError: another process has.
+        RunDirectoryError: `start_from` names no checkpoint.
+        SinkError: a sink cannot be opened.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
         self.path, self.recipe = path, recipe
-        self._lock = (path / "recipe.json").open("rb")
+        self._lock = Lock(path)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of with the process, however that ends
-        except BlockingIOError:
-            raise RunDirectoryError(f"{path} is being trained by another process; wait for it, or stop it") from None
+            self._open(start_from)
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _open(self, start_from: str | None) -> None:
+        """Sweep up what a kill has left, and open the logs and the sinks."""
+        path, recipe = self.path, self.recipe
         self._start_from = start_from
         self._checkpoints = path / "checkpoints"
+        checkpoint.sweep(self._checkpoints)
+        for part in path.glob(".*.part"):
+            part.unlink()  # a file that a kill kept from its final name
         if start_from is not None:
             known = [folder.name for folder in checkpoint.listed(self._checkpoints)]
             if start_from not in known:
@@ -71,25 +82,39 @@ class Run:
         self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
         self._samples = MetricsLog(path / "samples.jsonl", SAMPLE_FIELDS)
         self._failures = MetricsLog(path / "failures.jsonl", FAILURE_FIELDS)
+        self._rollouts = MetricsLog(path / "rollouts.jsonl", ROLLOUT_FIELDS)
         self.cold_start = MetricsLog(path / "cold_start.jsonl", COLD_START_FIELDS)
-        self._by_step = (self._metrics, self._ledger, self._evaluations, self._samples, self._failures)
+        self._by_step = (
+            *(self._metrics, self._ledger, self._evaluations),
+            *(self._samples, self._rollouts, self._failures),
+        )
+        self._watch = Watch()
+        self._told: set[str] = set()  # kinds of trouble that this process has spoken of
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe) -> Self:
-        """Make a new run directory.
+        """Make a new run directory: complete, or not at all.
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
-            MissingSink: a sink's package is not installed; nothing was made then.
+            MissingSink, SinkError: a sink's package is not installed, or it cannot be opened. No directory is left.
         """
         cls.refuse_existing(path)
         require_sinks(recipe.sinks)
+        part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            path.mkdir(parents=True)
-            write_atomically(path / "recipe.json", recipe.model_dump_json(indent=2))
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            write_atomically(part / "recipe.json", recipe.model_dump_json(indent=2))
+            part.rename(path)
         except OSError as error:
+            shutil.rmtree(part, ignore_errors=True)
             raise RunDirectoryError(f"cannot make the run directory {path}: {error}") from error
-        return cls(path, recipe)
+        try:
+            return cls(path, recipe)
+        except SinkError:
+            shutil.rmtree(path)
+            raise
 
     @staticmethod
     def refuse_existing(path: Path) -> None:
@@ -98,10 +123,12 @@ class Run:
         Raises:
             RunDirectoryError: `path` exists.
         """
-        if path.exists():
+        if (path / "recipe.json").is_file():
             raise RunDirectoryError(
-                f"{path} exists already. Go on with it by `steadyrl resume {path}`, or choose another --run"
+                f"{path} exists already. Continue it with `steadyrl resume {path}`, or pass a different --run"
             )
+        if path.exists() or path.is_symlink():
+            raise RunDirectoryError(f"{path} exists and is not a run directory; delete it, or pass a different --run")
 
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
@@ -121,9 +148,15 @@ class Run:
 
         Raises:
             CheckpointError: the checkpoint is damaged; the message offers the one before.
+            RunDirectoryError: steps were logged, and their checkpoints are gone.
         """
         known = checkpoint.listed(self._checkpoints)
         if not known:
+            if logged := read_jsonl(self.path / "metrics.jsonl"):
+                raise RunDirectoryError(
+                    f"{self.path} has {len(logged)} steps in metrics.jsonl and no checkpoint in {self._checkpoints}: "
+                    "put the checkpoints back, or start a new run with a different --run"
+                )
             for log in (*self._by_step, self.cold_start):
                 log.truncate(-1)
             return {}
@@ -132,6 +165,7 @@ class Run:
         checkpoint.drop_after(self._checkpoints, chosen)  # before the logs: a kill in between leaves lines too many
         for log in self._by_step:
             log.truncate(state["step"])
+        self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
         return state
 
     def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
@@ -141,6 +175,7 @@ class Run:
             CheckpointError: it could not be written; the earlier ones are intact.
         """
         self._ledger.sync()
+        self._rollouts.sync()
         checkpoint.save(self._checkpoints / f"step-{state['step']:06d}", policy, optimizer, state)
         checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
 
@@ -171,28 +206,47 @@ class Run:
         return folder
 
     def log(self, step: int, metrics: Mapping[str, Value], ledger: Sequence[Row]) -> None:
-        """Write down a global step."""
+        """Write down a global step, and what trouble it has; of each kind, the first time is told in the terminal."""
+        found = self._watch.see({"step": step, **metrics})
+        metrics = {**metrics, **fields(trouble.kind for trouble in found)}
         self._ledger.log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
         self._metrics.log(step, metrics)
         for sink in self._sinks:
             sink.log(step, metrics)
+        for trouble in found:
+            self._tell_once(trouble.kind.name, f"step {step}: {trouble.says}. {trouble.kind.advice}")
+
+    def _tell_once(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            tell(message)
 
     def note_engine(self, facts: Mapping[str, str | int | float]) -> None:
         """Write down what samples: engine, version, device and precision as they are in force."""
         write_atomically(self.path / "engine.json", json.dumps(dict(facts), indent=2))
 
-    def log_failures(self, step: int, reasons: Sequence[str]) -> None:
-        """Write down why scoring failed."""
-        for reason, count in Counter(reasons).items():
+    def log_rollouts(self, step: int, failures: Sequence[str], rows: Sequence[Row]) -> None:
+        """Write down responses of a step, and why scoring failed."""
+        for reason, count in Counter(failures).items():
             self._failures.log(step, {"reason": reason, "responses": count})
+        self._rollouts.log(step, *rows, sync=False)  # as the ledger
 
     def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:
         """Write down an evaluation, and draw the report anew."""
         self._evaluations.log(step, *rows)
         self._samples.log(step, *samples)
         for sink in self._sinks:
-            sink.log(step, {f"eval/{row['mode']}/{row['precision']}": row["accuracy"] for row in rows})
-        write_report(self.path)
+            sink.log(step, {name: value for row in rows for name, value in _evaluation_curves(row).items()})
+        if warning := unreached(rows, correct_at=self.recipe.task.correct_at):
+            self._tell_once("unreached", f"evaluation at step {step}: {warning}.")
+        self._draw()
+
+    def _draw(self) -> None:
+        """Draw the report; one that cannot be drawn is told, and stops nothing."""
+        try:
+            write_report(self.path)
+        except Exception as error:  # the report is optional, whatever goes wrong in it
+            tell(f"the report was not drawn ({type(error).__name__}: {error}); `steadyrl show {self.path}` tries again")
 
     def bar(self, title: str, total: int, *, done: int = 0) -> Bar:
         """A progress bar."""
@@ -203,3 +257,11 @@ class Run:
         for sink in self._sinks:
             sink.close()
         self._lock.close()
+
+
+def _evaluation_curves(row: Row) -> dict[str, Value]:
+    """The numbers of an evaluation by the names that sinks show: the accuracy's has no name of its own."""
+    place = f"{row['mode']}/{row['precision']}"
+    place = place if row["set"] == "held_out" else f"{row['set']}/{place}"
+    several = [name for name in row if name == "reward" or "@" in name]
+    return {f"eval/{place}": row["accuracy"], **{f"eval/{name}/{place}": row[name] for name in several}}

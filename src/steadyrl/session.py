@@ -1,10 +1,10 @@
 """From a recipe to the parts of a run, each checked against the others before anything is trained."""
 
 import inspect
-import re
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ def open_session(recipe: Recipe) -> Iterator[Session]:
     """
     if recipe.hold.threads:
         torch.set_num_threads(recipe.hold.threads)
-    spec = recipe.task.model_dump()
+    spec = task_fields(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=spec)
     check_kv_cache(recipe)  # before any weight is loaded
     policy = build_policy(recipe)
@@ -102,13 +102,24 @@ def build_policy(recipe: Recipe) -> Policy:
     return policy
 
 
+def task_fields(recipe: Recipe) -> dict[str, Any]:
+    """The task's section as plain values, with the further sets that are evaluated."""
+    own = recipe.task.model_dump()
+    columns = ("question_column", "answer_column")
+    sets = [
+        {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}
+        for other in recipe.evaluate.sets
+    ]
+    return own | {"sets": sets} if sets else own
+
+
 def stage_task(recipe: Recipe, stage: config.Stage) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
     Raises:
         TaskError: it has no such parameters.
     """
-    parameters = recipe.task.model_dump() | stage.task
+    parameters = task_fields(recipe) | stage.task
     return build_task(recipe.task.kind, seed=seed_of(recipe.seed, "cold start"), parameters=parameters)
 
 
@@ -124,8 +135,6 @@ def _check_alphabet(alphabet: str, task: Task) -> None:
 
 
 def _check_device(name: str) -> None:
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise RecipeError(f'hold.device = {name!r} is none that a run can be held on; use "cpu", "cuda" or "cuda:1"')
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
@@ -226,6 +235,7 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     sizes: tuple[tuple[Split, str, int], ...] = (
         ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
         ("train", "rollout.prompts", recipe.rollout.prompts),
+        *((other.name, f"evaluate.sets, {other.name}: prompts", other.prompts or 1) for other in recipe.evaluate.sets),
     )
     for split, field, needed in sizes:
         size = task.size(split)

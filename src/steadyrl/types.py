@@ -64,6 +64,8 @@ class Response:
     """Â(x, y), relative to the group of the same prompt."""
     group_tokens: int
     """Σ_i |y_i| over the group of the same prompt."""
+    excess: float | None = None
+    """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â stands for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,6 +134,8 @@ class MicroBatch:
     """As in `Tokens`."""
     group_tokens: Float[Tensor, "tokens"]
     """As in `Tokens`."""
+    excess: Float[Tensor, "tokens"]
+    """As in `Response`, of the response that the token belongs to."""
     response: Int[Tensor, "tokens"]
     """As in `Tokens`."""
     policy_version: Int[Tensor, "tokens"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -143,19 +144,23 @@ def update(
     *,
     responses: int,
     groups: int,
+    batch_tokens: int | None = None,
     max_grad_norm: float | None,
 ) -> Outcome | None:
     """One gradient step on one mini-batch; None where every advantage is zero, which moves nothing.
 
     Args:
         forwards: a forward, not yet begun, for each micro-batch with an advantage.
-        responses: responses in the mini-batch, the zero-advantage ones included.
-        groups: prompts in the mini-batch.
+        responses: responses of the mini-batch that have a reward, the zero-advantage ones included.
+        groups: groups of the mini-batch with such a response.
+        batch_tokens: tokens of those responses, for an objective that divides by them.
+        max_grad_norm: the norm that the gradient is scaled down to.
     """
     if not forwards:
         return None
     optimizer.zero_grad()
-    traces = [_backward(objective, forward, responses=responses, groups=groups) for forward in forwards]
+    counts = {"responses": responses, "groups": groups, "batch_tokens": batch_tokens}
+    traces = [_backward(objective, forward, counts) for forward in forwards]
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
@@ -168,11 +173,11 @@ def update(
     return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite, moved=moved)
 
 
-def _backward(objective: Objective, forward: Forward, *, responses: int, groups: int) -> Traced:
+def _backward(objective: Objective, forward: Forward, counts: Mapping[str, Any]) -> Traced:
     """Forward and backward of one micro-batch; the backward lies inside the replay, for recomputed activations."""
     with forward as (logprobs, scored):
         tokens = scored.micro.tokens(scored.old_logprobs)
-        terms = objective(logprobs, tokens, responses=responses, groups=groups)
+        terms = objective(logprobs, tokens, **counts)
         (-terms.surrogate.sum()).backward()
     detached = terms._replace(surrogate=terms.surrogate.detach())
     return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)
@@ -236,7 +241,7 @@ def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: S
         ledger.by_version(torch.cat([v - m.policy_version for v, m in zip(versions, micros, strict=True)])),
     ]
     chosen = [
-        (s.differs[b.predicting], routed(b.routes)[b.predicting])
+        (s.differs[b.predicting], routed(b.routes)[b.predicting].all(dim=1))
         for s in scored
         if s.differs is not None and (b := s.micro.batch).routes is not None
     ]
@@ -245,9 +250,9 @@ def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: S
     return ledger.table(measured, response, splits)
 
 
-def routed(routes: Routes) -> Bool[Tensor, "positions"]:
-    """Whether the engine returned experts for a position."""
-    return routes[:, 0, 0].int() != torch.iinfo(routes.dtype).max
+def routed(routes: Routes) -> Bool[Tensor, "positions layers"]:
+    """Whether the engine returned experts, for each position and layer."""
+    return routes[..., 0].int() != torch.iinfo(routes.dtype).max
 
 
 def _responses(micros: Sequence[MicroBatch]) -> Tensor:
@@ -256,11 +261,16 @@ def _responses(micros: Sequence[MicroBatch]) -> Tensor:
     return torch.cat([m.response + size for m, size in zip(micros, sizes, strict=False)])
 
 
-def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
+def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None = None) -> dict[str, float]:
     """What the updates did, and how far their token-level objective was from the sequence-level one.
 
     Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated, and both means
     are 0. Where no update was finite they are NaN.
+
+    Args:
+        outcomes: the updates, in order.
+        responses: how many responses of their mini-batches have a reward, over which the mean of Δ runs; None: those
+            that were scored in the updates.
     """
     moved = [o for o in outcomes if o is not None]
     finite = [o for o in moved if o.finite]
@@ -278,8 +288,9 @@ def update_metrics(outcomes: Sequence[Outcome | None]) -> dict[str, float]:
         return metrics
     response = _responses([t.scored.micro for t in traces])
     gap = value_gap(torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t in traces]), response)
-    advantages = torch.cat([t.scored.micro.advantages for t in traces])[begins(response)]
-    metrics |= {f"surrogate/{name}": value for name, value in surrogate_error(gap, advantages).items()}
+    excess = torch.cat([t.scored.micro.excess for t in traces])[begins(response)]
+    errors = surrogate_error(gap, excess, responses=responses)
+    metrics |= {f"surrogate/{name}": value for name, value in errors.items()}
     shares = {
         "weight/truncated": [t.terms.truncated for t in traces],
         "clip/low": [t.terms.clipped.low for t in traces],

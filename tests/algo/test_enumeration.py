@@ -30,6 +30,7 @@ from steadyrl.algo import (
     DPPOTV,
     GRPO,
     GSPO,
+    OPSM,
     SAPO,
     VESPO,
     Composed,
@@ -38,6 +39,8 @@ from steadyrl.algo import (
     MinPRO,
     PrefixIS,
     Reinforce,
+    group_advantage,
+    leave_one_out,
     value_gap,
 )
 from steadyrl.algo.surrogate import surrogate_error, worst_delta
@@ -70,6 +73,10 @@ def vespo(w: float, a: float) -> float:
     return w**2 * math.exp(3 * (1 - w)) if a > 0 else w**3 * math.exp(2 * (1 - w))
 
 
+def opsm(p: list[float], m: list[float], a: float, threshold: float) -> bool:
+    return a < 0 and sum(math.log(z / x) for x, z in zip(p, m, strict=True)) / len(p) > threshold
+
+
 # The weight of ∇log π(y_t), mask included, written from the equations for one response in plain numbers:
 # π_θ, π_old and μ_old of its tokens, and Â.
 WEIGHTS = {
@@ -95,6 +102,9 @@ WEIGHTS = {
     CISPO(): lambda p, o, m, a: [min(max(x / y, 0.8), 1.27) / sum(LENGTHS) for x, y in zip(p, o, strict=True)],
     GSPO(): lambda p, o, m, a: [
         0.0 if clip(s := (math.prod(p) / math.prod(o)) ** (1 / len(p)), a, 3e-4, 4e-4) else s / len(p) for _ in p
+    ],
+    OPSM(threshold=0.02): lambda p, o, m, a: [
+        0.0 if clip(x / y, a, 0.2, 0.27) or opsm(p, m, a, 0.02) else x / y / len(p) for x, y in zip(p, o, strict=True)
     ],
     DPPOTV(): lambda p, o, m, a: [dppo(x, z, a, abs(x - z) > 0.15) for x, z in zip(p, m, strict=True)],
     DPPOKL(): lambda p, o, m, a: [dppo(x, z, a, binary_kl(z, x) > 0.05) for x, z in zip(p, m, strict=True)],
@@ -166,6 +176,21 @@ def test_the_estimate_of_the_error_is_that_of_the_sum_over_responses() -> None:
     margin = 1.96 * (REWARDS * gap).std().item() / len(RESPONSES) ** 0.5
     assert said["delta_high"] - said["delta"] == pytest.approx(margin)
     assert said["delta"] - said["delta_low"] == pytest.approx(margin)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_estimate_from_groups_has_the_mean_delta(size: int) -> None:
+    """Over every group of responses that μ may sample, the mean of (R − mean of the others) · difference is Δ."""
+    chance = by_response(logprobs(MU)).exp()
+    gap = value_gap(logprobs(THETA) - logprobs(MU), RESPONSE)
+    delta = (chance * REWARDS * gap.difference).sum().item()
+    drawn = torch.cartesian_prod(*[torch.arange(len(RESPONSES))] * size)
+    probability = chance[drawn].prod(dim=1)
+    mean = (probability[:, None] * leave_one_out(REWARDS[drawn]) * gap.difference[drawn] / size).sum().item()
+    assert mean == pytest.approx(delta, rel=1e-9)
+    # a mean over the moved responses alone, weighed by R − mean of the group, is another number
+    centred = group_advantage(REWARDS[drawn], normalise=False)
+    assert (probability[:, None] * centred * gap.difference[drawn] / size).sum().item() != pytest.approx(delta, rel=0.1)
 
 
 def exact_gradient(logits: Tensor) -> Tensor:

@@ -46,6 +46,36 @@ def test_effective_sample_size() -> None:
         assert described(weights + shift, torch.arange(3))["ess"] == pytest.approx(16 / 18, rel=1e-3)
 
 
+def test_effective_sample_size_of_whole_responses() -> None:
+    # products 2·3, ½·2, 1 and 4·1·1: (6+1+1+4)² / (4 · (36+1+1+16)) = 144/216
+    log_ratio = torch.tensor([2.0, 3.0, 0.5, 2.0, 1.0, 4.0, 1.0, 1.0]).log()
+    response = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3])
+    assert described(log_ratio, response)["ess_sequences"] == pytest.approx(144 / 216)
+    # single tokens: as over tokens
+    alone = described(log_ratio, torch.arange(8))
+    assert alone["ess_sequences"] == pytest.approx(alone["ess"])
+    for size in (400.0, -400.0):  # e^±1200 for one of two: nothing overflows
+        assert described(torch.tensor([size, size, size, 0.0]), torch.tensor([0, 0, 0, 1]))[
+            "ess_sequences"
+        ] == pytest.approx(1 / 2)
+    # one ratio in 20 responses of 50 tokens at e^±0.3 each: 0.92 of the tokens, but few of the responses
+    steps = 0.3 * torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    said = described(steps, torch.arange(20).repeat_interleave(50))
+    assert said["ess"] > 0.88
+    assert said["ess_sequences"] < 0.5
+
+
+def test_effective_sequences_of_a_bucket_count_its_tokens_only() -> None:
+    # responses of log 2, log 3 | 0, log 5; by hand in the buckets 0 (first tokens) and 1 (the others)
+    log_ratio = torch.tensor([2.0, 3.0, 1.0, 5.0]).log()
+    split = ledger.Split("own", ("first", "rest"), torch.tensor([0, 1, 0, 1]))
+    rows = ledger.table({"product": log_ratio}, torch.tensor([0, 0, 1, 1]), [split])
+    found = {row["bucket"]: row["ess_sequences"] for row in rows}
+    assert found["all"] == pytest.approx(11**2 / (2 * (36 + 25)))
+    assert found["first"] == pytest.approx(9 / (2 * 5))
+    assert found["rest"] == pytest.approx(64 / (2 * 34))
+
+
 def test_the_effective_sample_size_of_equal_weights_is_never_above_one() -> None:
     """In floats (Σρ)² / (n Σρ²) may end a little above 1: 200 buckets of equal weights, each with its own."""
     lag = torch.arange(200).repeat_interleave(torch.arange(1, 201))
@@ -98,6 +128,8 @@ def test_a_factor_by_hand() -> None:
         "chi2": pytest.approx(3 / 8),
         "mean": pytest.approx(1.0),
         "max": pytest.approx(2.0),
+        # products ¼ and 2: (9/4)² / (2 · 65/16)
+        "ess_sequences": pytest.approx(81 / 130),
         "ess": pytest.approx(16 / (4 * 5.5)),  # (Σw)² / (n Σw²) = 4² / (4 · (¼ + ¼ + 1 + 4))
         "abs_mean": pytest.approx(3 / 4 * log2),
         "abs_max": pytest.approx(log2),

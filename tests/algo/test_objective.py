@@ -17,6 +17,7 @@ objective minds. R = 2 responses, Σ|y| = 5.
 import itertools
 import math
 from dataclasses import asdict, replace
+from typing import get_args
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from steadyrl.algo import (
     DPPOTV,
     GRPO,
     GSPO,
+    OPSM,
     SAPO,
     VESPO,
     Composed,
@@ -43,6 +45,7 @@ from steadyrl.algo import (
     Tokens,
     refuse_broken,
 )
+from steadyrl.algo.objective import Trust
 
 THETA = torch.tensor([0.50, 0.30, 0.20, 0.20, 0.60]).log()
 TOKENS = Tokens(
@@ -53,7 +56,7 @@ TOKENS = Tokens(
     group_tokens=torch.full((5,), 5.0),
     response=torch.tensor([0, 0, 1, 1, 1]),
 )
-TRUSTS = ("none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment")
+TRUSTS = get_args(Trust)
 ALL = [
     Reinforce(),
     MiniRL(),
@@ -66,6 +69,7 @@ ALL = [
     DAPO(),
     CISPO(),
     GSPO(),
+    OPSM(),
     DPPOTV(),
     DPPOKL(),
     VESPO(),
@@ -124,10 +128,20 @@ def value_and_gradient(
         (Composed(trust="tv", threshold=0.22), [0, -3 / 2, 5 / 2, -2 / 2, 0]),
         (Composed(trust="kl", threshold=0.14), [2 / 2, -3 / 2, 0, -2 / 2, 0]),
         # mean −log r of the second response is (ln 2 + ln 2 − ln 2)/3 = .231; token 4 alone has Â < 0 there
-        (Composed(trust="sequence_mask", threshold=0.23), [2 / 2, -3 / 2, 5 / 2, 0, 2 / 2]),
-        (Composed(trust="sequence_mask", threshold=0.24), [2 / 2, -3 / 2, 5 / 2, -2 / 2, 2 / 2]),
-        # (log r)² = .0498, 0 | .48 each: the first response keeps its mean of .025, the second keeps nothing
-        (Composed(trust="second_moment", threshold=0.04), [2 / 2, -3 / 2, 0, 0, 0]),
+        (Composed(trust="old_sequence_mask", threshold=0.23), [2 / 2, -3 / 2, 5 / 2, 0, 2 / 2]),
+        (Composed(trust="old_sequence_mask", threshold=0.24), [2 / 2, -3 / 2, 5 / 2, -2 / 2, 2 / 2]),
+        (Composed(trust="clip+old_sequence_mask", threshold=0.23, clip_low=0.6), [2 / 2, -3 / 2, 5 / 2, 0, 0]),
+        (Composed(trust="clip+old_sequence_mask", threshold=0.24, clip_low=0.6), [2 / 2, -3 / 2, 5 / 2, -2 / 2, 0]),
+        # mean −log w: −(ln 2 + ln 3)/2 = −.896 and −(ln 10 + 2 ln 2)/3 = −1.230
+        (Composed(trust="sequence_mask", threshold=-0.9), [2 / 2, 0, 5 / 2, -2 / 2, 2 / 2]),
+        (Composed(trust="sequence_mask", threshold=-1.24), [2 / 2, 0, 5 / 2, 0, 2 / 2]),
+        (Composed(trust="clip+sequence_mask", threshold=-0.9, clip_low=0.6), [2 / 2, 0, 5 / 2, -2 / 2, 0]),
+        (Composed(trust="rollout_clip+sequence_mask", threshold=-0.9), [0, 0, 0, -2 / 2, 0]),
+        (OPSM(threshold=-1.0), [1.25 / 4, 0, 0.5 / 6, 0, 0]),  # GRPO less token 2
+        (OPSM(threshold=-0.8), [1.25 / 4, -1 / 4, 0.5 / 6, 0, 0]),
+        # outward are tokens 1, 3 and 5; (log w)² = .48 | 5.3, .48; means of the smallest: .48 | .48, 2.9
+        (Composed(trust="second_moment", threshold=0.04), [0, -3 / 2, 0, -2 / 2, 0]),
+        (Composed(trust="second_moment", threshold=0.49), [2 / 2, -3 / 2, 0, -2 / 2, 2 / 2]),
         (Composed(trust="none", ratio="none"), [1 / 2, -1 / 2, 1 / 2, -1 / 2, 1 / 2]),
         (Composed(trust="none", ratio="staleness"), [1.25 / 2, -1 / 2, 0.5 / 2, -0.5 / 2, 2 / 2]),
         # π_old/μ = 1.6 3 20 4 1, cut at 5, times r
@@ -138,6 +152,10 @@ def value_and_gradient(
         ),
         (Composed(trust="none", outside="mask", weight_cap=None, weight_floor=2.5), [0, -3 / 2, 10 / 2, 0, 0]),
         (Composed(trust="none", level="sequence", weight_cap=None), [6 / 2, -6 / 2, 40 / 2, -40 / 2, 40 / 2]),
+        (  # the same beside a clip
+            Composed(ratio="discrepancy", outside="mask", weight_floor=0.5, weight_cap=3.5),
+            [2 / 2, -3 / 2, 0, 0, 0],
+        ),
         (Composed(mean="own_tokens"), [2 / 4, -3 / 4, 5 / 6, 0, 0]),
         (Composed(mean="group_tokens"), [2 / 5, -3 / 5, 5 / 5, 0, 0]),
         (Composed(clip_low=0.6, clip_high=0.2), [0, -3 / 2, 5 / 2, -2 / 2, 0]),
@@ -279,9 +297,10 @@ SOURCED = [  # class, denominator, Â divided by the deviation, and the defaults
     (PrefixIS, "responses", False, {"weight_cap": None}),
     (GRPO, "own_tokens", True, CLIPPED),
     (DrGRPO, "responses", False, {"clip_low": 0.2, "clip_high": 0.2}),
-    (DAPO, "group_tokens", True, {"clip_low": 0.2, "clip_high": 0.28}),
+    (DAPO, "group_tokens", True, {"clip_low": 0.2, "clip_high": 0.28, "token_mean": "group"}),
     (CISPO, "group_tokens", True, CLIPPED),
     (GSPO, "own_tokens", True, {"clip_low": 3e-4, "clip_high": 4e-4}),
+    (OPSM, "own_tokens", False, CLIPPED | {"threshold": 0.1}),
     (DPPOTV, "responses", False, {"threshold": 0.15}),
     (DPPOKL, "responses", False, {"threshold": 0.05}),
     (VESPO, "responses", False, VESPO_DEFAULTS),
@@ -350,18 +369,142 @@ def test_without_an_advantage_a_token_is_nothing(objective: Objective) -> None:
 
 
 @pytest.mark.parametrize("objective", ALL, ids=repr)
-@pytest.mark.parametrize("number", [math.nan, -math.inf])
 @pytest.mark.parametrize(("token", "own", "other"), [(0, slice(0, 2), slice(2, 5)), (3, slice(2, 5), slice(0, 2))])
 def test_what_is_broken_is_seen_and_stays_in_its_response(
-    objective: Objective, number: float, token: int, own: slice, other: slice
+    objective: Objective, token: int, own: slice, other: slice
 ) -> None:
     broken = THETA.clone()
-    broken[token] = number
+    broken[token] = math.nan
     value, gradient = value_and_gradient(objective, broken, TOKENS)
     clean, clean_gradient = value_and_gradient(objective, THETA, TOKENS)
     assert not value[own].sum().isfinite()  # seen, so that the update is not taken
     torch.testing.assert_close(value[other], clean[other])
     torch.testing.assert_close(gradient[other], clean_gradient[other])
+
+
+@pytest.mark.parametrize("objective", ALL, ids=repr)
+@pytest.mark.parametrize(("token", "other"), [(0, slice(2, 5)), (3, slice(0, 2))])
+def test_a_token_of_probability_zero_is_no_nan_and_stays_in_its_response(
+    objective: Objective, token: int, other: slice
+) -> None:
+    broken = THETA.clone()
+    broken[token] = -math.inf
+    value, gradient = value_and_gradient(objective, broken, TOKENS)
+    clean, clean_gradient = value_and_gradient(objective, THETA, TOKENS)
+    assert not value.isnan().any()
+    assert gradient.isfinite().all()
+    if not isinstance(objective, Reinforce | GRPO | SAPO):  # else the weight is 0: so is the term
+        assert value[token] == 0.0
+        assert gradient[token] == 0.0
+    torch.testing.assert_close(value[other], clean[other])
+    torch.testing.assert_close(gradient[other], clean_gradient[other])
+
+
+def test_a_weight_of_one_shows_a_token_of_probability_zero() -> None:
+    value, _ = value_and_gradient(Reinforce(), torch.tensor([-math.inf, *THETA[1:].tolist()]), TOKENS)
+    assert value[0] == -math.inf
+
+
+extreme = st.sampled_from([0.0, -1e-9, -0.7, -3.0, -100.0, -200.0, -math.inf])
+wild = st.tuples(
+    st.lists(st.tuples(extreme, extreme, extreme), min_size=1, max_size=4), st.sampled_from([-1.0, 0.0, 2.0])
+)
+MORE = [  # every part of every composition
+    Composed(ratio=ratio, level=level, outside=outside, weight_cap=cap, trust="clip+sequence_mask")
+    for ratio in ("product", "discrepancy", "staleness", "none")
+    for level in ("token", "prefix", "lowest_prefix", "sequence", "geometric")
+    for outside in ("truncate", "mask")
+    for cap in (None, 5.0)
+]
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.lists(wild, min_size=1, max_size=3))
+def test_extreme_ratios_are_no_nan_and_what_is_masked_is_exactly_nothing(data: list) -> None:
+    logprobs, tokens = packed([(t, a, 9) for t, a in data], torch.float32)
+    for objective in [*ALL, *MORE]:
+        value, gradient = value_and_gradient(objective, logprobs, tokens)
+        clipped = objective(logprobs, tokens, responses=2, groups=1).clipped
+        assert not value.isnan().any(), objective
+        assert not gradient.isnan().any(), objective
+        assert gradient[~clipped.kept | (tokens.advantages == 0)].eq(0).all(), objective
+        if isinstance(objective, GRPO) and not isinstance(objective, CISPO):
+            assert value[tokens.advantages == 0].eq(0).all(), objective  # a clipped token has the value of the bound
+        else:
+            assert value[~clipped.kept | (tokens.advantages == 0)].eq(0).all(), objective
+
+
+def one_response(
+    logprobs: list[float], old: list[float], rollout: list[float], advantage: float
+) -> tuple[Tensor, Tokens]:
+    columns = list(zip(logprobs, rollout, old, strict=True))
+    return packed([(columns, advantage, len(columns))], torch.float32)
+
+
+@pytest.mark.parametrize(("trust", "advantage"), [("none", 1.0), ("clip", -1.0)])
+def test_a_rejected_token_is_nothing_however_large_its_other_factor(trust: Trust, advantage: float) -> None:
+    """IcePop: π_old/μ_old = e^−100 is outside the band, π_θ/π_old = e^100 overflows."""
+    logprobs, tokens = one_response([-1.0, -1.0], [-1.0, -101.0], [-1.0, -1.0], advantage)
+    objective = Composed(ratio="discrepancy", outside="mask", weight_floor=0.5, weight_cap=5.0, trust=trust)
+    value, gradient = value_and_gradient(objective, logprobs, tokens, responses=1)
+    assert value.tolist() == [-advantage, 0.0]
+    assert gradient.tolist() == [advantage, 0.0]
+
+
+def test_factors_that_make_up_for_each_other_neither_overflow_nor_vanish() -> None:
+    # π_old/μ_old = e^−200 and e^200, π_θ/π_old the inverse: the weight is 1
+    logprobs, tokens = one_response([-1.0, -201.0], [-201.0, -1.0], [-1.0, -201.0], 1.0)
+    objective = Composed(ratio="discrepancy", weight_cap=None, trust="none")
+    _, gradient = value_and_gradient(objective, logprobs, tokens, responses=1)
+    assert gradient.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("objective", [OPSM(), Composed(trust="sequence_mask", threshold=0.1)], ids=repr)
+def test_opsm_measures_from_what_sampled(objective: Objective) -> None:
+    """θ = θ_old; the engine gave each token 0.5 nats more. Its mean of log μ/π is 0.5 > δ = 0.1: masked if Â < 0."""
+    here, engine = [-1.0, -2.0, -1.5], [-0.5, -1.5, -1.0]
+    logprobs, tokens = one_response(here, here, engine, -1.0)
+    value, gradient = value_and_gradient(objective, logprobs, tokens, responses=1)
+    assert value.tolist() == gradient.tolist() == [0.0] * 3
+    assert objective(logprobs, tokens, responses=1, groups=1).clipped.low.all()
+    _, kept = value_and_gradient(objective, logprobs, replace(tokens, advantages=-tokens.advantages), responses=1)
+    assert (kept > 0).all()
+    _, equal = value_and_gradient(objective, logprobs, replace(tokens, rollout_logprobs=logprobs), responses=1)
+    assert (equal < 0).all()
+    _, near = value_and_gradient(objective, logprobs, replace(tokens, rollout_logprobs=logprobs + 0.09), responses=1)
+    assert (near < 0).all()
+
+
+def test_opsm_from_the_old_policy_does_not_see_the_engine() -> None:
+    logprobs, tokens = one_response([-1.0], [-1.0], [-0.5], -1.0)
+    objective = Composed(trust="old_sequence_mask", threshold=0.1)
+    assert objective(logprobs, tokens, responses=1, groups=1).clipped.kept.all()
+
+
+@pytest.mark.parametrize("objective", [OPSM(), Composed(trust="clip+sequence_mask")], ids=repr)
+def test_opsm_stands_beside_a_clip(objective: Objective) -> None:
+    # r = 2 with Â > 0 is clipped, though no response with Â > 0 is masked
+    logprobs, tokens = one_response([-1.0, -1.0], [-1.0, -1.0 - math.log(2.0)], [-1.0, -1.0], 1.0)
+    assert objective(logprobs, tokens, responses=1, groups=1).clipped.high.tolist() == [False, True]
+
+
+def test_an_unknown_trust_region_is_named() -> None:
+    objective = Composed()
+    object.__setattr__(objective, "trust", "clipp")  # what the types refuse
+    with pytest.raises(ValueError, match="trust = 'clipp' is not one of none, clip, "):
+        value_and_gradient(objective, THETA, TOKENS)
+
+
+def test_the_mean_over_the_tokens_of_a_mini_batch() -> None:
+    """verl's token mean: 8 tokens in the mini-batch, two groups; the mean over groups divides by 2 · 5 here."""
+    leaf = THETA.clone().requires_grad_()
+    DAPO(token_mean="batch")(leaf, TOKENS, responses=3, groups=2, batch_tokens=8).surrogate.sum().backward()
+    torch.testing.assert_close(leaf.grad, torch.tensor([1.25 / 8, -1 / 8, 0.5 / 8, 0, 0]))
+    composed = Composed(ratio="staleness", weight_cap=None, mean="batch_tokens")
+    terms = composed(THETA, TOKENS, responses=3, groups=2, batch_tokens=8)
+    torch.testing.assert_close(terms.surrogate, leaf.grad * THETA)
+    with pytest.raises(ValueError, match='mean = "batch_tokens" needs batch_tokens'):
+        composed(THETA, TOKENS, responses=3, groups=2)
 
 
 @pytest.mark.parametrize("objective", ALL, ids=repr)

@@ -31,6 +31,24 @@ def test_every_test_named_is_there(named: tuple[str, str]) -> None:
     assert f"def {function}(" in path.read_text(encoding="utf-8")
 
 
+def test_the_conventions_stand_in_one_table_against_six_peers() -> None:
+    start = PAGE.index("## Conventions, against other libraries")
+    rows = [line for line in PAGE[start : PAGE.index("\n## ", start)].splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in re.split(r"(?<!\\)\|", row)[1:-1]] for row in rows]
+    assert cells[0] == ["convention", "SteadyRL", "verl", "TRL", "NeMo-RL", "slime", "SkyRL", "OpenRLHF"]
+    assert all(len(row) == 8 and all(row) for row in cells)
+    said = {row[0]: row[1] for row in cells[2:]}
+    assert {"standard deviation", "group of one", "dual clip", "mean of VESPO", "geometric mask", "χ²"} <= set(said)
+    # what it says of this library
+    assert f"1 − ε_low = {1 - algo.CISPO().clip_low}" in said["lower bound of CISPO's weight"]
+    assert (algo.VESPO().mean, algo.DAPO().mean, algo.CISPO().mean) == ("responses", "group_tokens", "group_tokens")
+    assert algo.DAPO(token_mean="batch").mean == "batch_tokens"
+    assert "ε = 0;" in said["standard deviation"]
+    assert config.Advantage().epsilon == 0.0
+    alone = torch.tensor([[3.0]])
+    assert ("Â = 0" in said["group of one"]) == (not algo.group_advantage(alone, normalise=True).any())
+
+
 def test_the_worked_example_works() -> None:
     block = PAGE[PAGE.index("    @dataclass") : PAGE.index("and its test")]
     names = {"dataclass": dataclass, "Objective": Objective, "Weighed": Weighed, "Tokens": Tokens, "product": product}

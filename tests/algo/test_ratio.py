@@ -79,6 +79,27 @@ def test_what_is_broken_stays_in_its_response(level: str, value: float) -> None:
 
 
 @pytest.mark.parametrize("level", LEVELS)
+def test_a_factor_of_zero_makes_a_product_zero_beside_an_infinite_one(level: str) -> None:
+    log_ratio = torch.tensor([math.inf, -math.inf, 0.5, math.inf, 0.1])
+    response = torch.tensor([0, 0, 0, 1, 1])
+    found = at_level(log_ratio, response, level=level)
+    assert not found.isnan().any()
+    assert found[1] == -math.inf
+    assert (found[2] == -math.inf) == (level != "token")
+    assert found[3] == math.inf or level == "prefix"  # there a bound that no float reaches
+    assert at_level(torch.tensor([math.nan, -math.inf]), torch.tensor([0, 0]), level=level)[0].isnan()
+
+
+def test_nothing_over_nothing_is_nothing() -> None:
+    none = torch.tensor([-math.inf])
+    for ratio in (discrepancy, staleness, product):
+        assert ratio(none, none).item() == -math.inf
+        assert ratio(none, torch.tensor([-1.0])).item() == -math.inf
+        assert ratio(torch.tensor([-1.0]), none).item() == math.inf
+        assert ratio(none, torch.tensor([math.nan])).isnan().all()
+
+
+@pytest.mark.parametrize("level", LEVELS)
 def test_long_responses_neither_overflow_nor_drift(level: str) -> None:
     size = 32768
     steps = torch.full((2 * size,), 0.25)

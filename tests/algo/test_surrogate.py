@@ -56,6 +56,27 @@ def test_the_error_of_the_surrogate_by_hand() -> None:
     }
 
 
+def test_responses_that_earned_what_the_others_did_add_nothing_and_count() -> None:
+    # two of five responses were updated, R less that of the others 1 and −2; the others add 0: −3/5
+    gap = value_gap(torch.tensor([2.0, 3.0, 0.5, 2.0]).log(), torch.tensor([0, 0, 1, 1]))  # −2 and ½
+    said = surrogate_error(gap, torch.tensor([1.0, -2.0]), responses=5)
+    values = [-2.0, -1.0, 0.0, 0.0, 0.0]
+    margin = 1.96 * math.sqrt(sum((v + 0.6) ** 2 for v in values) / 4 / 5)
+    assert said["delta"] == pytest.approx(-0.6)
+    assert said["delta_high"] - said["delta"] == pytest.approx(margin)
+    assert said["delta_bound"] == pytest.approx(3 / 5)
+    assert said["value_gap"] == pytest.approx(1.25)  # of what was updated
+    # nor does it matter whether one of them was scored
+    assert surrogate_error(gap, torch.tensor([0.0, -2.0]), responses=5)["delta"] == pytest.approx(-0.2)
+    assert surrogate_error(gap, torch.tensor([0.0, -2.0]))["delta"] == pytest.approx(-0.5)
+
+
+def test_infinite_ratios_beside_zero_ones_have_a_gap() -> None:
+    gap = value_gap(torch.tensor([math.inf, -math.inf, 0.1]), torch.tensor([0, 0, 0]))
+    assert gap.difference.isfinite().all()
+    assert gap.bound.isfinite().all()
+
+
 def test_a_single_value_has_no_interval() -> None:
     assert mean_interval(torch.tensor([3.0])) == (3.0, -math.inf, math.inf)
 
@@ -116,13 +137,20 @@ def test_a_model_in_pieces_gives_the_same_products() -> None:
     torch.testing.assert_close(pieces, gram(token, sequence))
 
 
-@pytest.mark.parametrize("broken", [0.0, math.nan])
-def test_a_gradient_without_direction_is_refused(broken: float) -> None:
-    good, bad = torch.ones(2, 3), torch.full((2, 3), broken)
-    with pytest.raises(ValueError, match=r"\(token level\) and 12 \(sequence level\)"):
+def test_a_gradient_without_direction_is_refused() -> None:
+    good, bad = torch.ones(2, 3), torch.zeros(2, 3)
+    with pytest.raises(ValueError, match=r"are 0 \(token level\) and 12 \(sequence level\)"):
         gradient_gap(gram(bad, good))
-    with pytest.raises(ValueError, match="are 12 "):
+    with pytest.raises(ValueError, match=r"are 12 .* advantages that do not cancel"):
         gradient_gap(gram(good, bad))
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_a_gradient_that_is_not_finite_is_refused_for_that(broken: float) -> None:
+    good, bad = torch.ones(2, 3), torch.full((2, 3), broken)
+    for token, sequence in ((bad, good), (good, bad)):
+        with pytest.raises(ValueError, match=r"a gradient is not finite: .* a product of ratios overflows"):
+            gradient_gap(gram(token, sequence))
 
 
 def test_parts_that_cancel_have_no_direction_though_a_draw_of_them_may() -> None:

@@ -69,7 +69,9 @@ def test_an_fp8_cache_asked_for_by_name_is_refused_before_anything_is_built(
 
 
 def plan(**engine) -> str:
-    return describe(resolve(merged(TINY, {"model": MODEL, "engine": {"kind": "vllm"} | engine}), source="test"))
+    return describe(
+        resolve(merged(TINY, {"model": MODEL, "engine": {"kind": "vllm"} | engine}), source="test"), run=Path("runs/x")
+    )
 
 
 def test_the_plan_says_what_auto_takes(monkeypatch) -> None:
@@ -95,4 +97,4 @@ def test_the_recipe_for_vllm_runs_on_every_cpu(monkeypatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert tomllib.loads(RECIPE.read_text())["engine"]["kv_precision"] == "auto"
     without_fp8_instructions(monkeypatch)
-    assert "takes native" in describe(load(RECIPE))
+    assert "takes native" in describe(load(RECIPE), run=Path("runs/x"))

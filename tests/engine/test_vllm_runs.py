@@ -19,7 +19,8 @@ from steadyrl.algo import discrepancy
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
-from steadyrl.metrics import COLD_START_FIELDS, MetricsLog, read_jsonl
+from steadyrl.jsonl import read_jsonl
+from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.rollout import sample_groups, score_groups, with_advantages

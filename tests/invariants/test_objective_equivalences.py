@@ -1,6 +1,7 @@
 """Objectives that must agree, do: one list. The tokens are drawn; the gradient is by log π_θ of every token."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from steadyrl.algo import (
     DPPOTV,
     GRPO,
     GSPO,
+    OPSM,
     SAPO,
     VESPO,
     Composed,
@@ -27,6 +29,7 @@ from steadyrl.algo import (
     group_advantage,
     leave_one_out,
 )
+from steadyrl.algo.objective import Trust
 from steadyrl.session import build_objective
 
 LENGTHS = torch.tensor([3, 1, 4, 2, 5, 1])
@@ -67,6 +70,7 @@ def decoupled_ppo(logprobs: Tensor, tokens: Tokens) -> Tensor:
 
 UNCAPPED = MiniRL(clip=False, weight_cap=None)
 WIDE = {"clip_low": 1e9, "clip_high": 1e9}
+LIKE_GRPO = {"ratio": "staleness", "mean": "own_tokens", "weight_cap": None}
 EVERYWHERE = [  # the same gradient whatever the tokens
     (MiniRL(), Composed()),
     (MiniRL(length_norm=True), Composed(mean="own_tokens")),
@@ -79,6 +83,11 @@ EVERYWHERE = [  # the same gradient whatever the tokens
     (UNCAPPED, Composed(trust="sequence_mask", threshold=1e9, weight_cap=None)),
     (UNCAPPED, Composed(trust="second_moment", threshold=1e9, weight_cap=None)),
     (UNCAPPED, Composed(trust="none", outside="mask", weight_cap=None)),
+    (OPSM(threshold=1e9), GRPO()),
+    (
+        OPSM(),
+        Composed(ratio="staleness", mean="own_tokens", weight_cap=None, trust="clip+sequence_mask", threshold=0.1),
+    ),
     (Reinforce(), Composed(ratio="none", trust="none")),
     (PrefixIS(), Composed(level="prefix", trust="none", weight_cap=None)),
     (MinPRO(), Composed(level="lowest_prefix")),
@@ -161,9 +170,13 @@ def test_leave_one_out_is_the_group_mean_stretched() -> None:
     torch.testing.assert_close(leave_one_out(rewards), group_advantage(rewards, normalise=False) * 4 / 3)
 
 
+def test_a_recipe_knows_the_same_trust_regions() -> None:
+    assert get_args(config.Trust) == get_args(Trust)
+
+
 SECTIONS = (
     *(config.Reinforce, config.MiniRL, config.MinPRO, config.PrefixIS, config.GRPO, config.DrGRPO, config.DAPO),
-    *(config.CISPO, config.GSPO, config.DPPOTV, config.DPPOKL, config.VESPO, config.SAPO, config.Composed),
+    *(config.CISPO, config.GSPO, config.OPSM, config.DPPOTV, config.DPPOKL, config.VESPO, config.SAPO, config.Composed),
 )
 
 

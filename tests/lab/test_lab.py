@@ -12,7 +12,7 @@ import pytest
 from recipes_for_tests import TINY
 from steadyrl.cli import main
 from steadyrl.config import RecipeError
-from steadyrl.lab.alarm import alarm_step, around, limit, record, usual
+from steadyrl.lab.alarm import SIGNS, alarm_step, around, limit, record, usual
 from steadyrl.lab.collapse import collapse_step, smoothed
 from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_name, cold_recipe, fingerprint, load_figure
 from steadyrl.lab.picture import _looks
@@ -124,6 +124,18 @@ def test_a_run_is_judged_by_other_seeds_and_an_alarm_at_the_collapse_is_none() -
     assert record([[run(0, quiet), loud_before, falls]], "mismatch/k3", "rises").false == [0.5]
     assert record([[run(0, quiet), run(1, loud), falls]], "mismatch/k3", "rises").false == [0.0]
     assert record([[run(0, quiet, FALLEN)]], "mismatch/k3", "rises") == ([], [])
+
+
+def test_an_alarm_that_older_results_lack_is_judged_by_those_that_have_it() -> None:
+    def run(seed: int, ess: list[float] | None, rewards=(0.5,) * 12) -> Result:
+        one = result("a", seed, rewards=rewards)
+        return one if ess is None else with_steps(one, weight__ess_sequences=ess)
+
+    falling = run(2, [0.9] * 2 + [0.2] * 10, FALLEN)
+    runs = [run(0, [0.9] * 12), run(1, [0.9] * 12), run(3, None), run(4, None, FALLEN), falling]
+    assert ("weight/ess_sequences", "falls") in SIGNS
+    assert record([runs], "weight/ess_sequences", "falls") == ([(6 - 2) * 8], [0.0])
+    assert record([[run(0, None), run(1, None, FALLEN)]], "weight/ess_sequences", "falls") == ([], [])
 
 
 def test_a_fall_is_dated_by_the_first_time_that_the_reward_is_so_low() -> None:

@@ -92,6 +92,6 @@ def test_plan_and_run_say_how_the_model_trains(tmp_path, window: dict, says: str
     more = {"sliding_window": 8} | window if window else {}
     model = {"config": TINY["model"]["config"] | more}
     recipe = resolve(merged(TINY, {"model": model}), source="test")
-    assert f"forward    {says}" in describe(recipe)
+    assert f"forward    {says}" in describe(recipe, run=tmp_path / "planned")
     run = train(tmp_path, model=model, steps=1, evaluate={"every": 0, "prompts": 4})
     assert json.loads((run / "engine.json").read_text())["training_forward"].startswith(says)

@@ -1,4 +1,5 @@
 import json
+import os
 import resource
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,18 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from builders import dense_policy, tiny_policy
-from steadyrl.model.checkpoint import CheckpointError, drop_after, listed, prune, restore, save, verify
+from steadyrl.model import checkpoint
+from steadyrl.model.checkpoint import (
+    CheckpointError,
+    NoRoomError,
+    NotFiniteError,
+    drop_after,
+    listed,
+    prune,
+    restore,
+    save,
+    verify,
+)
 from steadyrl.model.loading import Policy
 
 IDS = torch.tensor([[5, 9, 20, 11], [7, 7, 3, 30]])
@@ -148,7 +160,7 @@ def test_a_full_disk_leaves_the_earlier_ones(folder: Path) -> None:
     sizes = {p.name: p.stat().st_size for p in (folder / "step-000002").rglob("*.safetensors")}
     assert sizes["model.safetensors"] < sizes["optimizer.safetensors"]
     for limit in (1000, sizes["model.safetensors"] - 1, sizes["optimizer.safetensors"] - 1):
-        with files_of_at_most(limit), pytest.raises(CheckpointError, match=r"could not save .*step-000003.*are intact"):
+        with files_of_at_most(limit), pytest.raises(NoRoomError, match=r"could not save .*step-000003.*are intact"):
             save(folder / "step-000003", policy, optimizer, {})
         assert sorted(p.name for p in folder.iterdir()) == ["step-000001", "step-000002"]
         verify(folder / "step-000002")
@@ -198,3 +210,78 @@ def test_a_kill_while_deleting_leaves_no_damaged_checkpoint(folder: Path, monkey
     monkeypatch.undo()
     prune(folder, keep=1)
     assert [path.name for path in folder.iterdir()] == ["step-000002"]
+
+
+def test_only_folders_named_by_a_step_are_checkpoints_and_they_sort_by_number(folder: Path) -> None:
+    for name in ("step-000002-best", "step-000004-old", "step-9", "step-1000000", "step-", "step-x"):
+        shutil.copytree(folder / "step-000001", folder / name)
+    assert [p.name for p in listed(folder)] == ["step-000001", "step-000002", "step-9", "step-1000000"]
+    drop_after(folder, folder / "step-9")
+    prune(folder, keep=1)
+    assert [p.name for p in listed(folder)] == ["step-9"]
+    assert {"step-000002-best", "step-000004-old", "step-", "step-x"} < {p.name for p in folder.iterdir()}
+
+
+def test_every_flipped_bit_of_a_manifest_is_refused_or_harmless(folder: Path) -> None:
+    path = folder / "step-000002" / "manifest.json"
+    text = path.read_bytes()
+    meaning, refused = json.loads(text), 0
+    for bit in range(0, 8 * len(text), 5):
+        changed = bytearray(text)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        try:
+            verify(folder / "step-000002")
+        except CheckpointError as error:
+            refused += "step-000001 is intact" in str(error)
+        else:
+            assert json.loads(bytes(changed)) == meaning
+    assert refused > len(text)
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "{}", '{"state.json": 3}', '{"state.json": {"bytes": 1}}', "[" * 100_000])
+def test_a_manifest_of_another_form_is_refused(text: str, folder: Path) -> None:
+    (folder / "step-000002" / "manifest.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"manifest\.json .*step-000001 is intact"):
+        verify(folder / "step-000002")
+
+
+def test_a_manifest_that_leaves_out_a_needed_file_is_refused(folder: Path) -> None:
+    path = folder / "step-000002" / "manifest.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "state.json"}))
+    with pytest.raises(CheckpointError, match=r"does not list state\.json"):
+        verify(folder / "step-000002")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_not_saved(value: float, folder: Path) -> None:
+    policy = dense_policy()
+    name, parameter = list(policy.model.named_parameters())[3]
+    with torch.no_grad():
+        parameter.view(-1)[1] = value
+    with pytest.raises(NotFiniteError, match=f"the weights are not finite, {name} first"):
+        save(folder / "step-000003", policy, adamw(policy), {})
+    assert [p.name for p in sorted(folder.iterdir())] == ["step-000001", "step-000002"]
+
+
+def test_the_disk_has_every_file_before_the_checkpoint_gets_its_name(folder: Path, monkeypatch) -> None:
+    events: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        events.append(os.readlink(f"/proc/self/fd/{handle}"))
+        real_sync(handle)
+
+    def replace(part: Path, final: Path) -> None:
+        events.append("renamed")
+        real_replace(part, final)
+
+    monkeypatch.setattr(checkpoint.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint.os, "replace", replace)
+    policy = dense_policy()
+    save(folder / "step-000003", policy, adamw(policy), {})
+    before = events[: events.index("renamed")]
+    part = folder / ".step-000003.part"
+    written = {str(part / path.relative_to(folder / "step-000003")) for path in (folder / "step-000003").rglob("*")}
+    assert written <= set(before)
+    assert events[-1] == str(folder)  # the new name itself

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from recipes_for_tests import coin_questions, train
-from steadyrl.metrics import read_jsonl
+from steadyrl.jsonl import read_jsonl
 from steadyrl.model.moved import SAMPLE, Moved, moved_since, sampled
 
 

@@ -1,11 +1,12 @@
 """Hooks, refusals and the probe; what holds for every family is in `steadyrl.conformance` and its tests."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -190,6 +191,133 @@ def test_threads_do_not_see_each_other() -> None:
     assert not faults
 
 
+def in_another_thread(work: Callable[[], object], *, name: str = "second") -> list[Exception]:
+    """What it raised."""
+    faults: list[Exception] = []
+
+    def run() -> None:
+        try:
+            work()
+        except RoutingError as error:
+            faults.append(error)
+
+    thread = threading.Thread(target=run, name=name)
+    thread.start()
+    thread.join()
+    return faults
+
+
+@pytest.mark.parametrize("opened", ["record", "replay"])
+@pytest.mark.parametrize("wanted", ["record", "replay", "forward"])
+def test_a_second_thread_on_the_same_model_is_refused_and_told_of_the_first(opened: str, wanted: str) -> None:
+    model = tiny_policy().model
+    routes, before = foreign(model), logits_of(model)
+    uses = {
+        "record": lambda: recorded(model),
+        "replay": lambda: replay(model, routes).__enter__(),
+        "forward": lambda: logits_of(model),
+    }
+    with record(model) if opened == "record" else replay(model, routes):
+        expected = logits_of(model)
+        (error,) = in_another_thread(uses[wanted])
+        assert f"thread {threading.current_thread().name!r} records or replays" in str(error)
+        assert "'second' cannot use it now" in str(error)
+        assert torch.equal(logits_of(model), expected)
+    assert not in_another_thread(uses["forward"])
+    assert not in_another_thread(uses["record"])
+    assert torch.equal(logits_of(model), before)
+
+
+def test_of_two_threads_at_once_one_is_refused_and_the_other_right() -> None:
+    model = tiny_policy().model
+    routes = [foreign(model, shift=shift) for shift in (1, 2)]
+    expected = []
+    for own in routes:
+        with replay(model, own):
+            expected.append(logits_of(model))
+    together, both_done, found = threading.Barrier(2), threading.Barrier(2), {}
+
+    def work(which: int) -> None:
+        together.wait()
+        try:
+            with replay(model, routes[which]):
+                found[which] = torch.equal(logits_of(model), expected[which])
+                both_done.wait()
+        except RoutingError:
+            both_done.wait()
+
+    for _ in range(20):
+        found.clear()
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert list(found.values()) == [True]
+
+
+def test_replay_inside_replay_is_refused_and_the_outer_goes_on() -> None:
+    model = tiny_policy().model
+    with replay(model, foreign(model)):
+        expected = logits_of(model)
+        with pytest.raises(RoutingError, match="routes are being replayed already"), replay(model, recorded(model)):
+            pass
+        assert torch.equal(logits_of(model), expected)
+        with record(model), pytest.raises(RoutingError, match="already"), replay(model, recorded(model)):
+            pass
+    with replay(model, foreign(model)):
+        assert torch.equal(logits_of(model), expected)
+
+
+@pytest.mark.parametrize("outer", [record, None])
+def test_a_failure_inside_leaves_the_model_free(outer) -> None:
+    model = tiny_policy().model
+    with pytest.raises(KeyError), nullcontext() if outer is None else outer(model), replay(model, foreign(model)):
+        raise KeyError
+    assert not in_another_thread(lambda: recorded(model))
+
+
+def checkpointed(*, reentrant: bool) -> PreTrainedModel:
+    model = tiny_policy().model
+    model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    model.enable_input_require_grads()
+    return model.train()
+
+
+def test_a_reentrant_checkpoint_replays_inside_the_context() -> None:
+    plain, model = tiny_policy().model, checkpointed(reentrant=True)
+    routes = foreign(plain)
+    with replay(plain, routes):
+        logits, gradients = logits_and_gradients(plain)
+    with replay(model, routes):
+        again, again_gradients = logits_and_gradients(model)
+    assert torch.equal(again, logits)
+    assert all(torch.equal(again_gradients[n], gradients[n]) for n in gradients)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_reentrant_checkpoint_with_the_backward_outside_is_refused() -> None:
+    model = checkpointed(reentrant=True)
+    routes = foreign(model)
+    with pytest.raises(RoutingError, match="call backward inside the context"), replay(model, routes):
+        loss = model(input_ids=IDS, use_cache=False).logits.sum()
+    loss.backward()  # the model is free again
+    with replay(model, routes):  # no backward can follow
+        model(input_ids=IDS, use_cache=False)
+    with replay(model, routes):
+        logits_of(model)
+    with record(model):  # the recomputation routes as the forward did
+        model(input_ids=IDS, use_cache=False).logits.sum().backward()
+
+
+def test_another_checkpoint_with_the_backward_outside_is_no_silent_error() -> None:
+    model = checkpointed(reentrant=False)
+    with replay(model, foreign(model)):
+        loss = model(input_ids=IDS, use_cache=False).logits.sum()
+    with pytest.raises(torch.utils.checkpoint.CheckpointError):
+        loss.backward()
+
+
 def test_recomputed_activations_replay_too() -> None:
     model = tiny_policy().model
     routes = foreign(model)
@@ -245,8 +373,9 @@ def test_what_does_not_fit_is_refused_with_its_sizes_before_a_forward() -> None:
     ):
         with pytest.raises(RoutingError, match=message), replay(model, wrong):
             pytest.fail("the context was entered")
-    with replay(model, row_of(routes, 255, 255)), replay(model, row_of(routes, 7, 0)):
-        logits_of(model)
+    for right in (row_of(routes, 255, 255), row_of(routes, 7, 0)):
+        with replay(model, right):
+            logits_of(model)
 
 
 def test_another_number_of_positions_is_refused_by_the_first_block() -> None:

@@ -56,7 +56,7 @@ def own(tmp_path: Path) -> dict:
     """A task whose score is the function above."""
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
-    fields = {"split": "train", "question": "q", "answer": "a", "solution": None, "held_out": 1}
+    fields = {"split": "train", "question_column": "q", "answer_column": "a", "held_out": 1}
     return {
         "kind": "questions",
         "path": str(tmp_path / "pairs.jsonl"),
@@ -123,7 +123,7 @@ def test_big_and_strange_completions_go_through(own: dict) -> None:
 )
 def test_a_failure_costs_one_response(own: dict, completion: str, failure: str) -> None:
     batch = requests(["x", "xx", completion, "xxx", completion, "xxxx"])
-    failed = Score(reward=0.0, failure=failure)
+    failed = Score(reward=None, failure=failure)
     with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
         one, two, first, three, second, four = pool.score(batch)
     assert [one, two, three, four] == rewarded(1, 2, 3, 4)
@@ -150,7 +150,7 @@ def test_a_hanging_score_is_stopped(own: dict, completion: str) -> None:
         began = time.monotonic()
         scores = pool.score(requests(["x"] * 40 + [completion] + ["xx"] * 40))
         assert 0.5 <= time.monotonic() - began < 4
-        assert scores[40] == Score(reward=0.0, failure="took longer than 0.5 s")
+        assert scores[40] == Score(reward=None, failure="took longer than 0.5 s")
         assert scores[:40] + scores[41:] == rewarded(*[1] * 40, *[2] * 40)
         assert len(set(before) & set(pids(pool))) == 1
         assert all(is_gone(pid) for pid in set(before) - set(pids(pool)))

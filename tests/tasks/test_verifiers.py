@@ -33,7 +33,7 @@ def test_math_verify(answer: str, completion: str, reward: float) -> None:
     assert math_verify_score(answer, completion) == reward
 
 
-def test_an_answer_that_math_verify_cannot_read() -> None:
+def test_an_answer_that_cannot_be_read() -> None:
     with pytest.raises(TaskError, match="cannot read the answer 'work ####'"):
         math_verify_score("work ####", "5")
 
@@ -62,9 +62,8 @@ def test_a_function_that_asks_for_the_reference_gets_it(tmp_path: Path) -> None:
         pairs = Questions(
             path=str(tmp_path / "pairs.jsonl"),
             split="",
-            question="q",
-            answer="a",
-            solution=None,
+            question_column="q",
+            answer_column="a",
             score=f"{tmp_path / 'mine.py'}:{name}",
             held_out=1,
         )
@@ -88,5 +87,5 @@ def test_mistakes_about_the_function(tmp_path: Path, monkeypatch: pytest.MonkeyP
     Path("mine.py").write_text("number = 3\ndef score(prompt, completion):\n    return 1.0\n")
     Path("pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
     with pytest.raises(TaskError) as caught:
-        Questions(path="pairs.jsonl", split="", question="q", answer="a", solution=None, score=score, held_out=1)
+        Questions(path="pairs.jsonl", split="", question_column="q", answer_column="a", score=score, held_out=1)
     assert message in str(caught.value)

@@ -1,40 +1,66 @@
-"""Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes."""
+"""Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes.
 
+A reward may be missing, because its verifier failed. `known` says which rewards there are; None: all of them. A
+response without a reward takes no part in its group's baseline or deviation, and its advantage is 0. So is that of a
+response which is alone in its group with a reward.
+
+Rewards are float32 numbers. Sums that a verifier adds up in another order differ in the last bits and mean the same, so
+a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
+"""
+
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+ROUNDING = 8 * 2.0**-23
+"""Rewards of a group that differ by less than this share of the largest are equal."""
+
 
 def group_advantage(
-    rewards: Float[Tensor, "prompts responses"], *, normalise: bool
+    rewards: Float[Tensor, "prompts responses"],
+    *,
+    normalise: bool,
+    epsilon: float = 0.0,
+    known: Bool[Tensor, "prompts responses"] | None = None,
 ) -> Float[Tensor, "prompts responses"]:
-    """Â = R − mean(R) over the group, divided by the group's standard deviation if `normalise`.
+    """Â = R − mean(R) over the group, divided by the group's standard deviation plus `epsilon` if `normalise`.
 
     MiniRL (arXiv 2512.01374, §3) does not divide; GRPO and CISPO (its Appendix A) do. The standard deviation is the
     population's; a group of equal rewards, or of one response, gets zeros either way.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    known = _all(rewards) if known is None else known
+    count = known.sum(dim=1, keepdim=True)
+    centred = rewards - rewards.where(known, 0.0).sum(dim=1, keepdim=True) / count
     if normalise:
-        centred = centred / rewards.std(dim=1, correction=0, keepdim=True)
-    return centred.masked_fill(_uniform(rewards), 0.0)  # the mean of equal rewards is rounded, and 0/0 is NaN
+        centred = centred / ((centred.square().where(known, 0.0).sum(dim=1, keepdim=True) / count).sqrt() + epsilon)
+    # the mean of equal rewards is rounded, and 0/0 is NaN
+    return centred.masked_fill(_uniform(rewards, known) | ~known, 0.0)
 
 
-def leave_one_out(rewards: Float[Tensor, "prompts responses"]) -> Float[Tensor, "prompts responses"]:
+def leave_one_out(
+    rewards: Float[Tensor, "prompts responses"], *, known: Bool[Tensor, "prompts responses"] | None = None
+) -> Float[Tensor, "prompts responses"]:
     """Â_i = R_i − mean of R_j over the others of the group, j ≠ i (RLOO, arXiv 2402.14740): G/(G−1) of the centred.
 
-    The baseline does not depend on the response's own reward, which makes the estimate unbiased.
+    The baseline does not depend on the response's own reward, which makes the estimate unbiased. G counts the
+    responses that have a reward.
 
     Raises:
         ValueError: the groups have one response, which has no others.
     """
-    size = rewards.shape[1]
-    if size == 1:
+    if rewards.shape[1] == 1:
         raise ValueError("leave_one_out needs groups of at least 2 responses, found 1; sample more per prompt")
-    return group_advantage(rewards, normalise=False) * (size / (size - 1))
+    known = _all(rewards) if known is None else known
+    size = known.sum(dim=1, keepdim=True)
+    scale = size / (size - 1).clamp(min=1)
+    return group_advantage(rewards, normalise=False, known=known) * scale
 
 
-def informative(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts"]:
+def informative(
+    rewards: Float[Tensor, "prompts responses"], *, known: Bool[Tensor, "prompts responses"] | None = None
+) -> Bool[Tensor, "prompts"]:
     """Groups whose rewards differ: what DAPO's dynamic sampling (arXiv 2503.14476) keeps."""
-    return ~_uniform(rewards).squeeze(1)
+    return ~_uniform(rewards, _all(rewards) if known is None else known).squeeze(1)
 
 
 def without_truncated(
@@ -44,5 +70,16 @@ def without_truncated(
     return advantages.masked_fill(truncated, 0.0)
 
 
-def _uniform(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts 1"]:
-    return rewards.amax(dim=1, keepdim=True) == rewards.amin(dim=1, keepdim=True)
+def _uniform(
+    rewards: Float[Tensor, "prompts responses"], known: Bool[Tensor, "prompts responses"]
+) -> Bool[Tensor, "prompts 1"]:
+    """Groups without two rewards that differ, up to `ROUNDING`."""
+    highest = rewards.masked_fill(~known, -torch.inf).amax(dim=1, keepdim=True)
+    lowest = rewards.masked_fill(~known, torch.inf).amin(dim=1, keepdim=True)
+    largest = torch.maximum(highest.abs(), lowest.abs())
+    # the first: all are 0, or none is known, and the extremes are −∞ and ∞
+    return (highest <= lowest) | (highest - lowest < ROUNDING * largest)
+
+
+def _all(rewards: Float[Tensor, "prompts responses"]) -> Bool[Tensor, "prompts responses"]:
+    return torch.ones_like(rewards, dtype=torch.bool)

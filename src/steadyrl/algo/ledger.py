@@ -19,7 +19,21 @@ POSITIONS = (0, 16, 64, 256, 1024, 4096, 16384)
 LAGS = (0, 1, 2, 4, 8)
 """Where the buckets of the policy's age begin, in gradient steps."""
 
-_SAID = ("k1", "k3", "k3_margin", "chi2", "mean", "max", "ess", "p01", "p50", "p99", "tail_2", "tail_5")
+_SAID = (
+    "k1",
+    "k3",
+    "k3_margin",
+    "chi2",
+    "mean",
+    "max",
+    "ess",
+    "ess_sequences",
+    "p01",
+    "p50",
+    "p99",
+    "tail_2",
+    "tail_5",
+)
 _OF_ENGINES = ("k1_margin", "abs_mean", "abs_max")
 Row = dict[str, float | int | str]
 
@@ -143,9 +157,10 @@ def describe(
     """Factors in numbers, untruncated, in every bucket of every split; what an empty bucket holds means nothing.
 
     `tokens`; `k1`, `k3` (each with `_margin`, half its 95% interval) and `chi2`; `mean`, `max` and `ess` of the ratio,
-    the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `abs_mean` and `abs_max` of
-    its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of ratios outside
-    [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
+    the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `ess_sequences`, the same of
+    W = Π ρ over the tokens of a response in the bucket: the share of responses (VCPO, arXiv 2602.17616); `abs_mean`
+    and `abs_max` of its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of
+    ratios outside [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
 
     Args:
         log_ratio: log of the ratio, per factor and token.
@@ -175,7 +190,7 @@ def describe(
     margins = cells.margin(torch.stack([means["k1"], means["k3"]]), sums[:3])
     ess = (total.square() / (count * squares)).clamp(max=1.0)
     said = {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess}
-    return said | _ranked(log_ratio, splits)
+    return said | {"ess_sequences": cells.effective_sequences(sums[:2])} | _ranked(log_ratio, splits)
 
 
 class _Cells(NamedTuple):
@@ -194,6 +209,22 @@ class _Cells(NamedTuple):
         """Σ over the cells of each bucket."""
         return _totals(sums.tile(len(self.buckets)), self.buckets.flatten(), self.size)
 
+    def by_response(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets responses"]:
+        """Σ over the cells of each response in each bucket."""
+        responses = len(self.response.unique())
+        key = (self.buckets * responses + self.response).flatten()
+        every = _totals(sums.tile(len(self.buckets)), key, self.size * responses)
+        return every.unflatten(-1, (self.size, responses))
+
+    def effective_sequences(self, sums: Float[Tensor, "2 factors cells"]) -> Float[Tensor, "factors buckets"]:
+        """(ΣW)² / (m ΣW²) over the m responses of a bucket. The sums are the number of tokens, and −log W."""
+        held, negative = self.by_response(sums)
+        log_weight = torch.where(held > 0, -negative, -torch.inf)
+        largest = log_weight.nan_to_num(nan=-torch.inf).amax(dim=-1, keepdim=True)
+        weight = torch.where(held > 0, (log_weight - largest).exp(), 0.0)  # over the largest: nothing overflows
+        count = (held > 0).sum(dim=-1)
+        return (weight.sum(dim=-1).square() / (count * weight.square().sum(dim=-1))).clamp(max=1.0)
+
     def margin(
         self, means: Float[Tensor, "names factors buckets"], sums: Float[Tensor, "names+1 factors cells"]
     ) -> Float[Tensor, "names factors buckets"]:
@@ -202,10 +233,7 @@ class _Cells(NamedTuple):
         1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
         The sums are the number of tokens and, for each mean, Σ_t x_t.
         """
-        responses = len(self.response.unique())
-        key = (self.buckets * responses + self.response).flatten()
-        every = _totals(sums.tile(len(self.buckets)), key, self.size * responses)
-        held, *totals = every.unflatten(-1, (self.size, responses))
+        held, *totals = self.by_response(sums)
         spread = (torch.stack(totals) - means[..., None] * held).square().sum(dim=-1)
         m = (held > 0).sum(dim=-1)
         return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)

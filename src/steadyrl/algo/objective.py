@@ -6,21 +6,34 @@ An objective is a frozen dataclass whose method `weigh` returns, for each respon
 
 and the mask M_t. `Objective` does the rest, once for all: it stops the gradient through the weight, masks, and divides
 by a denominator that is counted over the whole mini-batch. So the sum of the terms over all micro-batches, however the
-mini-batch is split, is the objective; `responses` and `groups` count the mini-batch, not the micro-batch.
+mini-batch is split, is the objective; `responses`, `groups` and `batch_tokens` count the mini-batch, not the
+micro-batch. A token that is masked, has no advantage or has the weight 0 adds exactly 0 to value and gradient, whatever
+its other factors are; a NaN of π_θ always shows.
 
 Notation: r_t = π_θ(y_t)/π_old(y_t), w_t = π_θ(y_t)/μ_old(y_t); E is the mean over the responses of the mini-batch.
 """
 
 from dataclasses import dataclass, field
-from math import inf
-from typing import ClassVar, Literal, NamedTuple
+from functools import reduce
+from math import inf, log
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from steadyrl.algo.ratio import Level, at_level, discrepancy, importance_weight, masked_weight, product, staleness
+from steadyrl.algo.ratio import (
+    BEYOND,
+    Level,
+    at_level,
+    discrepancy,
+    importance_weight,
+    masked_weight,
+    product,
+    staleness,
+    times,
+)
 from steadyrl.algo.trust import (
     Clipped,
     binary_kl,
@@ -32,11 +45,26 @@ from steadyrl.algo.trust import (
 )
 from steadyrl.types import Tokens
 
-Mean = Literal["responses", "own_tokens", "group_tokens"]
+Mean = Literal["responses", "own_tokens", "group_tokens", "batch_tokens"]
 """What the sum over tokens is divided by.
 
-`responses`: the responses; `own_tokens`: responses · |y|; `group_tokens`: groups · Σ_i |y_i| of the token's group.
+`responses`: the responses; `own_tokens`: responses · |y|; `group_tokens`: groups · Σ_i |y_i| of the token's group;
+`batch_tokens`: Σ |y| of the mini-batch.
 """
+Trust = Literal[
+    "none",
+    "clip",
+    "rollout_clip",
+    "tv",
+    "kl",
+    "sequence_mask",
+    "old_sequence_mask",
+    "clip+sequence_mask",
+    "clip+old_sequence_mask",
+    "rollout_clip+sequence_mask",
+    "second_moment",
+]
+"""Where M_t = 0; `a+b` masks what one of the two masks."""
 
 
 class Terms(NamedTuple):
@@ -76,8 +104,31 @@ class Objective:
         """The decision about each token, given log π_θ(y_t); runs without gradient."""
         raise NotImplementedError
 
-    def __call__(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens, *, responses: int, groups: int) -> Terms:
-        """Terms of the micro-batch: w_t Â log π_θ(y_t) over the denominator, with gradient to log π_θ only."""
+    def __call__(
+        self,
+        logprobs: Float[Tensor, "tokens"],
+        tokens: Tokens,
+        *,
+        responses: int,
+        groups: int,
+        batch_tokens: int | None = None,
+    ) -> Terms:
+        """Terms of the micro-batch: w_t Â log π_θ(y_t) over the denominator, with gradient to log π_θ only.
+
+        Args:
+            logprobs: log π_θ(y_t).
+            tokens: what else there is to know of each token.
+            responses: responses in the mini-batch.
+            groups: prompts in the mini-batch.
+            batch_tokens: response tokens in the mini-batch; read where `mean` is `batch_tokens` only.
+
+        Raises:
+            ValueError: `mean` is `batch_tokens`, and they were not given.
+        """
+        if self.mean == "batch_tokens" and batch_tokens is None:
+            raise ValueError(
+                'mean = "batch_tokens" needs batch_tokens, the response tokens of the mini-batch; found None'
+            )
         with torch.no_grad():  # the stop-gradient of every objective
             weight, clipped, truncated, value = self.weigh(logprobs, tokens)
             counts = tokens.advantages != 0
@@ -85,15 +136,37 @@ class Objective:
             clipped = Clipped(nowhere, nowhere) if clipped is None else clipped
             # where, not a product: 0 · inf would be NaN
             coefficient = (weight * tokens.advantages).where(clipped.kept & counts, 0.0)
-        terms = coefficient * logprobs
-        if value is not None:
-            terms = terms - terms.detach() + value.where(counts, 0.0)
+            value = _times(coefficient, logprobs) if value is None else value.where(counts, 0.0)
+        terms = cast(Tensor, _Sloped.apply(logprobs, value, coefficient))
         divisor = {
             "responses": responses,
             "own_tokens": responses * tokens.response_tokens,
             "group_tokens": groups * tokens.group_tokens,
+            "batch_tokens": batch_tokens,
         }[self.mean]
         return Terms(terms / divisor, clipped, nowhere if truncated is None else truncated)
+
+
+def _times(one: Float[Tensor, "tokens"], other: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """A product in which 0 · inf is 0; a NaN stays."""
+    zero = ((one == 0) & ~other.isnan()) | ((other == 0) & ~one.isnan())
+    return (one * other).masked_fill(zero, 0.0)
+
+
+class _Sloped(torch.autograd.Function):
+    """A value with a slope of its own, so that neither is computed from the other: inf − inf would be NaN."""
+
+    @staticmethod
+    def forward(ctx: Any, logprobs: Tensor, value: Tensor, slope: Tensor) -> Tensor:
+        """The value."""
+        ctx.save_for_backward(slope)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *above: Any) -> tuple[Tensor, None, None]:
+        """The slope, to the log-probabilities alone."""
+        (slope,) = ctx.saved_tensors
+        return slope * above[0], None, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,12 +290,18 @@ class DAPO(GRPO):
 
     J = mean over groups of (1/Σ_i|y_i|) Σ_i Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â)
 
-    Its dynamic sampling is `advantage.informative`, its overlong filtering `advantage.without_truncated`.
+    With `token_mean="batch"` one mean over the tokens of all groups, as verl and TRL take it. Its dynamic sampling is
+    `advantage.informative`, its overlong filtering `advantage.without_truncated`.
     """
 
-    mean: Mean = field(default="group_tokens", init=False)
     clip_high: float = 0.28
     """ε_high."""
+    token_mean: Literal["group", "batch"] = "group"
+    """The mean over tokens is one of each group, and then over groups; or one of the whole mini-batch."""
+
+    def __post_init__(self) -> None:
+        """The tokens of the mean are what is divided by."""
+        object.__setattr__(self, "mean", "batch_tokens" if self.token_mean == "batch" else "group_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +318,32 @@ class GSPO(GRPO):
     clip_high: float = 4e-4
     """ε_high."""
     _level: ClassVar[Level] = "geometric"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OPSM(GRPO):
+    """Off-policy sequence masking of DeepSeek-V3.2, eq. 8 and 9 of arXiv 2512.02556, without its KL penalty.
+
+    J = E[ (1/|y|) Σ_t min(r_t Â, clip(r_t, 1−ε_low, 1+ε_high) Â) · M ]
+
+    M = 0 iff Â < 0 and (1/|y|) Σ_t log μ_old(y_t)/π_θ(y_t) > δ. The mask stands beside the clip. It measures from the
+    probabilities that the inference engine returned, so it sees both factors of eq. 5 of arXiv 2512.01374. Â is not
+    divided by the standard deviation. The source gives neither δ nor ε; the values here are ours.
+    """
+
+    normalised: bool = field(default=False, init=False)
+    threshold: float = 0.1
+    """δ, in nats per token."""
+
+    def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
+        """As GRPO, less the responses that are masked whole."""
+        weight, clipped, _, value = super().weigh(logprobs, tokens)
+        far = off_policy_sequence_mask(
+            product(logprobs, tokens.rollout_logprobs), tokens.advantages, tokens.response, threshold=self.threshold
+        )
+        assert clipped is not None
+        assert value is not None
+        return Weighed(weight, _either(clipped, far), value=value.where(far.kept, 0.0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,6 +413,7 @@ class VESPO(Objective):
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """Weight φ(W), no mask."""
         log_weight = at_level(product(logprobs, tokens.rollout_logprobs), tokens.response, level="sequence")
+        log_weight = log_weight.clamp(max=BEYOND)  # else inf − inf; φ is 0 there
         rise = _by_sign(tokens.advantages, self.rise_positive, self.rise_negative)
         fall = _by_sign(tokens.advantages, self.fall_positive, self.fall_negative)
         return Weighed((rise * log_weight - fall * log_weight.expm1()).exp())
@@ -329,7 +435,7 @@ class SAPO(Objective):
 
     def weigh(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Weighed:
         """The slope of the gate, and the gate as the value; no mask."""
-        log_ratio = staleness(logprobs, tokens.old_logprobs)
+        log_ratio = staleness(logprobs, tokens.old_logprobs).clamp(max=BEYOND)  # else inf − inf; the slope is 0
         tau = _by_sign(tokens.advantages, self.temperature_positive, self.temperature_negative)
         beyond = tau * log_ratio.expm1()
         slope = (logsigmoid(beyond) + logsigmoid(-beyond) + log_ratio).exp()  # as logs: 0 where r_t overflows
@@ -356,14 +462,15 @@ class Composed(Objective):
     """Lower end of the band; for `mask` only."""
     weight_cap: float | None = 5.0
     """Upper end."""
-    trust: Literal["none", "clip", "rollout_clip", "tv", "kl", "sequence_mask", "second_moment"] = "clip"
-    """M_t: 1; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM; M2PO."""
+    trust: Trust = "clip"
+    """M_t: 1; the clip of π_θ/π_old; that of π_θ/μ_old; DPPO's masks; OPSM, measured from μ_old or from π_old, alone or
+    beside a clip; M2PO."""
     clip_low: float = 0.2
     """ε_low of the clips."""
     clip_high: float = 0.27
     """ε_high of the clips."""
     threshold: float = 0.15
-    """δ of `tv` and `kl` (sources: 0.15, 0.05) and of `sequence_mask`; τ of `second_moment` (source: 0.04)."""
+    """δ of `tv` and `kl` (sources: 0.15, 0.05) and of the sequence masks; τ of `second_moment` (source: 0.04)."""
     mean: Mean = "responses"
     """What the sum over tokens is divided by."""
     normalised: bool = False
@@ -381,27 +488,42 @@ class Composed(Objective):
         log_weight, clipped = at_level(log_ratio, tokens.response, level=self.level), self._trust(logprobs, tokens)
         if self.outside == "truncate":
             weighed = _capped(log_weight, self.weight_cap, clipped)
+            bounded = log_weight if self.weight_cap is None else log_weight.clamp(max=log(self.weight_cap))
         else:
             high = inf if self.weight_cap is None else self.weight_cap
             weight = masked_weight(log_weight, low=self.weight_floor, high=high)
             weighed = Weighed(weight, clipped, weight != log_weight.exp())
-        return weighed._replace(weight=weighed.weight * moved.exp()) if self.ratio == "discrepancy" else weighed
+            bounded = log_weight.masked_fill((weight != log_weight.exp()) & ~log_weight.isnan(), -inf)
+        # in logs: neither 0 · inf, nor the overflow of a factor that the other makes up for
+        return weighed._replace(weight=times(bounded, moved).exp()) if self.ratio == "discrepancy" else weighed
 
     def _trust(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped | None:
-        advantages, rollout = tokens.advantages, tokens.rollout_logprobs
+        if self.trust == "none":
+            return None
+        one, *more = (self._mask(name, logprobs, tokens) for name in self.trust.split("+"))
+        return reduce(_either, more, one)
+
+    def _mask(self, name: str, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped:
+        advantages, rollout, response = tokens.advantages, tokens.rollout_logprobs, tokens.response
         from_old, from_rollout = staleness(logprobs, tokens.old_logprobs), product(logprobs, rollout)
-        match self.trust:
-            case "none":
-                return None
+        match name:
             case "clip" | "rollout_clip":
-                moved = from_old if self.trust == "clip" else from_rollout
+                moved = from_old if name == "clip" else from_rollout
                 return decoupled_clip(moved, advantages, low=self.clip_low, high=self.clip_high)
             case "tv" | "kl":
-                divergence = (binary_tv if self.trust == "tv" else binary_kl)(logprobs, rollout)
+                divergence = (binary_tv if name == "tv" else binary_kl)(logprobs, rollout)
                 return divergence_mask(divergence, from_rollout, advantages, threshold=self.threshold)
-            case "sequence_mask" | "second_moment":
-                mask = off_policy_sequence_mask if self.trust == "sequence_mask" else second_moment_mask
-                return mask(from_old, advantages, tokens.response, threshold=self.threshold)
+            case "sequence_mask" | "old_sequence_mask":
+                moved = from_rollout if name == "sequence_mask" else from_old
+                return off_policy_sequence_mask(moved, advantages, response, threshold=self.threshold)
+            case "second_moment":
+                return second_moment_mask(from_rollout, advantages, response, threshold=self.threshold)
+        raise ValueError(f"trust = {self.trust!r} is not one of {', '.join(get_args(Trust))}")
+
+
+def _either(one: Clipped, other: Clipped) -> Clipped:
+    """What one of two masks, or both, mask."""
+    return Clipped(low=one.low | other.low, high=one.high | other.high)
 
 
 def _capped(log_weight: Float[Tensor, "tokens"], cap: float | None, clipped: Clipped | None = None) -> Weighed:

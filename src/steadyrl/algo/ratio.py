@@ -6,7 +6,7 @@
 Sums run in float64, so that the log of a product of 32,768 ratios is as good as its terms.
 """
 
-from math import nan
+from math import inf, nan
 from typing import Literal
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 Level = Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"]
 """Over which tokens of its response a token's ratio is taken; see `at_level`."""
 
-_BEYOND = 1e3
+BEYOND = 1e3
 """exp of it, and of its negative, is beyond every float: no log ratio needs to be larger."""
 
 
@@ -24,17 +24,22 @@ def discrepancy(
     old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]
 ) -> Float[Tensor, "tokens"]:
     """log π_old(y_t)/μ_old(y_t): how far the two engines differ on the same weights (first factor of eq. 5)."""
-    return old_logprobs - rollout_logprobs
+    return _over(old_logprobs, rollout_logprobs)
 
 
 def staleness(logprobs: Float[Tensor, "tokens"], old_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """log π_θ(y_t)/π_old(y_t): how far the policy has moved since it sampled (second factor of eq. 5)."""
-    return logprobs - old_logprobs
+    return _over(logprobs, old_logprobs)
 
 
 def product(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """log π_θ(y_t)/μ_old(y_t): both factors of eq. 5 at once, with no need of π_old."""
-    return logprobs - rollout_logprobs
+    return _over(logprobs, rollout_logprobs)
+
+
+def _over(one: Float[Tensor, "tokens"], other: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """The log of a ratio; 0/0 is 0: what has no probability weighs nothing."""
+    return (one - other).masked_fill((one == -inf) & (other == -inf), -inf)
 
 
 def at_level(
@@ -50,19 +55,39 @@ def at_level(
     | `sequence`      | Π_s r_s               | eq. 1 and 2                                       |
     | `geometric`     | (Π_s r_s)^{1/\\|y\\|} | GSPO, arXiv 2507.18071                            |
 
-    A NaN shows at its own token and never in another response; behind it, `prefix` takes its ratio as 1.
+    A ratio of 0 makes every product 0 that it is a factor of, whatever the others are. A NaN shows at its own token and
+    never in another response; behind it, `prefix` takes its ratio as 1.
     """
     match level:
         case "token":
             return log_ratio
         case "prefix":
-            return sum_from_start(log_ratio, response)
+            return sum_from_start(log_ratio, response).masked_fill(_zero_so_far(log_ratio, response), -inf)
         case "lowest_prefix":
             return _lowest_prefix(log_ratio, response)
         case "sequence":
-            return sum_over_response(log_ratio, response)
+            return _log_product(log_ratio, response)
         case "geometric":
-            return sum_over_response(log_ratio, response) / sum_over_response(torch.ones_like(log_ratio), response)
+            return _log_product(log_ratio, response) / sum_over_response(torch.ones_like(log_ratio), response)
+
+
+def times(one: Float[Tensor, "*tokens"], other: Float[Tensor, "*tokens"]) -> Float[Tensor, "*tokens"]:
+    """The log of the product of two ratios, from their logs: 0 · inf is 0, where the sum of the logs would be NaN."""
+    zero = ((one == -inf) & ~other.isnan()) | ((other == -inf) & ~one.isnan())
+    return (one + other).masked_fill(zero, -inf)
+
+
+def _log_product(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
+    """Σ over the tokens of the response, with the rule of `times`."""
+    zero = log_ratio == -inf
+    rest = sum_over_response(log_ratio.masked_fill(zero, 0.0), response)
+    return times(rest, torch.zeros_like(rest).masked_fill(sum_over_response(zero.to(rest.dtype), response) > 0, -inf))
+
+
+def _zero_so_far(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Bool[Tensor, "tokens"]:
+    """Whether a ratio of 0 came before this token, or is its own; False at a NaN."""
+    zero = (log_ratio == -inf).to(log_ratio.dtype)
+    return (sum_from_start(zero, response) > 0) & ~log_ratio.isnan()
 
 
 def begins(response: Int[Tensor, "tokens"]) -> Bool[Tensor, "tokens"]:
@@ -86,7 +111,7 @@ def sum_over_response(values: Float[Tensor, "tokens"], response: Int[Tensor, "to
 
 def sum_from_start(values: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """Σ over the tokens of the response up to this one, itself included."""
-    bounded = _bounded(values, _BEYOND**2)  # the values may be squares of logs
+    bounded = _bounded(values, BEYOND**2)  # the values may be squares of logs
     running = bounded.cumsum(dim=0)
     before = sum_over_response((running - bounded).where(begins(response), 0.0), response)
     return (running - before).to(values.dtype).masked_fill(values.isnan(), nan)
@@ -100,9 +125,9 @@ def _bounded(values: Float[Tensor, "tokens"], limit: float) -> Float[Tensor, "to
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
     """One running minimum over all responses: each lies below the one before, and so begins anew."""
     first = begins(response)
-    below = _bounded(log_ratio, _BEYOND) - 3.0 * _BEYOND * first.cumsum(dim=0)
+    below = _bounded(log_ratio, BEYOND) - 3.0 * BEYOND * first.cumsum(dim=0)
     lowest = log_ratio.index_select(0, below.cummin(dim=0).indices.roll(1))
-    return log_ratio + lowest.masked_fill(first, 0.0)
+    return times(log_ratio, lowest.masked_fill(first, 0.0))
 
 
 def importance_weight(log_ratio: Float[Tensor, "tokens"], *, cap: float | None) -> Float[Tensor, "tokens"]:

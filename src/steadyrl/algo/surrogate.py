@@ -5,7 +5,8 @@ level, to first order, by 1 + Σ(r_t − 1). The difference is that of arXiv 260
 
     1 + Σ_t (r_t − 1) − Π_t r_t = Σ_t (r_t − 1)(1 − Π_{j>t} r_j)
 
-so that J(π) − J(μ) = E_μ[R Σ_t (r_t − 1)] − Δ with Δ = E_μ[R · difference], exactly.
+so that J(π) − J(μ) = E_μ[R Σ_t (r_t − 1)] − Δ with Δ = E_μ[R · difference], exactly. The difference has the mean 0
+under μ, so a baseline that does not depend on the response may be taken from R: `advantage.leave_one_out` does so.
 """
 
 from typing import NamedTuple
@@ -13,8 +14,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import pad
 
-from steadyrl.algo.ratio import begins, sum_from_start, sum_over_response
+from steadyrl.algo.ratio import BEYOND, begins, sum_from_start, sum_over_response
 
 _LARGEST = 300.0
 """A product of ratios saturates at e^±300: the sum of its squares is still a float64."""
@@ -42,27 +44,37 @@ def value_gap(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"
 
     `log_ratio` is log π_θ/μ_old (`ratio.product`); with the staleness alone, this is the gap of that factor.
     """
-    logs = log_ratio.double()
+    logs = log_ratio.double().clamp(-(BEYOND**2), BEYOND**2)  # else inf − inf
     after = (sum_over_response(logs, response) - sum_from_start(logs, response)).clamp(-_LARGEST, _LARGEST)
     parts = -logs.clamp(-_LARGEST, _LARGEST).expm1() * after.expm1()  # (r_t − 1)(1 − Π_{j>t} r_j)
     one = begins(response)
     return ValueGap(sum_over_response(parts, response)[one], sum_over_response(parts.abs(), response)[one])
 
 
-def surrogate_error(gap: ValueGap, rewards: Float[Tensor, "responses"]) -> dict[str, float]:
+def surrogate_error(
+    gap: ValueGap, rewards: Float[Tensor, "responses"], *, responses: int | None = None
+) -> dict[str, float]:
     """Estimates of Δ, the error of the surrogate's value, in units of the reward.
+
+    Args:
+        gap: of the responses that were scored at θ.
+        rewards: R of each, or R less the mean R of the others in its group: both have the mean Δ.
+        responses: how many there are in all; those that are not in `gap` have the reward of the others in their group,
+            and so add 0. None: as many as in `gap`.
 
     Returns:
         `delta` and the ends of its 95% interval, `delta_low` and `delta_high`, over the responses; `delta_bound`, the
         mean of |R| · bound, which |Δ| does not exceed; `value_gap`, the mean |Π r − (1 + Σ(r − 1))|.
     """
     wide = rewards.double()
-    delta = mean_interval(wide * gap.difference)
+    counts = wide != 0
+    absent = (len(wide) if responses is None else responses) - int(counts.sum())
+    delta = mean_interval(pad((wide * gap.difference)[counts], (0, absent)))
     return {
         "delta": delta.value,
         "delta_low": delta.low,
         "delta_high": delta.high,
-        "delta_bound": (wide.abs() * gap.bound).mean().item(),
+        "delta_bound": pad((wide.abs() * gap.bound)[counts], (0, absent)).mean().item(),
         "value_gap": gap.difference.abs().mean().item(),
     }
 
@@ -107,10 +119,10 @@ def gram(
 def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
-    A part is one response, or a block of as many responses as the others; both gradients are the sums over the parts,
-    and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs only
-    their inner products. The interval is between quantiles of the resamples; where the gap is small against the noise
-    of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
+    A part is one response, or a block of about as many responses as the others. Both gradients are the sums over the
+    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs
+    only their inner products. The interval is between quantiles of the resamples; where the gap is small against the
+    noise of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
 
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.
@@ -122,10 +134,16 @@ def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int =
     weights = torch.cat([torch.ones(1, parts), counts]).to(products)  # the first row is the batch itself
     norms = torch.einsum("ri,abij,rj->abr", weights, products, weights)
     token, cross, sequence = norms[0, 0], norms[0, 1], norms[1, 1]
-    if not (token[0] > 0 and sequence[0] > 0 and norms.isfinite().all()):
+    sizes = f"{token[0].item():g} (token level) and {sequence[0].item():g} (sequence level)"
+    if not norms.isfinite().all():
         raise ValueError(
-            f"the squared norms of the gradients are {token[0].item():g} (token level) and {sequence[0].item():g} "
-            "(sequence level); both must be finite and above 0: take responses whose advantages are not all 0"
+            f"a gradient is not finite: the squared norms are {sizes}; the policies are so far apart that a product of "
+            "ratios overflows, or a log-probability is broken"
+        )
+    if not (token[0] > 0 and sequence[0] > 0):
+        raise ValueError(
+            f"the squared norms of the gradients are {sizes}; both must be above 0: take responses with "
+            "advantages that do not cancel"
         )
     cosine = (cross / (token * sequence).sqrt()).clamp(-1.0, 1.0)
     error = ((token - 2.0 * cross + sequence).clamp(min=0.0) / sequence).sqrt()

@@ -45,10 +45,16 @@ def binary_tv(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor,
 
 
 def binary_kl(logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """μ log(μ/π) + (1−μ) log((1−μ)/(1−π)), in nats: D_KL[μ‖π] of "this token or another" (DPPO)."""
-    other, our_other = -rollout_logprobs.expm1(), -logprobs.expm1()
+    """μ log(μ/π) + (1−μ) log((1−μ)/(1−π)), in nats: D_KL[μ‖π] of "this token or another" (DPPO).
+
+    1 − π is taken to be at least the rounding step of the numbers: a log π of 0 only says that 1 − π is smaller than
+    that. So D is infinite only where π = 0.
+    """
+    other = -rollout_logprobs.expm1()
+    our_other = (-logprobs.expm1()).clamp(min=torch.finfo(logprobs.dtype).eps)
     rest = torch.xlogy(other, other) - torch.xlogy(other, our_other)  # 0 · log 0 = 0
-    return rollout_logprobs.exp() * (rollout_logprobs - logprobs) + rest
+    sampled = rollout_logprobs.exp() * (rollout_logprobs - logprobs)
+    return sampled.masked_fill(rollout_logprobs == -torch.inf, 0.0) + rest
 
 
 def divergence_mask(
@@ -74,9 +80,10 @@ def off_policy_sequence_mask(
     *,
     threshold: float,
 ) -> Clipped:
-    """OPSM of DeepSeek-V3.2, arXiv 2512.02556: a response is masked iff Â<0 and its mean of −log r_t exceeds δ.
+    """OPSM of DeepSeek-V3.2, eq. 9 of arXiv 2512.02556: masked iff Â<0 and the response's mean of −log r_t exceeds δ.
 
-    `log_ratio` is log r_t = log π_θ/π_old; `threshold` is δ in nats per token, for which the source gives no default.
+    `log_ratio` is log π_θ/μ_old: the source takes the probabilities that the inference engine returned, so that both
+    factors of eq. 5 count. `threshold` is δ in nats per token, for which the source gives no value.
     """
     far = -at_level(log_ratio, response, level="geometric") > threshold
     return Clipped(low=far & (advantages < 0), high=torch.zeros_like(far))
@@ -89,16 +96,19 @@ def second_moment_mask(
     *,
     threshold: float,
 ) -> Clipped:
-    """M2PO, arXiv 2510.01161: the tokens with the largest |log r_t| are masked until mean (log r)² ≤ τ = 0.04.
+    """M2PO, Algorithm 1 of arXiv 2510.01161: the largest |log r_t| are masked until mean (log r)² ≤ τ = 0.04.
 
-    The source takes the mean over the batch. Here it runs over each response, so that no cut into micro-batches
-    changes the mask; if it holds in every response it holds in the batch. `threshold` is τ.
+    Only tokens that the update moves outward, Â>0 and r>1 or Â<0 and r<1, are counted in the mean and masked.
+    `log_ratio` is log π_θ/μ_old; `threshold` is τ. The source takes the mean over the batch. Here it runs over each
+    response, so that no cut into micro-batches changes the mask; if it holds in every response it holds in the batch.
     """
-    square = log_ratio.square()
+    outward = log_ratio.sign() * advantages.sign() > 0
+    square = log_ratio.square().where(outward, 0.0)
     order = square.argsort(stable=True)
     order = order[response[order].argsort(stable=True)]  # by response, and within it from small to large
-    count = sum_from_start(torch.ones_like(square), response)
+    count = sum_from_start(outward[order].to(square.dtype), response)
     ascending = sum_from_start(square[order], response) / count
     outlier = torch.empty_like(order, dtype=torch.bool)
     outlier[order] = ~(ascending <= threshold)
+    outlier &= outward
     return Clipped(low=outlier & (advantages < 0), high=outlier & (advantages > 0))

@@ -16,6 +16,7 @@ SIGNS: tuple[tuple[str, Way], ...] = (
     ("mismatch/chi2", "rises"),
     ("mismatch/abs_max", "rises"),
     ("weight/ess", "falls"),
+    ("weight/ess_sequences", "falls"),
     ("routes/disagreement", "rises"),
     ("staleness/k3", "rises"),
     ("policy/entropy", "falls"),

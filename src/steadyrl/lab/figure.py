@@ -241,11 +241,35 @@ def changed(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
     return merged
 
 
+ADDED: dict[str, Any] = {
+    "advantage.epsilon": 0.0,
+    "objective.token_mean": "group",
+    "prompt": {"date": None},
+    "rollout.strip_special": False,
+    "rollouts": {"every": 1, "groups": 2},
+    "scoring.audit": True,
+    "task.correct_at": 1.0,
+}
+"""Fields that recipes have got since the first results were stored, with the value that leaves a run as it was."""
+
+
 def fingerprint(lab: Path, figure: Figure, arm: str, seed: int) -> str:
-    """What a run is, in 16 hexadecimal digits: the recipes of its cold start and of itself."""
+    """What a run is, in 16 hexadecimal digits: the recipes of its cold start and of itself.
+
+    A field of `ADDED` that has its value there is left out, so that stored results stay what they are.
+    """
     cold = cold_recipe(lab, figure, arm, seed).model_dump(mode="json")
     own = arm_recipe(lab, figure, arm, seed, model=Path()).model_dump(mode="json", exclude={"model"})
-    return hashlib.sha256(json.dumps([cold, own], sort_keys=True).encode()).hexdigest()[:16]
+    dumps = [_without_added(dump) for dump in (cold, own)]
+    return hashlib.sha256(json.dumps(dumps, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_added(dump: dict[str, Any], above: str = "") -> dict[str, Any]:
+    kept = {name: value for name, value in dump.items() if ADDED.get(above + name, ...) != value}
+    return {
+        name: _without_added(value, f"{above}{name}.") if isinstance(value, dict) else value
+        for name, value in kept.items()
+    }
 
 
 def _read(path: Path) -> dict[str, Any]:

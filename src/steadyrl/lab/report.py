@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from steadyrl.jsonl import write_atomically
 from steadyrl.lab.alarm import AROUND, SIGNS, around, record, usual
 from steadyrl.lab.collapse import WINDOW
 from steadyrl.lab.figure import Arm, Claim, Figure, Higher, Measure, changed, cold_name, cold_recipe, figures
 from steadyrl.lab.preface import ALARMS, COURSES, HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
 from steadyrl.lab.verdict import FEWEST, MANY, Finding, decide, interval, judge
-from steadyrl.metrics import write_atomically
 
 Results = Mapping[str, Sequence[Result]]
 
@@ -282,12 +282,14 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
     stable, fallen = (
         [run for figure in runs for run in figure if (run.fell_at is None) is way] for way in (True, False)
     )
-    for name, way in SIGNS:
+    logged = {name for run in (*stable, *fallen) for name in run.steps}
+    signs = [sign for sign in SIGNS if sign[0] in logged]  # older results lack the newer quantities
+    for name, way in signs:
         leads, false = record(runs, name, way)
         early = [lead for lead in leads if lead is not None]
         cells = (f"{len(early)} of {len(leads)}", f"{fmean(false):.0%}" if false else "–")
         alarms.append((f"`{name}` {way}", *cells, f"{median(early):.0f}" if early else "–"))
-    for name in dict.fromkeys(name for name, _ in SIGNS):
+    for name in dict.fromkeys(name for name, _ in signs):
         course = [usual(stable, name), *around(fallen, name)]
         courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
     head = ("quantity", "falls announced", "stable runs that sounded by then", "median lead, updates")

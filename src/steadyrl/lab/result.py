@@ -13,9 +13,9 @@ import torch
 
 from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
+from steadyrl.jsonl import Row, read_jsonl, write_atomically
 from steadyrl.lab.collapse import WINDOW, below, collapse_step
 from steadyrl.lab.figure import Figure, Measure, fingerprint, load_figure
-from steadyrl.metrics import Row, read_jsonl, write_atomically
 
 QUANTITIES = (
     "reward/mean",
@@ -28,6 +28,7 @@ QUANTITIES = (
     "mismatch/abs_max",
     "staleness/k3",
     "weight/ess",
+    "weight/ess_sequences",
     "weight/max",
     "clip/low",
     "clip/high",
@@ -154,7 +155,8 @@ def collect(run: Path, **facts: Any) -> Result:
     rows = read_jsonl(run / "metrics.jsonl")
     steps = {name: [_short(row.get(name)) for row in rows] for name in QUANTITIES}
     kept = ("step", "mode", "precision", "accuracy", "low", "high")
-    evals: list[Row] = [{name: row[name] for name in kept} for row in read_jsonl(run / "eval.jsonl")]
+    looked = [row for row in read_jsonl(run / "eval.jsonl") if row.get("set", "held_out") == "held_out"]
+    evals: list[Row] = [{name: row[name] for name in kept} for row in looked]
     machine = f"{platform.machine()}, torch {torch.__version__}"
     always = ("reward/mean", "seconds/step")  # also of a run that was stopped in its first step
     measured = {name: values for name, values in steps.items() if name in always or any(v is not None for v in values)}

@@ -13,6 +13,7 @@ earlier ones as they were.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,20 +24,34 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from steadyrl.errors import UserError
+from steadyrl.errors import NO_ROOM, RunStopped, UserError
 from steadyrl.model.loading import Policy
+
+_NAME = re.compile(r"step-(\d+)")
+_NEEDED = {"model/config.json", "optimizer.safetensors", "state.json"}
 
 
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or must not be used. The message names it and the way out."""
 
 
+class NoRoomError(RunStopped):
+    """The disk has no room for a checkpoint; the earlier ones are intact."""
+
+
+class NotFiniteError(RunStopped):
+    """Weights that are not finite, which no checkpoint may hold. The message names the first of them."""
+
+
 def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Write a checkpoint to `folder`, replacing none.
 
     Raises:
-        CheckpointError: the disk is full or not writable; `folder` does not exist then.
+        NotFiniteError: a weight is NaN or infinite.
+        NoRoomError: the disk is full.
+        CheckpointError: the folder is not writable. `folder` does not exist then, nor in the other cases.
     """
+    require_finite(policy.model)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -52,9 +67,30 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: 
         _sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
+        if _is_full(error):
+            raise NoRoomError(
+                f"could not save {folder}: {error}. Earlier checkpoints are intact; make room and resume"
+            ) from error
         raise CheckpointError(
-            f"could not save {folder}: {error}. Earlier checkpoints are intact; make room and resume"
+            f"could not save {folder}: {error}. Earlier checkpoints are intact; give the permission and resume"
         ) from error
+
+
+def _is_full(error: OSError | SafetensorError) -> bool:
+    """Whether a write had no room; safetensors says so in words alone."""
+    codes = {error.errno} if isinstance(error, OSError) else set(map(int, re.findall(r"os error (\d+)", str(error))))
+    return bool(codes & NO_ROOM)
+
+
+def require_finite(model: nn.Module) -> None:
+    """Reject weights that are NaN or infinite.
+
+    Raises:
+        NotFiniteError: with the name of the first of them.
+    """
+    for name, value in model.named_parameters():
+        if not bool(value.detach().isfinite().all()):
+            raise NotFiniteError(f"the weights are not finite, {name} first")
 
 
 def restore(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -83,21 +119,27 @@ def verify(folder: Path) -> None:
     fault = _fault(folder)
     if fault is None:
         return
-    earlier = [path for path in listed(folder.parent) if path.name < folder.name and _fault(path) is None]
+    earlier = [path for path in listed(folder.parent) if _step(path) < _step(folder) and _fault(path) is None]
     way = f"resume with --checkpoint {earlier[-1].name}, or name its path" if earlier else ""
     offer = f"; {earlier[-1]} is intact: {way}" if earlier else ""
     raise CheckpointError(f"{folder} is damaged: {fault}{offer}")
 
 
 def listed(folder: Path) -> list[Path]:
-    """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob("step-*"))
+    """The checkpoints of a run, oldest first: its folders `step-<digits>`. Others, such as a copy, are the user's."""
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step)
+
+
+def _step(folder: Path) -> int:
+    """The step of a checkpoint; −1 for a folder that is none, such as the weights of an incident."""
+    name = _NAME.fullmatch(folder.name)
+    return int(name.group(1)) if name else -1
 
 
 def drop_after(folder: Path, chosen: Path) -> None:
     """Delete the checkpoints newer than `chosen`: the run goes on from there and will write its own."""
     for later in listed(folder):
-        if later.name > chosen.name:
+        if _step(later) > _step(chosen):
             _delete(later)
 
 
@@ -105,6 +147,11 @@ def prune(folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints, and what a kill has left of others."""
     for old in listed(folder)[:-keep]:
         _delete(old)
+    sweep(folder)
+
+
+def sweep(folder: Path) -> None:
+    """Delete what a kill has left of checkpoints that were being written or deleted."""
     for part in folder.glob(".step-*.part"):
         shutil.rmtree(part)
 
@@ -127,18 +174,32 @@ def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
 
 def _fault(folder: Path) -> str | None:
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         return f"manifest.json cannot be read ({error})"
+    if not _is_manifest(manifest):
+        return "manifest.json was altered: it does not list the size and SHA-256 of every file"
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    if unlisted := (present & _NEEDED) - manifest.keys():
+        return f"manifest.json was altered: it does not list {min(unlisted)}"
     for name, facts in manifest.items():
-        path = folder / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != facts["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {facts['bytes']}"
-        if _digest(path) != facts["sha256"]:
+        if name not in present:
+            return f"{name!r} is missing" if not name.isprintable() else f"{name} is missing"
+        size = (folder / name).stat().st_size
+        if size != facts["bytes"]:
+            return f"{name} has {size} bytes instead of {facts['bytes']}"
+        if _digest(folder / name) != facts["sha256"]:
             return f"{name} was altered"
     return None
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether a value has the form that `_manifest` writes and names what a checkpoint needs."""
+    return (
+        isinstance(found, dict)
+        and bool(found)
+        and all(isinstance(facts, dict) and facts.keys() == {"bytes", "sha256"} for facts in found.values())
+    )
 
 
 def _digest(path: Path) -> str:

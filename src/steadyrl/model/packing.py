@@ -209,6 +209,7 @@ def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.devic
         advantages=per_token([r.advantage for r in responses]),
         response_tokens=per_token([len(r.completion.token_ids) for r in responses]),
         group_tokens=per_token([r.group_tokens for r in responses]),
+        excess=per_token([r.advantage if r.excess is None else r.excess for r in responses]),
         response=per_token(range(len(responses)), torch.int64),
         policy_version=per_token([r.completion.policy_version for r in responses], torch.int64),
     )

@@ -9,7 +9,8 @@ from the scores before the mask: a replayed expert outside the live groups then 
 Every slot of a block must be chosen exactly once in a forward; a block that chooses in another way is refused.
 
 Routes are tensors handed in and out. Nothing is kept in modules, classes or the process: the hooks live as long as
-the context, and the interception is local to the thread that runs the block.
+the context. The hooks are on the model's blocks, so a model belongs to one thread while a context is open on it; other
+models are not touched.
 """
 
 import inspect
@@ -24,16 +25,26 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from steadyrl.errors import UserError
+from steadyrl.model.route_guard import Open, RoutingError, opened
 from steadyrl.types import Routes
+
+__all__ = [
+    "Recorder",
+    "RoutingError",
+    "check_recording",
+    "check_replay",
+    "is_experts",
+    "is_moe",
+    "moe_blocks",
+    "record",
+    "replay",
+    "route_dtype",
+    "slots_of",
+]
 
 CHOICES = frozenset({torch.topk, Tensor.topk, torch.max, Tensor.max})
 MASKS = frozenset({torch.masked_fill, Tensor.masked_fill})
 WATCHED = CHOICES | MASKS
-
-
-class RoutingError(UserError):
-    """Routes that do not fit the model. The message names the field and the sizes."""
 
 
 def route_dtype(experts: int) -> torch.dtype:
@@ -94,7 +105,7 @@ class Recorder:
     """The experts that each block's own router chose, in the forwards since the context was entered."""
 
     def __init__(self, model: str, blocks: list[tuple[nn.Module, int]], *, margins: bool = False):
-        self._model = model
+        self.model = model
         self._chosen: list[Tensor | None] = [None] * len(blocks)
         self._margins: dict[int, Tensor] | None = {} if margins else None
         self._kinds = [type(block).__name__ for block, _ in blocks]
@@ -113,7 +124,7 @@ class Recorder:
             blind = [i for i, layer in enumerate(self._chosen) if layer is None]
             kinds = ", ".join(sorted({self._kinds[i] for i in blind}))
             raise RoutingError(
-                f"{self._model}: no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): "
+                f"{self.model}: no expert choice was seen in mixture-of-experts layer(s) {blind} ({kinds}): "
                 "they have not run, or choose in a way that replay does not know"
             )
         return torch.stack(chosen, dim=1).to(self._dtype)
@@ -145,6 +156,9 @@ def record(model: PreTrainedModel, *, margins: bool = False) -> Iterator[Recorde
     Args:
         model: any model of transformers.
         margins: also keep how near each choice was to a tie.
+
+    Raises:
+        RoutingError: another thread has a context open on this model.
     """
     with _intercepted(model, moe_blocks(model), None, None, margins=margins) as recorder:
         yield recorder
@@ -154,6 +168,8 @@ def record(model: PreTrainedModel, *, margins: bool = False) -> Iterator[Recorde
 def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> Iterator[Recorder]:
     """Run every forward (and recomputation) inside the context with `routes`, and watch what the routers preferred.
 
+    The backward pass belongs inside the context: recomputed activations run the blocks once more.
+
     Args:
         model: a mixture-of-experts model of transformers.
         routes: [*positions, layers, slots]; leading dimensions are those of `input_ids`. Sentinel rows are routed
@@ -162,7 +178,9 @@ def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> 
 
     Raises:
         RoutingError: on entry, the model is dense, or the routes have another number of layers or slots, another
-            type, an expert out of range or twice in a row; at a block's forward, another number of positions.
+            type, an expert out of range or twice in a row, routes are being replayed already, or another thread has a
+            context open on this model; at a block's forward, another number of positions, or another thread; on
+            leaving, a reentrant checkpoint has yet to recompute a block in its backward pass.
     """
     blocks = _blocks_of(model)
     _check_shape(routes, blocks)
@@ -323,12 +341,31 @@ def _intercepted(
 ) -> Iterator[Recorder]:
     recorder = Recorder(type(model).__name__, blocks, margins=margins)
     with ExitStack() as wrapped:
+        first = blocks[0][0] if blocks else None
+        held = wrapped.enter_context(opened(recorder.model, first, replaying=routes is not None))
         for layer, (block, experts) in enumerate(blocks):
             choice = None if routes is None else routes[:, layer]
-            wrapped.enter_context(_forward_within(block, partial(_Choice, layer, experts, recorder, choice, sentinel)))
+            begin = partial(_begun, held, recorder, layer, experts, choice, sentinel)
+            wrapped.enter_context(_forward_within(block, begin))
             for child in filter(is_experts, block.children()):  # nothing is chosen there: spare it the interception
                 wrapped.enter_context(_forward_within(child, torch._C.DisableTorchFunction))
         yield recorder
+        held.refuse_unfinished()
+
+
+def _begun(
+    held: Open,
+    recorder: Recorder,
+    layer: int,
+    experts: int,
+    choice: Tensor | None,
+    sentinel: int | None,
+) -> "_Choice":
+    """Around one forward of one block."""
+    held.refuse_other_threads()
+    if choice is not None and not torch.is_inference_mode_enabled():
+        held.note_checkpoints()
+    return _Choice(layer, experts, recorder, choice, sentinel)
 
 
 @contextmanager

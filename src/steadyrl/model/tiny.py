@@ -29,6 +29,10 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     )
 
 
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_SLOTS = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
+
+
 def tiny_config(family: str, fields: Mapping[str, Any], vocabulary: int) -> PreTrainedConfig:
     """The transformers config of a small model.
 
@@ -50,6 +54,10 @@ def tiny_config(family: str, fields: Mapping[str, Any], vocabulary: int) -> PreT
         raise ValueError(f"model.config has {unknown}, which the configuration of {family} does not know")
     own = {"vocab_size": vocabulary, "pad_token_id": 0, "eos_token_id": 1, "bos_token_id": None}
     try:
-        return AutoConfig.for_model(family, **{**own, **fields})
+        made = AutoConfig.for_model(family, **{**own, **fields})
     except StrictDataclassError as error:
         raise ValueError(f"model.config of {family}: {error}") from error
+    experts, slots = (next((getattr(made, n) for n in names if n in fields), None) for names in (_EXPERTS, _SLOTS))
+    if experts and slots is not None and not 1 <= slots <= experts:
+        raise ValueError(f"model.config takes {slots} of {experts} experts for a token; take 1 to {experts}")
+    return made

@@ -1,11 +1,18 @@
 """What a task is."""
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 from steadyrl.errors import UserError
 
-Split = Literal["train", "held_out"]
+Split = str
+"""`train`, `held_out`, or the name of a further set that is only evaluated."""
+FinishReason = Literal["stop", "length"]
+Message = Mapping[str, str]
+"""A turn of a conversation: its `role` and its `content`."""
+Graded = float | Mapping[str, Any]
+"""What a verifier returns: a number, or a mapping with the number `score` and further numbers that are logged."""
 
 
 class TaskError(UserError):
@@ -25,6 +32,45 @@ class Example:
     """The reference answer, for people to read; the task's own verifier decides."""
     solution: str
     """A response worth imitating in the cold start: a worked solution, or the answer."""
+    messages: tuple[Message, ...] | None = None
+    """The conversation as the data hold it, for the chat template; None: the question is its one message."""
+    accepted: tuple[str, ...] = ()
+    """Every accepted answer, where there are several; `answer` is the first of them."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """The columns of the data row, for score functions that ask for them."""
+    place: str = field(default="", compare=False)
+    """Where the data hold it, such as `pairs.jsonl, line 7`; empty for problems that are made."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Context:
+    """How a response came about, beside its text."""
+
+    prompt_text: str = ""
+    """The prompt as the model saw it, chat template included."""
+    finish_reason: FinishReason = "stop"
+    """`stop`: the response ended by itself; `length`: it was cut at the limit."""
+    token_ids: tuple[int, ...] = ()
+    """The sampled tokens."""
+
+
+WHOLE = Context()
+"""Of a response that ended by itself, and of which nothing else is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RightResponses:
+    """What a verifier must pay for one problem: the audit tries it.
+
+    For instance, `RightResponses(forms=(("bare", "72"), ("boxed", r"\boxed{72}")))`.
+    """
+
+    forms: tuple[tuple[str, str], ...] = ()
+    """The name of a form and the response written in this form; none: the problem has no reference answer."""
+    every: bool = True
+    """Every form must be paid. Off: one of them is enough, for a user's own function may want a certain form."""
+    only: bool = True
+    """No other answer is right. Off: the answer of another problem, or half an answer, may be right too."""
 
 
 class Task(Protocol):
@@ -42,6 +88,14 @@ class Task(Protocol):
         """The problem at `index`."""
         ...
 
-    def score(self, split: Split, index: int, completion: str) -> float:
-        """Reward of a response to the problem at `index`, in [0, 1]."""
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
+        """Reward of a response to the problem at `index`."""
+        ...
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """Responses to the problem at `index` that are right, in the forms that the task promises to pay."""
+        ...
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What a response gives as its answer, for the votes of maj@k; None where it gives none."""
         ...

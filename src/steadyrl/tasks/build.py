@@ -8,6 +8,7 @@ from steadyrl.tasks.base import Task, TaskError
 from steadyrl.tasks.checks import require_known
 
 _KINDS = ("chains", "rows", "reasoning_gym", "questions")
+_OF_THE_RUN = {"kind", "correct_at"}  # fields of the section that the task itself does not read
 
 
 def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
@@ -16,14 +17,15 @@ def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
     Args:
         kind: `chains`, `rows`, `reasoning_gym` or `questions`.
         seed: Seed of the problems; `questions` has nothing to draw.
-        parameters: Fields of the recipe's task section; its `kind` may be among them.
+        parameters: Fields of the recipe's task section; its `kind` and `correct_at` may be among
+            them.
 
     Raises:
         TaskError: the kind or a field is unknown, missing or out of range, or the data cannot be read.
     """
     require_known("task", [kind], _KINDS)
     task = _task_class(kind)
-    fields = {name: value for name, value in parameters.items() if name != "kind"}
+    fields = {name: value for name, value in parameters.items() if name not in _OF_THE_RUN}
     expected = {n: p for n, p in inspect.signature(task).parameters.items() if n != "seed"}
     require_known(f"field of the {kind} task", fields, expected)
     if missing := {n for n, p in expected.items() if p.default is p.empty} - fields.keys():

@@ -4,7 +4,7 @@ import functools
 import random
 from collections.abc import Callable
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
 
 _HELD_OUT_SHARE = 1 / 8
@@ -58,10 +58,19 @@ class Chains:
         """The chain at `index`."""
         return _draw(self._seed, split, index, self._terms, self._noise, self._style)
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
         answer = self.example(split, index).answer
-        return float(completion.partition(">")[2].strip() == answer)
+        return float(self.final_answer(completion) == answer)
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What stands behind the first `>`."""
+        return completion.partition(">")[2].strip() or None
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The worked solution of a teacher that makes no mistake."""
+        example = _draw(self._seed, split, index, self._terms, 0.0, self._style)
+        return RightResponses(forms=(("worked", example.solution),))
 
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other

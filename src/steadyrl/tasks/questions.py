@@ -1,20 +1,32 @@
-"""Question/answer pairs from a JSONL file or a Hugging Face dataset."""
+"""Question/answer pairs from a file, a folder or a Hugging Face dataset."""
 
+import copy
+import hashlib
 import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from steadyrl.tasks.base import Example, Split, TaskError
-from steadyrl.tasks.checks import question_hash
+from steadyrl.tasks.answers import Place, final_answer
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
+from steadyrl.tasks.held_out import by_question, choose, count_near
 from steadyrl.tasks.own_score import load_function
-from steadyrl.tasks.pairs import read_hub, read_jsonl
+from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
+from steadyrl.tasks.patience import watched
+from steadyrl.tasks.right import right_answers
+from steadyrl.tasks.sources import read_source
 
 
 class Questions:
     """Pairs that somebody wrote, scored by math_verify or by the user's own function.
 
-    Which questions are held out depends on the hash of their text alone: not on a seed, nor on the order of
-    the file. A question that occurs twice is in one split only.
+    Which questions are held out depends on their text alone: not on a seed, nor on the order of the file. A question
+    is in one split only, however it is spaced or its accents are encoded.
+
+    Every row is read and checked when the task is built. What only the model can say of a row, such as that its
+    prompt is too long, comes in later, by `without`. A worker process builds the same task from the recipe's section
+    and `settled()`: it leaves out the same rows, and notices where the data are not the same any more.
     """
 
     def __init__(
@@ -22,49 +34,181 @@ class Questions:
         *,
         path: str,
         subset: str | None = None,
-        split: str,
-        question: str,
-        answer: str,
-        solution: str | None,
-        score: str,
-        held_out: int,
+        split: str = "train",
+        question_column: str = "question",
+        answer_column: str = "answer",
+        solution_column: str | None = None,
+        score: str = "math_verify",
+        answer: Place = "auto",
+        held_out: int = 256,
+        skip_bad_rows: bool = False,
+        sets: Sequence[Mapping[str, Any]] = (),
+        leave_out: Collection[str] = (),
+        digest: str | None = None,
     ) -> None:
-        """Read all pairs and set `held_out` different questions aside."""
-        fields = {"question": question, "answer": answer, "solution": solution or answer}
-        pairs = read_jsonl(Path(path), fields) if path.endswith(".jsonl") else read_hub(path, subset, split, fields)
-        self._pairs = _divide(pairs, held_out, path)
+        """Read all pairs and set `held_out` different questions aside.
+
+        Args:
+            path, subset, split: What to read, as `sources.read_source` says.
+            question_column, answer_column, solution_column: The columns, as `pairs.Columns` says.
+            score: `math_verify`, or `file.py:function`.
+            answer: Where `math_verify` looks for the answer of a response.
+            held_out: How many questions.
+            skip_bad_rows: Leave rows out that cannot be used; else they are refused.
+            sets: Further sets that are only evaluated: `name`, `path`, `subset`, `split` and the two columns of each.
+                Nothing is trained on whose question is in one of them.
+            leave_out: Places of rows that are not used, such as `pairs.jsonl, line 7`.
+            digest: That of another task of the same data and `leave_out`. The rows must be the same; answers that
+                were checked there are not checked again.
+
+        Raises:
+            TaskError: the data cannot be read, rows cannot be used, or too few are left.
+        """
         self._verify = _verifier(score)
+        self._score, self._has_solutions = score, solution_column is not None
+        self._place: Place = answer
+        self._held_out, self._skip = held_out, skip_bad_rows
+        check = None if digest else _reference_check(score)
+
+        def read(path: str, subset: str | None, split: str, columns: Columns) -> Pairs:
+            source, rows = read_source(path, subset=subset, split=split)
+            rows = rows if digest else watched(rows, f"reading {source}")  # a worker is silent
+            return read_pairs(source, rows, columns, check=check, leave_out=leave_out)
+
+        columns = Columns(question=question_column, answer=answer_column, solution=solution_column)
+        self._use(
+            read(path, subset, split, columns),
+            {
+                one["name"]: read(
+                    one["path"],
+                    one["subset"],
+                    one["split"],
+                    Columns(question=one["question_column"], answer=one["answer_column"], solution=None),
+                )
+                for one in sets
+            },
+        )
+        if digest not in (None, self.digest()):
+            raise TaskError(f"the rows of {path} have changed since the run began; restore them, or begin a new run")
 
     def size(self, split: Split) -> int | None:
         """How many pairs the split has."""
         return len(self._pairs[split])
 
     def example(self, split: Split, index: int) -> Example:
-        """The pair at `index`: training pairs in the order of the file, held-out ones by their hash."""
+        """The pair at `index`: training pairs and sets in the order of the file, held-out pairs by their hash."""
         return self._pairs[split][index]
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """What math_verify, or the user's function, says of the completion."""
         return self._verify(self._pairs[split][index], completion)
 
-
-def _divide(pairs: list[Example], held_out: int, path: str) -> dict[Split, list[Example]]:
-    """Hold out the questions with the lowest hashes, one pair each; train on the pairs of all others."""
-    questions = sorted({pair.question for pair in pairs}, key=question_hash)
-    if not 0 < held_out < len(questions):
-        raise TaskError(
-            f"held_out = {held_out}, but {path} has {len(questions)} different question(s): "
-            "set aside at least 1 and leave at least 1 to train on"
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The reference answer in the usual forms; for a user's own function, the worked solution too."""
+        return right_answers(
+            self._pairs[split][index],
+            score=self._score,
+            place=self._place,
+            solved=self._has_solutions,
         )
-    # of pairs that share a question, the first by content: the order of the file does not matter
-    ordered = sorted(pairs, key=lambda pair: (pair.answer, pair.solution), reverse=True)
-    by_question = {pair.question: pair for pair in ordered}
-    chosen = questions[:held_out]
-    aside = set(chosen)
-    return {
-        "train": [pair for pair in pairs if pair.question not in aside],
-        "held_out": [by_question[question] for question in chosen],
-    }
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The final answer, where `task.answer` says that it stands."""
+        return final_answer(
+            completion, place=self._place, prompt_text=context.prompt_text, finish_reason=context.finish_reason
+        )
+
+    @property
+    def examples(self) -> Iterator[Example]:
+        """All usable pairs, those of the sets too, and those that repeat a held-out question."""
+        return (pair for rows in (self._rows, *self._sets.values()) for pair in rows.examples)
+
+    @property
+    def left_out(self) -> dict[str, str]:
+        """The rows that are left out, by place, each with its reason."""
+        return {place: reason for rows in (self._rows, *self._sets.values()) for place, reason in rows.faults.items()}
+
+    def without(self, faults: Mapping[str, str]) -> "Questions":
+        """The task without further rows, by place, each with its reason, such as `has a prompt of 1,120 tokens`.
+
+        Raises:
+            TaskError: there are any, and `skip_bad_rows` is off, or too few are left. It lists them with their places.
+        """
+        if not faults:
+            return self
+        other = copy.copy(self)
+        other._use(self._rows.without(faults), {name: rows.without(faults) for name, rows in self._sets.items()})
+        return other
+
+    def settled(self) -> dict[str, Any]:
+        """The parameters by which a worker builds exactly this task, beside those of the recipe's section."""
+        return {"leave_out": list(self.left_out), "digest": self.digest()}
+
+    def digest(self) -> str:
+        """SHA-256 of the rows in use, split by split and in order, as hexadecimal digits."""
+        hashed = hashlib.sha256()
+        for split, pairs in self._pairs.items():
+            hashed.update(_canonical([split, len(pairs)]).encode())
+            for pair in pairs:
+                content = [pair.question, pair.answer, pair.solution, pair.accepted, pair.messages, pair.row]
+                hashed.update(_canonical(content).encode())
+        return hashed.hexdigest()
+
+    def notices(self) -> list[str]:
+        """What a user should know of the data: rows left out, questions nearly alike, questions of the sets."""
+        said = []
+        if left_out := self.left_out:
+            said.append(f"{len(left_out):,} row(s) left out; {explain(*next(iter(left_out.items())))}")
+        if self._near:
+            said.append(
+                f"{self._near:,} question(s) of {self._rows.source} differ from another one in spaces or encoding "
+                "only; they are in the same split"
+            )
+        if self._shared:
+            said.append(
+                f"{self._shared:,} training pair(s) of {self._rows.source} left out: their question is in one of "
+                "evaluate.sets"
+            )
+        return said
+
+    def _use(self, rows: Pairs, sets: Mapping[str, Pairs]) -> None:
+        """Take these pairs and divide them."""
+        for pairs in (rows, *sets.values()):
+            pairs.require_good(skip=self._skip)
+        groups = by_question(rows.examples)
+        aside, held_out = choose(groups, self._held_out, rows.source)
+        tested = by_question(pair for pairs in sets.values() for pair in pairs.examples).keys() - aside
+        trained = {id(pair) for key in groups.keys() - aside - tested for pair in groups[key]}
+        if not trained:
+            raise TaskError(f"every training question of {rows.source} is in one of evaluate.sets; none is left")
+        self._rows, self._sets = rows, sets
+        self._near = count_near(groups)
+        self._shared = sum(len(groups[key]) for key in tested if key in groups)
+        self._pairs: dict[str, list[Example]] = {
+            "train": [pair for pair in rows.examples if id(pair) in trained],
+            "held_out": held_out,
+            **{name: list(pairs.examples) for name, pairs in sets.items()},
+        }
+
+
+_canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
+
+
+def _reference_check(score: str) -> Callable[[Example], None] | None:
+    """What reads the reference answers of a pair; None where the user's own function alone knows what they mean."""
+    if score != "math_verify":
+        return None
+    from steadyrl.tasks.math_answers import read_reference
+
+    good: set[str] = set()
+
+    def check(pair: Example) -> None:
+        for answer in pair.accepted or (pair.answer,):
+            if answer not in good:
+                read_reference(answer)
+                good.add(answer)
+
+    return check
 
 
 def _verifier(score: str) -> Callable[[Example, str], float]:
@@ -72,7 +216,9 @@ def _verifier(score: str) -> Callable[[Example, str], float]:
     if score == "math_verify":
         from steadyrl.tasks.math_answers import math_verify_score
 
-        return lambda pair, completion: math_verify_score(pair.answer, completion)
+        return lambda pair, completion: math_verify_score(
+            pair.accepted or pair.answer, completion, question=pair.question
+        )
     file, colon, name = score.rpartition(":")
     if not (file and colon and name):
         raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")

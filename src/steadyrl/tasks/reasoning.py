@@ -11,8 +11,10 @@ from typing import Any
 import reasoning_gym
 from reasoning_gym.factory import DATASETS, ProceduralDataset
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
+from steadyrl.tasks.gym_table import refuse_untrusted
+from steadyrl.tasks.right import usual_forms
 
 _HELD_OUT_SHARE = 1 / 4  # some generators take seconds per draw, so few draws may fall into the wrong split
 _PROBLEMS, _DRAWS = 64, 16  # a generator is made for a block of problems, each with its own draws
@@ -22,21 +24,60 @@ _MOST_DRAWS = 1000
 HASH_ORDERED = frozenset(
     {"isomorphic_strings", "knight_swap", "polynomial_multiplication", "ransom_note", "word_ladder"}
 )
-REFUSED = {
+UNREPEATABLE = {
     "codeio": "runs snippets of code that give other problems every time",
     "composite": "takes Python objects, which a recipe cannot hold",
 }
+# a problem has several right answers, so the answer to another problem may be right
+SEVERAL_ANSWERS = frozenset(
+    {
+        "boxnet",
+        "countdown",
+        "cryptarithm",
+        "graph_color",
+        "intermediate_integration",
+        "jugs",
+        "kakurasu",
+        "knight_swap",
+        "n_queens",
+        "palindrome_generation",
+        "propositional_logic",
+        "puzzle24",
+        "quantum_lock",
+        "rubiks_cube",
+        "rush_hour",
+        "shortest_path",
+        "simple_integration",
+        "sokoban",
+        "tower_of_hanoi",
+        "word_ladder",
+    }
+)
 
 
 class ReasoningGym:
     """Problems of one dataset of reasoning-gym: endless, and binary rewards from its partial credit."""
 
-    def __init__(self, *, seed: int, dataset: str, parameters: Mapping[str, Any], min_score: float) -> None:
-        """Check the dataset's name and parameters by making its first generator."""
+    def __init__(
+        self,
+        *,
+        seed: int,
+        dataset: str,
+        parameters: Mapping[str, Any],
+        min_score: float,
+        allow_code: bool = False,
+    ) -> None:
+        """Check the dataset's name and parameters by making its first generator.
+
+        Raises:
+            TaskError: the dataset is unknown or gives other problems in every process; or its verifier pays junk or,
+                without `allow_code`, runs code that a response holds.
+        """
         require_known("reasoning-gym dataset", [dataset], DATASETS)
         known = {field.name for field in dataclasses.fields(DATASETS[dataset][1])} - {"seed", "size"}
         require_known(f"parameter of reasoning-gym's {dataset}", parameters, known)
         _require_repeatable(dataset)
+        refuse_untrusted(dataset, min_score=min_score, allow_code=allow_code)
         self._seed, self._name, self._parameters, self._min_score = seed, dataset, parameters, min_score
         # generators and problems can be slow to make, and each problem is asked for once per response
         self._generator = functools.lru_cache(maxsize=8)(self._make_generator)
@@ -53,14 +94,38 @@ class ReasoningGym:
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Example(question=entry["question"], answer=answer, solution=answer)
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if the dataset's verifier gives the answer at least `min_score`, else 0."""
+        return float(self.raw_score(split, index, completion) >= self._min_score)
+
+    def raw_score(self, split: Split, index: int, completion: str) -> float:
+        """What the dataset's verifier gives the answer, 0 where it raises.
+
+        An answer that the verifier cannot read is wrong. Had it a missing reward instead, a response could escape its
+        negative advantage by being unreadable.
+        """
         entry, answer = self._entry(split, index), extract_answer(completion)
         try:
-            score = self._verifier.score_answer(answer, entry)
-        except (AttributeError, LookupError, TypeError, ValueError):
-            return 0.0  # some verifiers raise on an answer they cannot read, and that answer is wrong
-        return float(score >= self._min_score)
+            return float(self._verifier.score_answer(answer, entry))
+        except Exception:  # the verifier is not ours, and an answer can make it raise anything
+            return 0.0
+
+    def metadata(self, split: Split, index: int) -> Mapping[str, Any]:
+        """What reasoning-gym knows of the problem at `index`."""
+        return self._entry(split, index)["metadata"]
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The reference answer as it stands and in tags; none where the dataset gives no reference."""
+        answer = self.example(split, index).answer.strip()
+        forms = usual_forms(answer)
+        names = ("bare", "tag", "tag after thoughts") if answer else ()
+        return RightResponses(
+            forms=tuple((name, forms[name]) for name in names), only=self._name not in SEVERAL_ANSWERS
+        )
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """What the dataset's verifier is given."""
+        return extract_answer(completion) or None
 
     def _find_entry(self, split: Split, index: int) -> dict[str, Any]:
         """The first of this index's draws whose question belongs to the split."""
@@ -89,8 +154,8 @@ class ReasoningGym:
 
 def _require_repeatable(dataset: str) -> None:
     """Refuse what a worker, or a resumed run, would see differently."""
-    if dataset in REFUSED:
-        raise TaskError(f"reasoning-gym's {dataset} {REFUSED[dataset]}; use another dataset")
+    if dataset in UNREPEATABLE:
+        raise TaskError(f"reasoning-gym's {dataset} {UNREPEATABLE[dataset]}; use another dataset")
     if dataset in HASH_ORDERED and not os.environ.get("PYTHONHASHSEED", "random").isdigit():
         raise TaskError(
             f"reasoning-gym's {dataset} draws other problems in every process; "

@@ -3,7 +3,7 @@
 import functools
 import random
 
-from steadyrl.tasks.base import Example, Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import split_of
 
 LABELS = "abcdefghijklmnopqrstuvwxyz"
@@ -41,11 +41,20 @@ class Rows:
         """The rows at `index`."""
         return _draw(self._seed, split, index, self._width, self._rows, self._noise)
 
-    def score(self, split: Split, index: int, completion: str) -> float:
+    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there are as many characters as the rows have and the last row is right, else 0."""
         example = self.example(split, index)
         whole = len(completion) == len(example.solution)
         return float(whole and completion.endswith(example.answer))
+
+    def right_responses(self, split: Split, index: int) -> RightResponses:
+        """The worked solution of a teacher that makes no mistake."""
+        example = _draw(self._seed, split, index, self._width, self._rows, 0.0)
+        return RightResponses(forms=(("worked", example.solution),))
+
+    def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
+        """The last row: its label, its sign and its digits."""
+        return completion[-self._width - 2 :] or None
 
 
 @functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other

@@ -4,10 +4,10 @@ import select
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
-from steadyrl.tasks.base import Split, TaskError
+from steadyrl.tasks.base import WHOLE, Context, Split, TaskError
 from steadyrl.tasks.process import Worker, WorkerDied
 
 _LARGEST_CHUNK = 64  # requests per message: enough to hide the pipes, few enough to share between workers
@@ -18,18 +18,25 @@ class ScoreRequest:
     """A response to be scored."""
 
     split: Split
+    """Which problems `index` counts."""
     index: int
+    """Which problem it answers."""
     completion: str
+    """Its text."""
+    context: Context = WHOLE
+    """How it came about."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Score:
     """What a response earned."""
 
-    reward: float
-    """0 where scoring failed."""
+    reward: float | None
+    """None where scoring failed: a missing reward is not a reward of 0."""
     failure: str | None
     """Why there is no reward, such as `raised ValueError: …` or `took longer than 10 s`."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Further numbers that the verifier returned, by name."""
 
 
 class ScorePool:
@@ -129,7 +136,7 @@ class ScorePool:
 
     def _give_up(self, worker: Worker, failure: str, batch: "_Batch") -> None:
         """Mark the response that the worker was at, put the rest of its chunk back, and replace it."""
-        batch.scores[worker.taken.popleft()] = Score(reward=0.0, failure=failure)
+        batch.scores[worker.taken.popleft()] = Score(reward=None, failure=failure)
         batch.waiting.extendleft(reversed(worker.taken))
         worker.restart()
 

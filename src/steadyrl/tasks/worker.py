@@ -58,16 +58,16 @@ def _send(replies: IO[str], reply: Any) -> None:
     replies.flush()
 
 
-def _score(task: Task, split: Any, index: int, completion: str) -> tuple[float, str | None]:
-    """The reward, or 0 and why there is none."""
+def _score(task: Task, split: Any, index: int, completion: str) -> tuple[float | None, str | None]:
+    """The reward, or None and why there is none."""
     try:
         value = task.score(split, index, completion)
         if not isinstance(value, numbers.Real):
-            return 0.0, f"returned {value!r}, not a number"[:_LONGEST_FAILURE]
+            return None, f"returned {value!r}, not a number"[:_LONGEST_FAILURE]
         reward = float(value)
     except Exception as error:  # a verifier may raise anything, and the run must go on
-        return 0.0, f"raised {type(error).__name__}: {error}"[:_LONGEST_FAILURE]
-    return (reward, None) if math.isfinite(reward) else (0.0, f"returned {reward}")
+        return None, f"raised {type(error).__name__}: {error}"[:_LONGEST_FAILURE]
+    return (reward, None) if math.isfinite(reward) else (None, f"returned {reward}")
 
 
 if __name__ == "__main__":

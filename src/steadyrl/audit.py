@@ -1,0 +1,224 @@
+"""`steadyrl audit`, and the short audit at the start of a run."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
+from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
+from steadyrl.tasks.base import Task
+from steadyrl.tasks.build import build_task
+from steadyrl.tasks.questions import Questions
+from steadyrl.tasks.scoring import ScorePool
+
+PROBLEMS = 32
+"""Problems that the command tries."""
+AT_START = 16
+"""Problems that are tried at the start of a run, at most."""
+SECONDS = 30.0
+"""Time for that; the response that is being scored then is waited for."""
+_TOGETHER = 64  # responses in one call of the command
+_SHOWN = 70  # characters of a text in the terminal
+
+
+class Tokenizer(Protocol):
+    """What the digest reads of a tokenizer."""
+
+    chat_template: Any
+
+    def get_vocab(self) -> dict[str, int]:
+        """Every token and its id."""
+        ...
+
+
+def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
+    """Audit the task of a recipe and print what was found.
+
+    Returns:
+        0 if no junk was paid and every right response was, else 1. With `strict`, 1 also for what is partial or
+        doubtful, and where scoring failed.
+
+    Raises:
+        TaskError: the task cannot be built.
+    """
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    together = _TOGETHER * recipe.scoring.workers
+    with _new_pool(recipe, task) as pool:
+        report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
+    if as_json:
+        print(json.dumps(report.as_json(), indent=1))
+    else:
+        show(report, strict=strict)
+    return 0 if report.passed(strict=strict) else 1
+
+
+def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) -> list[str]:
+    """Warnings about the verifier of a run that is about to begin; none where `scoring.audit` is off.
+
+    An audit that came to its end is remembered in the user's cache folder, by a digest of everything that it rests on.
+    """
+    if not recipe.scoring.audit:
+        return []
+    key = digest(recipe, task, tokenizer)
+    report = _remembered(key)
+    if report is None:
+        # a function that remembers its calls must not have seen others when the run begins
+        with _new_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
+            found = audit(
+                task,
+                auditors.score,
+                problems=AT_START,
+                correct_at=recipe.task.correct_at,
+                together=recipe.scoring.workers,
+                seconds=SECONDS,
+            )
+        report = found.as_json()
+        if found.complete:
+            _remember(key, report)
+    return list(_warnings(recipe, report))
+
+
+def _new_pool(recipe: Recipe, task: Task) -> ScorePool:
+    """Workers that see the problems of `task`."""
+    spec = recipe.task.model_dump() | (task.settled() if isinstance(task, Questions) else {})
+    limits = recipe.scoring
+    return ScorePool(spec, seed=recipe.seed, workers=limits.workers, time_limit=limits.time_limit)
+
+
+def _own_file(recipe: Recipe) -> Path | None:
+    """The file of the user's score function, or None where the task has a verifier of ours."""
+    score = recipe.task.score if isinstance(recipe.task, QuestionsTask) else ""
+    return Path(score.rpartition(":")[0]).expanduser() if ":" in score else None
+
+
+def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
+    """A digest of the problems, the score function with the Python files beside it, the tokenizer and the software."""
+    parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.scoring.time_limit, AT_START]
+    parts += [importlib.metadata.version(name) for name in ("reasoning-gym", "math-verify", "sympy")]
+    sources = [path for path in Path(__file__).parent.glob("tasks/*") if path.is_file()]
+    if isinstance(recipe.task, QuestionsTask):  # the problems of the other tasks follow from seed and section
+        parts += [repr(task.example("train", index)) for index in audited(task.size("train"), AT_START)]
+    if (own := _own_file(recipe)) is not None:
+        sources += own.parent.glob("*.py")
+    parts += [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(sources)]
+    parts += ["\0".join(sorted(tokenizer.get_vocab())), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def show(report: Report, *, strict: bool) -> None:
+    """Print the table of what was tried, an example of each finding, and the counts."""
+    console = Console(highlight=False)
+    table = Table(
+        "", "tried", "paid", "faults", "doubtful", "partial", "failed", "best", box=None, padding=(0, 1, 0, 0)
+    )
+    for row in report.rows:
+        counts = (row.tried, row.paid, row.counts, row.doubtful, row.partial, row.failed)
+        name = row.form if row.half == "junk" else f"right: {row.form}"
+        best = "–" if row.highest is None else f"{row.highest:g}"
+        table.add_row(Text(name), *(Text(str(count) if count else "·") for count in counts), Text(best))
+    console.print(table)
+    for row in report.rows:
+        if row.example is not None:
+            console.print(Text(_described(row, row.example)), soft_wrap=True)
+    console.print(Text(_summary(report, strict=strict)), soft_wrap=True)
+
+
+def _described(row: Row, example: Finding) -> str:
+    """One finding in words; what the model or the data wrote is escaped and cut."""
+    earned = f"earned {example.reward:g}" if example.reward is not None else f"has no reward: {example.failure}"
+    what = "junk" if row.half == "junk" else "right"
+    return (
+        f"{what}, {row.form}: to {shown(example.question)} (answer {shown(example.answer)}) the response "
+        f"{shown(example.response)} {earned}"
+    )
+
+
+def _summary(report: Report, *, strict: bool) -> str:
+    lines = [
+        f"{report.problems} problems; paid means a reward of at least task.correct_at = {report.correct_at:g}",
+        f"paid junk: {report.paid_junk}, unpaid right responses: {report.unpaid_right}, "
+        f"doubtful, partial or failed: {report.doubts}{'' if strict else ' (counted with --strict)'}",
+    ]
+    if report.without_reference:
+        lines.append(f"{report.without_reference} problems have no reference answer: right responses were not tried")
+    if report.unpaid_right:
+        highest = max((row.highest for row in report.rows if row.highest is not None), default=0.0)
+        if highest < report.correct_at:
+            lines.append(f"No reward reached task.correct_at; the highest was {highest:g}. Lower task.correct_at")
+        else:
+            lines.append(
+                "If your score function wants another form of answer, name a column of right responses in "
+                "task.solution_column"
+            )
+    return "\n".join(lines)
+
+
+def shown(text: str) -> str:
+    """A text in quotes for the terminal: cut, and without characters that would act on it."""
+    cut = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    inside = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+    return f"`{inside}`"
+
+
+def _warnings(recipe: Recipe, report: Mapping[str, Any]) -> Iterator[str]:
+    """What a user must hear before the run trains on these rewards."""
+    if isinstance(recipe.task, ReasoningGymTask):
+        from steadyrl.tasks.gym_table import other_version
+
+        if (other := other_version()) is not None:
+            yield other
+    faults = [row for row in report["rows"] if row["counts"]]
+    for half, what in (("junk", "the verifier pays for junk"), ("right", "the verifier does not pay right responses")):
+        rows = [row for row in faults if row["half"] == half]
+        if rows:
+            forms = ", ".join(row["form"] for row in rows[:3]) + (", …" if len(rows) > 3 else "")
+            example = rows[0]["example"]
+            yield (
+                f"{what}: {sum(row['counts'] for row in rows)} responses ({forms}); to {shown(example['question'])} "
+                f"the response {shown(example['response'])} earned {example['reward']}. `steadyrl audit` shows all; "
+                "scoring.audit = false turns this check off"
+            )
+    if not report["complete"]:
+        yield (
+            f"the audit of the verifier was stopped after {SECONDS:g} s with {report['problems']} problems tried; "
+            "`steadyrl audit` takes the time it needs"
+        )
+
+
+def _cache() -> Path:
+    """Where audits are remembered: STEADYRL_CACHE, else the user's cache folder."""
+    if own := os.environ.get("STEADYRL_CACHE"):
+        return Path(own) / "audit"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "steadyrl" / "audit"
+
+
+def _remembered(key: str) -> Mapping[str, Any] | None:
+    """The report of an earlier audit, or None; a file that cannot be read is none."""
+    try:
+        report = json.loads((_cache() / f"{key}.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home folder
+        return None
+    return report if isinstance(report, dict) and {"rows", "complete", "problems"} <= report.keys() else None
+
+
+def _remember(key: str, report: Mapping[str, Any]) -> None:
+    """Keep a report. Where there is no room for it, the next run audits once more."""
+    try:
+        folder = _cache()
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".part", delete=False, encoding="utf-8") as file:
+            json.dump(report, file)
+        os.replace(file.name, folder / f"{key}.json")
+    except (OSError, RuntimeError):
+        return
