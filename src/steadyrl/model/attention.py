@@ -48,10 +48,9 @@ def attend_by_block(model: PreTrainedModel) -> None:
     """
     if not may_attend_by_block(model):
         return
-    own = model.config._attn_implementation
     use_own_attention(model)
     if not _keeps_apart(model):
-        model.set_attn_implementation(own)
+        model.set_attn_implementation("sdpa")  # what it was
 
 
 def may_attend_by_block(model: PreTrainedModel) -> bool:
