@@ -16,11 +16,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
-from steadyrl import cold_start, plan, session
+from steadyrl import cold_start, plan, rollout, session
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
-from steadyrl.engine.local import LocalEngine
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
 
@@ -597,19 +596,19 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monke
 
 
 def poison(monkeypatch, *, first: int) -> None:
-    """From this rollout on (a call for 4 responses), the engine's log-probabilities are NaN."""
+    """From this rollout on (a call for 4 responses), the checked log-probabilities are NaN."""
     monkeypatch.undo()
-    generate, count = LocalEngine.generate, 0
+    check, count = rollout.check_answers, 0
 
-    def poisoned(self, prompts, *, responses, sampling, seed):
+    def poisoned(answered, asked):
         nonlocal count
-        out = generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
-        count += responses == 4
-        if responses != 4 or count < first:
+        out = check(answered, asked)
+        count += asked.responses == 4
+        if asked.responses != 4 or count < first:
             return out
-        return [[replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group] for group in out]
+        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
 
-    monkeypatch.setattr(LocalEngine, "generate", poisoned)
+    monkeypatch.setattr(rollout, "check_answers", poisoned)
 
 
 # ---- commands that go well

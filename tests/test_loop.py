@@ -9,9 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
-from steadyrl import loop
+from steadyrl import loop, rollout
 from steadyrl.config import load, resolve
-from steadyrl.engine.local import LocalEngine
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
 from steadyrl.update import learning_rate
@@ -24,7 +23,9 @@ def documented(row: dict) -> set[str]:
     return {re.sub(r"layer_\d+$", "layer_<n>", name) for name in row}
 
 
-OF_UPDATES = {name for name in NAMES if name.startswith(("staleness/", "weight/", "surrogate/", "clip/"))}
+OF_UPDATES = {
+    name for name in NAMES if name.startswith(("staleness/", "weight/", "surrogate/", "clip/", "update/moved"))
+}
 QUIET = {"evaluate": {"every": 0, "prompts": 8}, "checkpoints": {"every": 100}}
 """No evaluation and no checkpoint but the first and the last."""
 
@@ -418,18 +419,18 @@ def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, m
 
 
 def poison_rollouts(monkeypatch, *, steps):
-    """The engine's log-probabilities are NaN in these of its rollouts, which are the calls for 4 responses."""
-    generate, count = LocalEngine.generate, 0
+    """The checked log-probabilities are NaN in these of the rollouts, which are the calls for 4 responses."""
+    check, count = rollout.check_answers, 0
 
-    def poisoned(self, prompts, *, responses, sampling, seed):
+    def poisoned(answered, asked):
         nonlocal count
-        out = generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
-        count += responses == 4
-        if responses != 4 or count not in steps:
+        out = check(answered, asked)
+        count += asked.responses == 4
+        if asked.responses != 4 or count not in steps:
             return out
-        return [[replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group] for group in out]
+        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
 
-    monkeypatch.setattr(LocalEngine, "generate", poisoned)
+    monkeypatch.setattr(rollout, "check_answers", poisoned)
 
 
 def test_machine_metrics_are_the_only_ones_left_out_of_comparisons():

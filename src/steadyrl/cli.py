@@ -360,8 +360,9 @@ def _train(
             tell(notice)
         before(ready)
         session = stack.enter_context(open_session(recipe, ready))
-        for warning in at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer):
-            tell(warning)
+        audited = at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer)
+        for notice in (*session.policy.notices, *audited):
+            tell(notice)
         run = open_run(ready)
         try:
             step, taken = train(session, run, stop_asked=lambda: bool(asked))

@@ -302,8 +302,9 @@ class VLLMEngine(Section):
     precision: Literal["native", "fp8"] = "native"
     """`fp8`: weights of linears and experts in e4m3: vLLM's own on a GPU; on a CPU they are rounded before vLLM gets
     them, and activations are not."""
-    kv_precision: Literal["native", "fp8"] = "native"
-    """`fp8`: vLLM keeps keys and values in e4m3."""
+    kv_precision: Literal["native", "fp8", "auto"] = "native"
+    """`fp8`: vLLM keeps keys and values in e4m3; on a CPU that needs AVX-512 or AMX. `auto`: `fp8` where it works, else
+    `native`; the plan and engine.json say which."""
     max_sequences: AtOnce = 256
     """Most sequences decoded side by side."""
     batch_tokens: FedTokens = 4096

@@ -159,7 +159,7 @@ def _answer(session: Session, group: Group, place: int) -> str | None:
 def _engines(session: Session, every_mode: bool) -> dict[str, Engine]:
     """The run's engine and, where it is another, the embedded one unquantised on the same weights."""
     options = session.recipe.engine
-    own = options.precision if options.kv_precision == "native" else f"{options.precision}+kv"
+    own = options.precision if session.engine.facts["kv_cache"] == "native" else f"{options.precision}+kv"
     own = own if options.kind == "local" else f"{options.kind}-{own}"
     engines: dict[str, Engine] = {own: session.engine}
     if every_mode and own != "native":

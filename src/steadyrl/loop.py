@@ -8,7 +8,7 @@ prompts ─► engine samples (μ_old, routes e^μ, policy version) ─► task 
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,10 +17,13 @@ import torch
 
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
+from steadyrl.config import Recipe
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation
 from steadyrl.jsonl import Row, Value
+from steadyrl.model.attention import describe_rows
+from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
@@ -104,7 +107,7 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> tupl
 
 def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[int, int]:
     recipe = session.recipe
-    run.note_engine(session.engine.facts)
+    run.note_engine({**session.engine.facts, "training_forward": describe_rows(not session.policy.one_block)})
     restored = run.restore(session.policy, session.optimizer)
     progress = Progress(**restored)
     if not restored:
@@ -114,10 +117,11 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[
         _evaluate(session, run, 0, every_mode=True)
         run.save(session.policy, session.optimizer, vars(progress))
     hand_over(session, progress)
-    start = progress.step
+    start, said = progress.step, False
     with run.bar("training", recipe.steps, done=progress.step) as bar:
         while progress.step < recipe.steps:
             metrics, ledger_rows = global_step(session, run, progress)
+            said = said or _say_if_unmoved(recipe, progress.step, metrics)
             run.log(progress.step, metrics, ledger_rows)
             bar.step(progress.step, metrics)
             last = progress.step == recipe.steps
@@ -129,6 +133,16 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[
             if stopping:
                 break
     return progress.step, progress.step - start
+
+
+def _say_if_unmoved(recipe: Recipe, step: int, metrics: Mapping[str, Value]) -> bool:
+    """Say on stderr that updates are lost to rounding, once the warm-up is over; whether that was said."""
+    share = metrics.get("update/moved")
+    warm = step * recipe.update.minibatches > recipe.optimizer.warmup_steps
+    if not warm or not isinstance(share, float) or share >= LEAST_MOVED:
+        return False
+    print(f"steadyrl: {unmoved(share, step=step, dtype=recipe.hold.dtype)}", file=sys.stderr)
+    return True
 
 
 def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, float | None], None]:

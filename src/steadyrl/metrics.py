@@ -124,6 +124,12 @@ METRICS: tuple[Metric, ...] = (
     Metric("update/objective", "–", "Value of the maximised surrogate, mean over the step's updates."),
     Metric("update/grad_norm", "norm", "Gradient norm before clipping, mean over the step's updates."),
     Metric("update/skipped", "updates", "Updates skipped because loss or gradient was not finite."),
+    Metric(
+        "update/moved",
+        "share",
+        "Weights that the step's updates changed, of those with a gradient that is not zero; at most 65,536 of a "
+        "tensor are looked at. About 1 in float32; low where bfloat16 rounds small updates away.",
+    ),
     Metric("update/learning_rate", "rate", "Learning rate of the step's last update."),
     Metric("update/padding", "share", "Share of padding among the cells that attention computes."),
     Metric(

@@ -7,8 +7,10 @@ from transformers import PreTrainedConfig
 
 from steadyrl import config
 from steadyrl.config import Recipe
+from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
-from steadyrl.session import Prepared, notices, open_pool, prepare, refuse_contradictions
+from steadyrl.model.trainable import left_out
+from steadyrl.session import Prepared, check_kv_cache, notices, open_pool, prepare, refuse_contradictions
 from steadyrl.terminal import visible
 
 SHOWN = 4000
@@ -47,14 +49,15 @@ def _described(ready: Prepared, run: Path) -> str:
         f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
         f"{rollout.max_new_tokens} tokens; {n} update(s) each",
+        f"forward    {describe_rows(may_attend_by_block(shapes))}",
         f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
-        f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {recipe.engine.kv_precision}",
+        f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
         "disk",
         *_disk(recipe, count, run),
         *_prompt(ready),
-        *(f"notice     {notice}" for notice in (*notices(recipe), *ready.notices)),
+        *(f"notice     {notice}" for notice in (*notices(recipe), *ready.notices, left_out(model, shapes)) if notice),
     ]
     return "\n".join(lines)
 
@@ -74,6 +77,13 @@ def _prompt(ready: Prepared) -> list[str]:
         f"ends       {', '.join(ends)}",
         *date,
     ]
+
+
+def _cache(recipe: Recipe, model: PreTrainedConfig) -> str:
+    """The precision of keys and values; of `auto`, what it takes here."""
+    taken, reason = check_kv_cache(recipe, model)
+    because = "" if reason is None else f": {reason}"
+    return f"auto, which takes {taken}{because}" if recipe.engine.kv_precision == "auto" else taken
 
 
 def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 from steadyrl.config import Advantage
 from steadyrl.engine.base import Engine, EngineError
+from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response
 from steadyrl.order import seed_of
 from steadyrl.session import Session
@@ -69,7 +70,8 @@ def sample_groups(
     """Let the engine answer problems, `responses` times each; `key` names the random numbers.
 
     Raises:
-        EngineError: a prompt does not fit the model; the message names the problem.
+        EngineError: a prompt does not fit the model, and the message names the problem; or what the engine returned
+            cannot be right (`engine.returned`).
     """
     examples = [session.task.example(split, index) for index in indices]
     prompts = session.prompts(examples)
@@ -85,15 +87,25 @@ def sample_groups(
             raise
         question = examples[error.prompt].question
         raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
+    asked = Asked(
+        model=session.policy.model,
+        prompts=[prompt.token_ids for prompt in prompts],
+        responses=responses,
+        sampling=sampling,
+        ends=session.ends,
+        policy_version=engine.policy_version,
+    )
     return [
         Group(
             index=index,
             example=example,
             prompt_text=prompt.text,
             prompt_ids=prompt.token_ids,
-            completions=tuple(completions),
+            completions=completions,
         )
-        for index, example, prompt, completions in zip(indices, examples, prompts, answered, strict=True)
+        for index, example, prompt, completions in zip(
+            indices, examples, prompts, check_answers(answered, asked), strict=True
+        )
     ]
 
 

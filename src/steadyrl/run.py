@@ -23,16 +23,7 @@ from steadyrl.errors import UserError
 from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
 from steadyrl.lock import Lock
-from steadyrl.metrics import (
-    COLD_START_FIELDS,
-    EVAL_FIELDS,
-    FAILURE_FIELDS,
-    LEDGER_FIELDS,
-    METRICS,
-    ROLLOUT_FIELDS,
-    SAMPLE_FIELDS,
-    MetricsLog,
-)
+from steadyrl.metrics import (COLD_START_FIELDS, EVAL_FIELDS, FAILURE_FIELDS, LEDGER_FIELDS, METRICS, MetricsLog, ROLLOUT_FIELDS, SAMPLE_FIELDS)
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar

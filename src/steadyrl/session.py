@@ -3,7 +3,7 @@
 import inspect
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from typing import Any
@@ -16,9 +16,11 @@ from steadyrl import algo, config
 from steadyrl.algo import Objective
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
+from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.chat import Chat
+from steadyrl.model.decoding import rope_length
 from steadyrl.model.loading import (
     ModelError,
     Policy,
@@ -96,6 +98,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     """
     if recipe.hold.threads:
         torch.set_num_threads(recipe.hold.threads)
+    check_kv_cache(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     refuse_sizes(recipe, task)
     model, tokenizer = model_config(recipe), _tokenizer(recipe)
@@ -112,7 +115,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
         odd = check_ends(chat, ends, text.vocab_size)
         limits = Limits(
             vocabulary=text.vocab_size,
-            context=getattr(text, "max_position_embeddings", None),
+            context=_context(model),
             micro_tokens=recipe.update.micro_tokens,
             max_new_tokens=recipe.rollout.max_new_tokens,
             ends=frozenset(end_tokens(tokenizer, named, (), chat=chat)),
@@ -131,7 +134,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
 
 @contextmanager
 def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[Session]:
-    """Build the parts; the scoring workers live as long as the context.
+    """Build the parts; the scoring workers and the engine live as long as the context.
 
     Args:
         recipe: what is asked for.
@@ -159,18 +162,19 @@ def _opened(ready: Prepared) -> Iterator[Session]:
             check_replay(policy.model)
         elif is_moe(policy.model):
             check_recording(policy.model)  # the ledger wants the routes without replay too
-        yield Session(
-            recipe=recipe,
-            policy=policy,
-            optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
-            engine=build_engine(recipe, policy, ends=ready.ends),
-            objective=build_objective(recipe.objective),
-            task=task,
-            pool=pool,
-            sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
-            prompts=ready.prompts,
-            ends=ready.ends,
-        )
+        with closing(build_engine(recipe, policy, ends=ready.ends)) as engine:
+            yield Session(
+                recipe=recipe,
+                policy=policy,
+                optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
+                engine=engine,
+                objective=build_objective(recipe.objective),
+                task=task,
+                pool=pool,
+                sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
+                prompts=ready.prompts,
+                ends=ready.ends,
+            )
 
 
 def open_pool(recipe: Recipe, task: Task) -> ScorePool:
@@ -201,6 +205,12 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
                 raise ModelError(str(error)) from error
         case config.PretrainedModel() as m:
             return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
+
+
+def _context(model: PreTrainedConfig) -> int | None:
+    """Most tokens of prompt and response: the model's positions, and those before its rope changes its factors."""
+    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    return min((length for length in (positions, rope_length(model)) if length is not None), default=None)
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
@@ -320,12 +330,33 @@ def notices(recipe: Recipe) -> list[str]:
     return []
 
 
+def check_kv_cache(recipe: Recipe, model: PreTrainedConfig | None = None) -> tuple[str, str | None]:
+    """Return the precision of the engine's cache, and why `auto` did not take FP8, where it did not.
+
+    Raises:
+        EngineError: this machine, or the model if it is given, cannot have the cache that was asked for.
+    """
+    asked = recipe.engine.kv_precision
+    if isinstance(recipe.engine, config.LocalEngine):
+        return asked, None
+    on_cpu = not torch.cuda.is_available()
+    taken = resolve_kv_precision(asked, model, on_cpu=on_cpu)
+    return taken, no_fp8_cache(model, on_cpu=on_cpu) if asked == "auto" else None
+
+
 def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) -> None:
     """Hold the parts of a recipe against each other; the model may be one without weights.
 
     Raises:
         RecipeError: they cannot work together.
+        EngineError: this machine or the model cannot have the cache that was asked for.
     """
+    check_kv_cache(recipe, model.config)
+    if (rope := rope_length(model.config)) is not None and recipe.rollout.max_new_tokens >= rope:
+        raise RecipeError(
+            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}, but the rope of {type(model).__name__} changes "
+            f"its factors beyond {rope} tokens of prompt and response, and a cache keeps the old ones. Lower it"
+        )
     if recipe.update.replay != "none" and not is_moe(model):
         raise RecipeError(
             f'update.replay = "{recipe.update.replay}", but {type(model).__name__} is dense: it has no experts '

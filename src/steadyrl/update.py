@@ -15,6 +15,7 @@ from torch import Tensor
 from steadyrl.algo import Objective, Terms, discrepancy, ledger, product, staleness, surrogate_error, value_gap
 from steadyrl.algo.ratio import begins
 from steadyrl.model.loading import Policy
+from steadyrl.model.moved import Moved, moved_since, sampled
 from steadyrl.model.routing import Recorder, is_moe, record, replay
 from steadyrl.model.scoring import score
 from steadyrl.types import MicroBatch, Routes
@@ -68,6 +69,8 @@ class Outcome:
     """Norm of the gradient before clipping."""
     finite: bool
     """Both were finite, and the weights moved."""
+    moved: Moved | None = None
+    """How many weights it changed; None where it was skipped."""
 
 
 @contextmanager
@@ -162,9 +165,12 @@ def update(
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
     finite = math.isfinite(norm) and math.isfinite(value)
+    moved = None
     if finite:
+        before = sampled(policy.model)
         optimizer.step()
-    return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite)
+        moved = moved_since(before, policy.model)
+    return Outcome(traces=tuple(traces), objective=value, grad_norm=norm, finite=finite, moved=moved)
 
 
 def _backward(objective: Objective, forward: Forward, counts: Mapping[str, Any]) -> Traced:
@@ -274,6 +280,9 @@ def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None 
         "update/grad_norm": fmean(o.grad_norm for o in finite) if finite else none,
         "update/skipped": len(moved) - len(finite),
     }
+    counted = [o.moved for o in finite if o.moved is not None]
+    if pulled := sum(one.pulled for one in counted):
+        metrics["update/moved"] = sum(one.changed for one in counted) / pulled
     traces = [trace for outcome in moved for trace in outcome.traces]
     if not traces:
         return metrics

@@ -1,11 +1,27 @@
-"""Routes that an engine returns wrongly never get past here."""
+"""What an engine returns wrongly never gets past here."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 
+from builders import dense_policy, tiny_policy
+from recipes_for_tests import TINY, command, merged, write_recipe
+from steadyrl import rollout
+from steadyrl.config import resolve
 from steadyrl.engine.base import EngineError
-from steadyrl.engine.returned import checked_routes
+from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.returned import NotFinite, checked_routes
+from steadyrl.rollout import sample_groups
+from steadyrl.tasks.build import build_task
+from steadyrl.types import Sampling
 
 ASKED = {"rows": 3, "layers": [0, 2], "slots": 2, "experts": 4}
 GOOD = np.array([[[0, 1], [9, 9], [2, 3]], [[1, 0], [9, 9], [3, 1]], [[3, 2], [9, 9], [0, 2]]], dtype=np.uint8)
@@ -60,3 +76,187 @@ def test_zeros_of_a_model_that_chooses_one_expert() -> None:
     with pytest.raises(EngineError, match="zeros alone"):
         checked_routes(np.zeros((3, 3, 1), dtype=np.uint8), **one)
     assert checked_routes(GOOD[:, :, :1], **one).shape == (3, 2, 1)
+
+
+ANSWERS = 3
+ENDS = {1}
+
+
+@dataclasses.dataclass
+class Wrong:
+    """An engine whose answers are changed by `fault` after they were right."""
+
+    engine: LocalEngine
+    fault: Callable[[list], Any]
+
+    @property
+    def policy_version(self) -> int:
+        return self.engine.policy_version
+
+    @property
+    def facts(self):
+        return self.engine.facts
+
+    def load_weights(self, weights, *, policy_version) -> None:
+        self.engine.load_weights(weights, policy_version=policy_version)
+
+    def generate(self, prompts, **asked):
+        return self.fault(self.engine.generate(prompts, **asked))
+
+
+def put(**fields: Any) -> Callable[[list], Any]:
+    """Fields of the second response to the first prompt are other ones; a function is given the old value."""
+
+    def fault(answers: list) -> list:
+        place = min(1, len(answers[0]) - 1)
+        one = copy.copy(answers[0][place])
+        for name, value in fields.items():
+            old = getattr(one, name)
+            object.__setattr__(one, name, value(old) if callable(value) else value)  # past what types would refuse
+        answers[0][place] = one
+        return answers
+
+    return fault
+
+
+def token(value: float, *, at: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(logprobs: torch.Tensor) -> torch.Tensor:
+        return logprobs.index_fill(0, torch.tensor(at), value)
+
+    return change
+
+
+def routes(position: int, values: list[int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(old: torch.Tensor) -> torch.Tensor:
+        new = old.clone()
+        new[position, 0] = torch.tensor(values, dtype=old.dtype)
+        return new
+
+    return change
+
+
+WRONG: dict[str, tuple[Callable[[list], Any], str]] = {
+    "nothing": (lambda answers: None, "returned NoneType, not a list of completions"),
+    "a generator": (lambda answers: (group for group in answers), "returned generator"),
+    "a group that is none": (lambda answers: [None, *answers[1:]], "not a list of completions"),
+    "no prompt": (lambda answers: [], "answers to 0 prompts; 2 were asked"),
+    "a prompt less": (lambda answers: answers[:1], "answers to 1 prompts; 2 were asked"),
+    "a prompt more": (lambda answers: [*answers, answers[0]], "answers to 3 prompts; 2 were asked"),
+    "a response less": (lambda answers: [answers[0], answers[1][:-1]], "2 responses to prompt 1; 3 were asked"),
+    "a response more": (lambda answers: [answers[0] * 2, answers[1]], "6 responses to prompt 0; 3 were asked"),
+    "something else": (lambda answers: [["a"] * 3, answers[1]], "str as response 0 to prompt 0, not a Completion"),
+    "no completion": (lambda answers: [[None] * 3, answers[1]], "NoneType as response 0 to prompt 0"),
+    "no token": (put(token_ids=(), logprobs=torch.zeros(0)), "returned no token"),
+    "a list of tokens": (put(token_ids=list), "token_ids of list"),
+    "tokens as text": (put(token_ids=lambda ids: tuple(map(str, ids))), "not a tuple of integers"),
+    "tokens as floats": (put(token_ids=lambda ids: tuple(map(float, ids))), "not a tuple of integers"),
+    "a token above": (put(token_ids=lambda ids: (45, *ids[1:])), "token ids from .* to 45; the vocabulary has 45"),
+    "a token below": (put(token_ids=lambda ids: (-1, *ids[1:])), "token ids from -1 to"),
+    "too long": (put(token_ids=lambda ids: ids + (3,) * 9), "at most 8 were asked"),
+    "after the end": (put(token_ids=lambda ids: (1, *ids[1:])), "tokens after the end token 1"),
+    "stopped without an end": (put(finish_reason="stop"), "finish_reason = 'stop' for 8 .* no end token"),
+    "an end that is cut": (put(token_ids=lambda ids: (*ids[:-1], 1)), "finish_reason = 'length' .* an end token"),
+    "another reason": (put(finish_reason="abort"), "finish_reason = 'abort'"),
+    "no reason": (put(finish_reason=None), "finish_reason = None"),
+    "cut before the limit": (
+        put(token_ids=lambda ids: ids[:3], logprobs=lambda x: x[:3], routes=lambda x: x[:-5]),
+        "finish_reason = 'length' for 3 of at most 8",
+    ),
+    "a foreign version": (put(policy_version=7), "policy_version = 7; its weights are of version 0"),
+    "an old version": (put(policy_version=-1), "policy_version = -1"),
+    "no version": (put(policy_version=None), "policy_version = None"),
+    "plus five": (put(logprobs=token(5.0)), r"log-probability 5\.0 for token 0"),
+    "a little above zero": (put(logprobs=token(0.01, at=7)), "for token 7; a sampled token's lies between -40 and 0"),
+    "minus fifty": (put(logprobs=token(-50.0, at=2)), r"log-probability -50\.0 for token 2"),
+    "not a number": (put(logprobs=token(math.nan)), "log-probability nan"),
+    "minus infinity": (put(logprobs=token(-math.inf)), "log-probability -inf"),
+    "plus infinity": (put(logprobs=token(math.inf)), "log-probability inf"),
+    "no log-probabilities": (put(logprobs=None), "logprobs of NoneType"),
+    "a list of log-probabilities": (put(logprobs=lambda x: x.tolist()), "logprobs of list"),
+    "whole log-probabilities": (put(logprobs=lambda x: x.long()), r"logprobs of a tensor of torch\.int64"),
+    "one log-probability less": (put(logprobs=lambda x: x[:-1]), r"logprobs of shape \(7,\) for 8 tokens"),
+    "one log-probability more": (put(logprobs=lambda x: torch.cat([x, x[:1]])), r"shape \(9,\) for 8 tokens"),
+    "a matrix of log-probabilities": (put(logprobs=lambda x: x[:, None]), r"shape \(8, 1\) for 8 tokens"),
+    "no routes": (put(routes=None), "returned no routes; the model is a mixture of experts"),
+    "a list of routes": (put(routes=lambda x: x.tolist()), "routes of list"),
+    "flat routes": (put(routes=lambda x: x[:, 0]), r"routes of a tensor .* not unsigned \[positions, layers, slots\]"),
+    "a row less": (put(routes=lambda x: x[:-1]), "routes of 9 positions; 10 were fed"),
+    "a row more": (put(routes=lambda x: torch.cat([x, x[:1]])), "routes of 11 positions; 10 were fed"),
+    "a layer less": (put(routes=lambda x: x[:, :1]), "wrong routes: routes have 1 layers"),
+    "a slot less": (put(routes=lambda x: x[..., :1]), "wrong routes: routes have 1 slots"),
+    "another type": (put(routes=lambda x: x.long()), r"routes of a tensor of torch\.int64"),
+    "an unknown expert": (put(routes=routes(4, [8, 0])), "routes at position 4, layer 0 .* out of range"),
+    "an expert twice": (put(routes=routes(9, [3, 3])), "routes at position 9, layer 0 .* an expert twice"),
+    "half a row": (put(routes=routes(0, [255, 3])), "the sentinel in some slots"),
+}
+"""Wrong answers, and what is said of them."""
+
+
+@pytest.fixture(scope="module")
+def session():
+    policy = tiny_policy()
+    recipe = resolve(merged(TINY, {"task": {"kind": "chains", "min_terms": 2, "max_terms": 2}}), source="test")
+    task = build_task("chains", seed=0, parameters=recipe.task.model_dump())
+    return SimpleNamespace(recipe=recipe, policy=policy, task=task)
+
+
+def groups_of(session, fault: Callable[[list], Any], *, temperature: float = 1.0, end_tokens: set[int] = ENDS) -> list:
+    """Groups as a step makes them, of an engine that errs."""
+    engine = Wrong(LocalEngine(session.policy.model, end_tokens=end_tokens), fault)
+    sampling = Sampling(temperature=temperature, max_new_tokens=8)
+    with patch.object(rollout, "encode_prompt", lambda tokenizer, question: (5, 6, 7)):
+        return sample_groups(session, engine, "train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_answer_is_an_error_that_names_it(session, name: str) -> None:
+    fault, message = WRONG[name]
+    with pytest.raises(EngineError, match=message) as refusal:
+        groups_of(session, fault)
+    assert "the engine returned" in str(refusal.value)
+
+
+def test_right_answers_are_taken_as_they_are(session) -> None:
+    kept = []
+    groups = groups_of(session, lambda answers: kept.extend(answers) or answers)
+    assert [group.completions for group in groups] == [tuple(answers) for answers in kept]
+    groups_of(session, put(logprobs=token(5e-4)))  # rounding
+    groups_of(session, put(logprobs=token(-30.0)))
+    groups_of(session, put(routes=routes(4, [255, 255])))  # a row without routes
+
+
+@pytest.mark.parametrize(("value", "kind"), [(math.nan, NotFinite), (-math.inf, NotFinite), (5.0, EngineError)])
+def test_values_that_are_not_finite_have_an_error_of_their_own(session, value: float, kind: type) -> None:
+    with pytest.raises(EngineError) as refusal:
+        groups_of(session, put(logprobs=token(value)))
+    assert type(refusal.value) is kind
+
+
+def test_the_wrong_one_of_several_is_named(session) -> None:
+    def third(answers: list) -> list:
+        object.__setattr__(answers[1][2], "logprobs", token(math.nan)(answers[1][2].logprobs))
+        return answers
+
+    with pytest.raises(EngineError, match=r"response 2 to prompt 1: .* nan for token 0"):
+        groups_of(session, third)
+
+
+def test_a_greedy_token_is_certain(session) -> None:
+    groups_of(session, lambda answers: answers, temperature=0.0)
+    with pytest.raises(EngineError, match="a greedy token's is 0"):
+        groups_of(session, put(logprobs=token(-0.5)), temperature=0.0)
+
+
+def test_routes_of_a_dense_model(session) -> None:
+    dense = SimpleNamespace(recipe=session.recipe, policy=dense_policy(), task=session.task)
+    groups_of(dense, lambda answers: answers)
+    with pytest.raises(EngineError, match="returned routes; the model is dense"):
+        groups_of(dense, put(routes=torch.zeros(10, 2, 2, dtype=torch.uint8)))
+
+
+def test_a_wrong_answer_stops_a_run_with_one_sentence(tmp_path, monkeypatch, capsys) -> None:
+    generate = LocalEngine.generate
+    fault = put(policy_version=7)
+    monkeypatch.setattr(LocalEngine, "generate", lambda self, *args, **asked: fault(generate(self, *args, **asked)))
+    assert command("train", write_recipe(tmp_path), "--run", tmp_path / "run") == 2
+    assert "policy_version = 7; its weights are of version 0" in capsys.readouterr().err

@@ -3,13 +3,15 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
-from unittest.mock import patch
+from types import SimpleNamespace
+from unittest.mock import Mock, patch
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from builders import dense_policy, random_ids, tiny_policy
+from machine import needs_fp8_cache, needs_vllm, without_fp8_instructions
 from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import vllm
 from steadyrl.engine.base import EngineError
@@ -23,10 +25,7 @@ from steadyrl.model.routing import record
 from steadyrl.model.scoring import score
 from steadyrl.types import Completion, Sampling
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it"),
-]
+pytestmark = [pytest.mark.vllm, needs_vllm]
 
 SIZES = {"hidden_size": 64, "head_dim": 32, "initializer_range": 0.05}
 ENDS = {1, 10, 20, 30}
@@ -207,7 +206,7 @@ def test_an_update_arrives(build: Callable[..., Policy], more: dict[str, bool]) 
 
 def test_after_an_update_an_fp8_engine_is_one_that_began_with_the_new_weights() -> None:
     policy, other = tiny_policy(**SIZES), tiny_policy(seed=1, **SIZES)
-    engine, fresh = (engine_of(each, precision="fp8", kv_precision="fp8") for each in (policy, other))
+    engine, fresh = (engine_of(each, precision="fp8", kv_precision="auto") for each in (policy, other))
     with repeatable(policy.device):
         expected = ask(fresh)
         assert not same(ask(engine), expected)
@@ -389,8 +388,34 @@ def test_what_is_in_force(bf16) -> None:
         "kv_cache": "native",
         "logprobs": "processed_logprobs",
     }
-    facts = engine_of(bf16[0], precision="fp8", kv_precision="fp8").facts
-    assert (facts["weights"], facts["kv_cache"]) == ("fp8 (e4m3), rounded before", "fp8 (e4m3), by vLLM")
+    assert engine_of(bf16[0], precision="fp8").facts["weights"] == "fp8 (e4m3), rounded before"
+
+
+@needs_fp8_cache
+@pytest.mark.parametrize("asked", ["fp8", "auto"])
+def test_an_fp8_cache_is_what_was_asked_for_and_what_samples(bf16, asked: str) -> None:
+    policy, native = bf16
+    engine = engine_of(policy, kv_precision=asked)
+    assert engine.facts["kv_cache"] == "fp8 (e4m3), by vLLM"
+    assert "kv_cache_reason" not in engine.facts
+    assert apart(policy, ask(engine))[0] > 1.5 * apart(policy, ask(native))[0]
+
+
+def test_auto_takes_the_native_cache_on_a_cpu_without_the_instructions(bf16, monkeypatch) -> None:
+    policy, native = bf16
+    with monkeypatch.context() as without:
+        without_fp8_instructions(without)  # vLLM asks torch by the same functions
+        engine = engine_of(policy, kv_precision="auto")
+    assert engine.facts["kv_cache"] == "native"
+    assert "needs a CPU with AVX-512 or AMX" in str(engine.facts["kv_cache_reason"])
+    with repeatable(policy.device):
+        assert same(ask(engine), ask(native))
+
+
+def test_auto_takes_the_native_cache_for_heads_that_have_no_fp8_kernel() -> None:
+    engine = engine_of(tiny_policy(**SIZES | {"head_dim": 80}), kv_precision="auto")
+    assert engine.facts["kv_cache"] == "native"
+    assert engine.facts["kv_cache_reason"]
 
 
 @pytest.mark.parametrize(
@@ -415,6 +440,47 @@ def test_a_temperature_that_vllm_would_raise(bf16) -> None:
 def test_no_memory_for_the_cache(bf16, size: float) -> None:
     with pytest.raises(EngineError, match=r"vLLM cannot start: .*engine\.cache_gib"):
         engine_of(bf16[0], cache_gib=size)
+
+
+def test_no_room_for_the_weights_in_the_memory_folder(bf16, tmp_path, monkeypatch) -> None:
+    policy, engine = bf16
+    monkeypatch.setattr(vllm, "MEMORY", tmp_path)
+    full = SimpleNamespace(total=2**20, used=2**20 - 1000, free=1000)
+    with monkeypatch.context() as small:
+        small.setattr("steadyrl.engine.vllm.shutil.disk_usage", lambda path: full)
+        with pytest.raises(EngineError, match=r"a file in .*, which has 9\.31e-07 GiB free; they take 0\.000"):
+            engine_of(policy)
+        with pytest.raises(EngineError, match=r"did not reach vLLM: .*GiB free"):
+            engine.load_weights(weights(policy), policy_version=1)
+    engine.load_weights(weights(policy), policy_version=0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(bf16, monkeypatch) -> None:
+    policy, _ = bf16
+    monkeypatch.setattr(vllm, "save_file", Mock(side_effect=SafetensorError("I/O error: No space left on device")))
+    with pytest.raises(EngineError, match=r"cannot be written to .*: I/O error: No space left on device"):
+        engine_of(policy)
+
+
+def test_options_that_vllm_refuses_are_named_without_the_memory_hint(bf16, monkeypatch) -> None:
+    policy, _ = bf16
+    monkeypatch.setattr(vllm, "CPU_BLOCK", -3)
+    with pytest.raises(EngineError, match="vLLM cannot start: ") as refusal:
+        engine_of(policy)
+    assert "cache_gib" not in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_closed_engine_samples_no_more(fp32) -> None:
+    policy, other = fp32
+    engine = engine_of(policy)
+    engine.close()
+    engine.close()
+    with pytest.raises(EngineError, match="this engine was closed"):
+        ask(engine)
+    other.load_weights(weights(policy), policy_version=0)  # and another one goes on
+    assert max(apart(policy, ask(other))) < 1e-4
 
 
 def test_a_model_that_its_kernels_cannot_compute() -> None:

@@ -8,16 +8,17 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 
+from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl.algo import discrepancy
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
+from steadyrl.engine.kv_cache import missing_instructions
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
@@ -26,15 +27,12 @@ from steadyrl.rollout import sample_groups, score_groups, with_advantages
 from steadyrl.session import open_session
 from steadyrl.update import score_old
 
-pytestmark = [
-    pytest.mark.vllm,
-    pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it"),
-]
+pytestmark = [pytest.mark.vllm, needs_vllm]
 
 MODEL = {**TINY["model"]["config"], "head_dim": 32, "moe_intermediate_size": 32}
 ON_VLLM = {
     "model": {"config": MODEL},
-    "engine": {"kind": "vllm", "precision": "fp8", "kv_precision": "fp8", "cache_gib": 0.05},
+    "engine": {"kind": "vllm", "precision": "fp8", "kv_precision": "auto", "cache_gib": 0.05},
 }
 
 
@@ -51,9 +49,10 @@ def finished(home):
 def test_a_run_says_what_sampled(finished: Path) -> None:
     facts = json.loads((finished / "engine.json").read_text())
     assert (facts["engine"], facts["version"], facts["device"]) == ("vllm", "0.30.0", "cpu")
-    assert (facts["dtype"], facts["kv_cache"]) == ("float32", "fp8 (e4m3), by vLLM")
+    fp8 = missing_instructions() is None
+    assert (facts["dtype"], facts["kv_cache"]) == ("float32", "fp8 (e4m3), by vLLM" if fp8 else "native")
     rows = read_jsonl(finished / "eval.jsonl")
-    assert {row["precision"] for row in rows if row["step"] == 4} == {"vllm-fp8+kv", "native"}
+    assert {row["precision"] for row in rows if row["step"] == 4} == {"vllm-fp8+kv" if fp8 else "vllm-fp8", "native"}
     steps = read_jsonl(finished / "metrics.jsonl")
     assert [row["policy_version"] for row in steps] == [0, 1, 2, 3]
     assert all(row["routes/unrouted"] == 0.0 and row["mismatch/k3"] < 0.05 for row in steps)
@@ -75,6 +74,7 @@ def test_a_missing_model_is_an_error(tmp_path: Path, capfd) -> None:
     assert "there is no such folder" in capfd.readouterr().err
 
 
+@needs_fp8_cache  # the native cache's difference is too small for this many responses
 def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
     """D_KL[μ‖π_old] by k3, of the same responses with the trainer's experts and with vLLM's, after a cold start."""
     changes = {

@@ -52,9 +52,18 @@ class Engine(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give back memory and processes. A session calls it at its end, however it ends; twice does no harm."""
+        ...
+
 
 def check_prompts(
-    prompts: Sequence[Sequence[int]], *, vocabulary: int, context: int | None, max_new_tokens: int
+    prompts: Sequence[Sequence[int]],
+    *,
+    vocabulary: int,
+    context: int | None,
+    rope: int | None = None,
+    max_new_tokens: int,
 ) -> None:
     """Refuse prompts that a model cannot answer.
 
@@ -62,6 +71,7 @@ def check_prompts(
         prompts: token ids.
         vocabulary: how many there are.
         context: most tokens of prompt and response together; None: any number.
+        rope: as many tokens as are rotated by the same factors, see `decoding.rope_length`; None: any number.
         max_new_tokens: longest response.
 
     Raises:
@@ -76,6 +86,13 @@ def check_prompts(
             raise EngineError(
                 f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it exceeds "
                 f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
+                prompt=i,
+            )
+        if rope is not None and len(prompt) + max_new_tokens > rope:
+            raise EngineError(
+                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it can cross {rope} "
+                "tokens, where this model's rope changes the factors of all positions, and a cache keeps the old ones. "
+                "Shorten the prompt or lower max_new_tokens",
                 prompt=i,
             )
 

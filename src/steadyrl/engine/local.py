@@ -16,9 +16,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import check_prompts, check_weights
+from steadyrl.engine.decoding_check import check_decoding
 from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_weights
 from steadyrl.model.attention import use_own_attention
-from steadyrl.model.decoding import reserved_cache
+from steadyrl.model.decoding import cache_argument, reserved_cache, rope_length
 from steadyrl.model.loading import decoder_of, head_of
 from steadyrl.model.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
@@ -39,6 +40,7 @@ class LocalEngine:
 
     Raises:
         UserError: an FP8 cache was asked for, and the model has layers that are not full attention.
+        EngineError: decoding this model gives other log-probabilities or experts than its forward, or fails.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class LocalEngine:
         max_sequences: int = 256,
     ):
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
-        self._ends = torch.tensor(sorted(end_tokens), device=model.device)
+        self._ends = torch.tensor(sorted(end_tokens), dtype=torch.long, device=model.device)
         self._fp8_cache = kv_precision == "fp8"
-        reserved_cache(self._model, length=0, fp8=self._fp8_cache)  # a model that it is not for is refused now
-        self._max_sequences = max_sequences
+        if self._fp8_cache:
+            reserved_cache(self._model, length=0, fp8=True)  # a model that it is not for is refused now
+        self._max_sequences, self._version = max_sequences, 0
         form, self._rounded = None if precision == "native" else FORMATS[precision], {}
         if form is not None:
             dims = quantised_weights(self._model)
@@ -73,9 +76,9 @@ class LocalEngine:
         if is_moe(self._model) and self._model._can_set_experts_implementation():
             self._model.set_experts_implementation("grouped_mm")
         use_own_attention(self._model)
+        check_decoding(self._model, self._decode_unrounded)
         if form is not None:
             quantise_activations(self._model, form.activations)
-        self._version = 0
         self.load_weights(dict(model.named_parameters()), policy_version=0)
 
     @property
@@ -97,6 +100,9 @@ class LocalEngine:
             target.copy_(self._rounded[name](weights[name]) if name in self._rounded else weights[name])
         self._version = policy_version
 
+    def close(self) -> None:
+        """Do nothing: its memory goes with the object, and it has no process."""
+
     def generate(
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
@@ -106,6 +112,7 @@ class LocalEngine:
             prompts,
             vocabulary=config.vocab_size,
             context=getattr(config, "max_position_embeddings", None),
+            rope=rope_length(config),
             max_new_tokens=sampling.max_new_tokens,
         )
         uniforms = torch.rand(
@@ -119,23 +126,37 @@ class LocalEngine:
             wave = by_length[start : start + step]
             for first in range(0, responses, share):
                 numbers = uniforms[wave, first : first + share]
-                found = self._decode([prompts[i] for i in wave], numbers, sampling)
+                found = self._decode(
+                    [prompts[i] for i in wave], numbers, sampling, self._ends, fp8_cache=self._fp8_cache
+                )
                 for i, some in zip(wave, found, strict=True):
                     completions[i].extend(some)
         return completions
 
+    def _decode_unrounded(
+        self, prompts: Sequence[Sequence[int]], uniforms: Tensor, sampling: Sampling, ends: set[int]
+    ) -> list[list[Completion]]:
+        """What `check_decoding` decodes with: the same steps without rounding in the cache."""
+        return self._decode(prompts, uniforms, sampling, self._ends.new_tensor(sorted(ends)), fp8_cache=False)
+
     def _decode(
-        self, prompts: Sequence[Sequence[int]], uniforms: Float[Tensor, "prompts n steps"], sampling: Sampling
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: Float[Tensor, "prompts n steps"],
+        sampling: Sampling,
+        ends: Int[Tensor, "ends"],
+        *,
+        fp8_cache: bool,
     ) -> list[list[Completion]]:
         """One wave: prefill the prompts, share each among its n responses, then a token at a time."""
         n, steps = uniforms.shape[1:]
         with torch.inference_mode(), record(self._model) as recorder:
-            batch = _Wave(self._model, prompts, n, steps, recorder if is_moe(self._model) else None, self._fp8_cache)
+            batch = _Wave(self._model, prompts, n, steps, recorder if is_moe(self._model) else None, fp8_cache)
             numbers = uniforms.flatten(0, 1).to(self._model.device)
             logits = batch.prefill()
             for t in range(steps):
                 ids, logprobs = sample(logits, numbers[batch.rows, t], sampling)
-                batch.keep(t, ids, logprobs, ended=torch.isin(ids, self._ends))
+                batch.keep(t, ids, logprobs, ended=torch.isin(ids, ends))
                 if t + 1 == steps or not batch.anyone_alive():
                     break
                 logits = batch.step(t)
@@ -160,6 +181,7 @@ class _Wave:
         device, total = model.device, len(prompts) * n
         self._prompts, self._mask = _pad_left(prompts, self._longest + steps, device)
         self._cache = reserved_cache(model, length=self._longest + steps, fp8=fp8_cache)
+        self._cache_argument = cache_argument(model)
         self._padded = len(set(self._prompt_lengths)) > 1
         self.rows = torch.arange(total, device=device)
         """Which sequence each row of the running batch is."""
@@ -221,8 +243,8 @@ class _Wave:
             input_ids=ids,
             attention_mask=self._mask[:, :seen] if self._padded else None,
             position_ids=positions,
-            past_key_values=self._cache,
             use_cache=True,
+            **{self._cache_argument: self._cache},
         ).last_hidden_state
         return head_of(self._model).logits(hidden[:, -1])
 

@@ -1,13 +1,181 @@
-"""What a real engine returns, held against what was asked for before any of it reaches the trainer."""
+"""What an engine returns, held against what was asked for before any of it reaches the trainer.
+
+`check_answers` runs where groups are made, on whatever engine: nothing that it lets through can end in a traceback, or
+train on numbers that no policy gives. `checked_routes` reads the routes of an engine that is not ours.
+"""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
-from steadyrl.model.routing import route_dtype
-from steadyrl.types import Routes
+from steadyrl.model.routing import RoutingError, check_routes, is_moe, route_dtype
+from steadyrl.types import Completion, Routes, Sampling
+
+ROUNDING = 1e-3
+"""A log-probability may lie this far above 0."""
+LEAST_LOGPROB = -40.0
+"""Nats. A token of a lower one is not sampled: all tokens below it together have a chance under 1e-11."""
+
+ROUTE_DTYPES = (torch.uint8, torch.uint16)
+
+
+class NotFinite(EngineError):
+    """A log-probability that is NaN or infinite: the engine errs, or the weights it was given are broken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """What an engine was asked for, and of which model."""
+
+    model: PreTrainedModel
+    """Its sizes tell which tokens and experts there are."""
+    prompts: Sequence[Sequence[int]]
+    """Token ids."""
+    responses: int
+    """Completions for each prompt."""
+    sampling: Sampling
+    """Temperature and longest response."""
+    ends: set[int]
+    """Tokens that end a response."""
+    policy_version: int
+    """The engine's."""
+
+
+def check_answers(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
+    """Return the completions of each prompt, if each is what was asked for.
+
+    Raises:
+        EngineError: the number of completions, their tokens, log-probabilities, routes, policy version or the reason
+            for their end cannot be right. The message names the completion and the field.
+    """
+    groups = _groups(answered, asked)
+    flat = [
+        (f"response {j} to prompt {i}", asked.prompts[i], one)
+        for i, group in enumerate(groups)
+        for j, one in enumerate(group)
+    ]
+    moe = is_moe(asked.model)
+    for where, prompt, one in flat:
+        _check_tokens(where, one, asked)
+        _check_tensors(where, one, rows=len(prompt) + len(one.token_ids) - 1, moe=moe)
+    _check_logprobs(flat, greedy=asked.sampling.temperature == 0.0)
+    if moe:
+        _check_experts(flat, asked.model)
+    return groups
+
+
+Placed = tuple[str, Sequence[int], Completion]
+"""Which response it is, in words; its prompt; and the completion."""
+
+
+def _groups(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
+    if not isinstance(answered, Sequence) or not all(isinstance(group, Sequence) for group in answered):
+        raise EngineError(f"the engine returned {_kind(answered)}, not a list of completions for each prompt")
+    if len(answered) != len(asked.prompts):
+        raise EngineError(f"the engine returned answers to {len(answered)} prompts; {len(asked.prompts)} were asked")
+    for i, group in enumerate(answered):
+        if len(group) != asked.responses:
+            raise EngineError(f"the engine returned {len(group)} responses to prompt {i}; {asked.responses} were asked")
+        for j, one in enumerate(group):
+            if not isinstance(one, Completion):
+                raise EngineError(f"the engine returned {_kind(one)} as response {j} to prompt {i}, not a Completion")
+    return [tuple(group) for group in answered]
+
+
+def _check_tokens(where: str, one: Completion, asked: Asked) -> None:
+    """Token ids, how the response ended, and the policy version."""
+    ids: Any = one.token_ids
+    if not isinstance(ids, tuple) or not all(type(token) is int for token in ids):
+        raise EngineError(f"{where}: the engine returned token_ids of {_kind(ids)}, not a tuple of integers")
+    if not ids:
+        raise EngineError(f"{where}: the engine returned no token")
+    vocabulary, longest = asked.model.config.get_text_config().vocab_size, asked.sampling.max_new_tokens
+    if not 0 <= min(ids) <= max(ids) < vocabulary:
+        raise EngineError(
+            f"{where}: the engine returned token ids from {min(ids)} to {max(ids)}; the vocabulary has {vocabulary}"
+        )
+    if len(ids) > longest:
+        raise EngineError(f"{where}: the engine returned {len(ids)} tokens; at most {longest} were asked")
+    if early := asked.ends.intersection(ids[:-1]):
+        raise EngineError(f"{where}: the engine returned tokens after the end token {min(early)}")
+    ended = ids[-1] in asked.ends
+    if one.finish_reason != ("stop" if ended else "length") or not (ended or len(ids) == longest):
+        raise EngineError(
+            f"{where}: the engine returned finish_reason = {one.finish_reason!r} for {len(ids)} of at most {longest} "
+            f"tokens, the last of which is {'an' if ended else 'no'} end token"
+        )
+    if type(one.policy_version) is not int or one.policy_version != asked.policy_version:
+        raise EngineError(
+            f"{where}: the engine returned policy_version = {one.policy_version!r}; its weights are of version "
+            f"{asked.policy_version}"
+        )
+
+
+def _check_tensors(where: str, one: Completion, *, rows: int, moe: bool) -> None:
+    """Kinds and shapes of log-probabilities and routes."""
+    logprobs: Any = one.logprobs
+    if not isinstance(logprobs, Tensor) or not logprobs.is_floating_point():
+        raise EngineError(f"{where}: the engine returned logprobs of {_kind(logprobs)}, not a floating-point tensor")
+    if logprobs.shape != (len(one.token_ids),):
+        raise EngineError(
+            f"{where}: the engine returned logprobs of shape {tuple(logprobs.shape)} for {len(one.token_ids)} tokens"
+        )
+    routes: Any = one.routes
+    if routes is None and moe:
+        raise EngineError(f"{where}: the engine returned no routes; the model is a mixture of experts")
+    if routes is not None and not moe:
+        raise EngineError(f"{where}: the engine returned routes; the model is dense")
+    if routes is not None and (not isinstance(routes, Tensor) or routes.ndim != 3 or routes.dtype not in ROUTE_DTYPES):
+        raise EngineError(
+            f"{where}: the engine returned routes of {_kind(routes)}, not unsigned [positions, layers, slots]"
+        )
+    if routes is not None and len(routes) != rows:
+        raise EngineError(f"{where}: the engine returned routes of {len(routes)} positions; {rows} were fed")
+
+
+def _check_logprobs(flat: Sequence[Placed], *, greedy: bool) -> None:
+    """Values of all log-probabilities: finite, at most 0, and likely enough to have been sampled."""
+    values = torch.cat([one.logprobs.detach().float().cpu() for _, _, one in flat])
+    least = -ROUNDING if greedy else LEAST_LOGPROB
+    wrong = ~((values <= ROUNDING) & (values >= least))  # NaN is neither
+    if not wrong.any():
+        return
+    at = int(wrong.nonzero()[0])
+    for where, _, one in flat:
+        if at < len(one.logprobs):
+            needed = "a greedy token's is 0" if greedy else f"a sampled token's lies between {least:g} and 0"
+            raise (EngineError if one.logprobs[at].isfinite() else NotFinite)(
+                f"{where}: the engine returned the log-probability {float(one.logprobs[at])} for token {at}; {needed}"
+            )
+        at -= len(one.logprobs)
+
+
+def _check_experts(flat: Sequence[Placed], model: PreTrainedModel) -> None:
+    """Layers, slots and ids of all routes at once; one response after the other only to name the wrong one."""
+    try:
+        if len({(one.routes.dtype, one.routes.shape[1:]) for _, _, one in flat if one.routes is not None}) == 1:
+            check_routes(model, torch.cat([one.routes for _, _, one in flat if one.routes is not None]))
+            return
+    except RoutingError:
+        pass  # the first that is wrong is named below
+    for where, _, one in flat:
+        assert one.routes is not None
+        try:
+            check_routes(model, one.routes)
+        except RoutingError as error:
+            raise EngineError(f"{where}: the engine returned wrong routes: {error}") from error
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def checked_routes(

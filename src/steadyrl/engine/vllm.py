@@ -29,8 +29,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from steadyrl.engine.base import EngineError, check_prompts, check_weights
+from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.precision import quantised_weights, round_e4m3
+from steadyrl.engine.refusals import MEMORY_HINT, REFUSALS, exceptions_logged, last_cause
 from steadyrl.engine.returned import checked_routes
+from steadyrl.errors import UserError
+from steadyrl.model.decoding import rope_length
 from steadyrl.model.routing import moe_blocks, slots_of
 from steadyrl.types import Completion, Sampling
 
@@ -84,7 +88,7 @@ class VLLMEngine:
         end_tokens: ids that end a response.
         precision: `native`: that of the trained weights; `fp8`: weights of linear layers and experts in e4m3, by vLLM
             on a GPU, and rounded before they are handed over on a CPU, for which vLLM has no FP8 kernel.
-        kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
+        kv_precision: `native`; `fp8`: a cache of e4m3 keys and values; `auto`: `fp8` where vLLM can, else `native`.
         max_sequences: most sequences decoded side by side.
         batch_tokens: most tokens in one forward; a longer prompt is computed in pieces.
         cache_gib: memory of the key-value cache.
@@ -113,17 +117,20 @@ class VLLMEngine:
         self._experts = max((experts for _, experts in blocks), default=0)
         self._slots = slots_of(blocks[0][0]) if blocks else None
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        self._rope = rope_length(model.config)
         self._on_cpu = _runs_on_cpu()
+        kv = resolve_kv_precision(kv_precision, model.config, on_cpu=self._on_cpu)
         own = precision == "fp8" and not self._on_cpu
         self._rounded = quantised_weights(model) if precision == "fp8" and self._on_cpu else {}
         options = {
             "dtype": str(model.dtype).removeprefix("torch."),
             "quantization": "fp8" if own else None,
-            "kv_cache_dtype": "fp8" if kv_precision == "fp8" else "auto",
+            "kv_cache_dtype": "fp8" if kv == "fp8" else "auto",
             "kv_cache_memory_bytes": int(cache_gib * 2**30),
             "max_num_seqs": max_sequences,
             "max_num_batched_tokens": max(batch_tokens, max_sequences),
             "enable_return_routed_experts": bool(self._moe_layers),
+            **({} if self._rope is None else {"max_model_len": self._rope}),  # else vLLM takes longrope's long factors
             **({"enforce_eager": True, "block_size": CPU_BLOCK} if self._on_cpu else {}),
         }
         self._facts = {
@@ -133,17 +140,23 @@ class VLLMEngine:
             "dtype": options["dtype"],
             "weights": "fp8 (e4m3), by vLLM" if own else "fp8 (e4m3), rounded before" if self._rounded else "native",
             "activations": "fp8 (e4m3), by vLLM" if own else "native",
-            "kv_cache": "fp8 (e4m3), by vLLM" if kv_precision == "fp8" else "native",
+            "kv_cache": "fp8 (e4m3), by vLLM" if kv == "fp8" else "native",
             "logprobs": LOGPROBS,
         }
-        self._version, self._intact = 0, True
+        if kv_precision == "auto" and (reason := no_fp8_cache(model.config, on_cpu=self._on_cpu)) is not None:
+            self._facts["kv_cache_reason"] = reason
+        self._version, self._intact, self._closed = 0, True, False
         saved = copy.deepcopy(model.config)
         saved.architectures = [type(model).__name__]  # only a saved model's config names it
         with _folder() as folder:
             saved.save_pretrained(folder)
             self._write(folder, dict(model.named_parameters()))
-            self._llm = _start(folder, options, on_cpu=self._on_cpu)
-        self._check_against_model()
+            self._llm: Any = _start(folder, options, on_cpu=self._on_cpu)
+        try:
+            self._check_against_model()
+        except UserError:
+            self.close()
+            raise
 
     @property
     def policy_version(self) -> int:
@@ -162,6 +175,7 @@ class VLLMEngine:
             EngineError: the weights are not the model's, and nothing was changed; or the hand-over broke off, and then
                 the engine refuses to sample until one has gone well.
         """
+        self._check_open()
         check_weights(weights, self._shapes)
         self._intact = False  # until all is well: whatever is raised below, what vLLM holds may be half new
         try:
@@ -177,6 +191,7 @@ class VLLMEngine:
         self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
     ) -> list[list[Completion]]:
         """Sample `responses` completions for each prompt, which is computed once for all of them."""
+        self._check_open()
         if not self._intact:
             raise EngineError("the last hand-over of weights broke off: vLLM may hold half of them. Hand over again")
         if 0.0 < sampling.temperature < LEAST_TEMPERATURE:
@@ -187,6 +202,7 @@ class VLLMEngine:
             prompts,
             vocabulary=self._model.config.get_text_config().vocab_size,
             context=self._context,
+            rope=self._rope,
             max_new_tokens=sampling.max_new_tokens,
         )
         self._forget_prompts()  # what earlier calls left in the cache must not decide over a bit of this one
@@ -200,6 +216,19 @@ class VLLMEngine:
             for prompt, request in zip(prompts, found, strict=True)
         ]
         return [group * responses if greedy else group for group in answers]
+
+    def close(self) -> None:
+        """Give back vLLM's memory, and on a GPU its process. A closed engine samples no more.
+
+        On a CPU vLLM's own shutdown would end the process groups of every vLLM in this process: letting go is enough.
+        """
+        if not self._closed and not self._on_cpu:
+            self._llm.llm_engine.engine_core.shutdown()
+        self._llm, self._closed = None, True
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError("this engine was closed")
 
     def _parameters(self, sampling: Sampling, *, responses: int, prompts: int, seed: int) -> list[Any]:
         """How vLLM is to answer each prompt.
@@ -279,9 +308,22 @@ class VLLMEngine:
             raise EngineError("vLLM did not reset its prefix cache, which holds keys and values of earlier weights")
 
     def _write(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """The weights as a file that vLLM reads."""
+        """Write the weights as a file that vLLM reads.
+
+        Raises:
+            EngineError: there is no room for them, or they cannot be written.
+        """
         tensors = {name: tensor.contiguous().cpu() for name, tensor in self._checkpoint(weights).items()}
-        save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(folder).free
+        if needed > free:
+            raise EngineError(
+                f"the weights are handed to vLLM as a file in {folder.parent}, which has {free / 2**30:.3g} GiB free; "
+                f"they take {needed / 2**30:.3g} GiB. Make it larger (--shm-size of a container) or empty it"
+            )
+        try:
+            save_file(tensors, folder / FILE, metadata={"format": "pt"})
+        except (OSError, SafetensorError) as error:
+            raise EngineError(f"the weights for vLLM cannot be written to {folder.parent}: {error}") from error
 
     @torch.no_grad()
     def _checkpoint(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -356,22 +398,22 @@ def _start(folder: Path, options: Mapping[str, Any], *, on_cpu: bool) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if on_cpu else "1"
     os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "0" if on_cpu else "1"
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    logged: list[str] = []
     try:
-        llm = LLM(
-            str(folder),
-            skip_tokenizer_init=True,  # token ids in, token ids out
-            generation_config="vllm",
-            logprobs_mode=LOGPROBS,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            weight_transfer_config=None if on_cpu else WeightTransferConfig(backend="ipc"),
-            **options,
-        )
-    except (ValueError, RuntimeError) as error:
-        raise EngineError(
-            f"vLLM cannot start: {error}. Memory of the cache is engine.cache_gib, its share of sequences "
-            "engine.max_sequences"
-        ) from error
+        with exceptions_logged(logged):
+            llm = LLM(
+                str(folder),
+                skip_tokenizer_init=True,  # token ids in, token ids out
+                generation_config="vllm",
+                logprobs_mode=LOGPROBS,
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                weight_transfer_config=None if on_cpu else WeightTransferConfig(backend="ipc"),
+                **options,
+            )
+    except REFUSALS as error:
+        cause = last_cause(error, logged)
+        raise EngineError(f"vLLM cannot start: {cause}.{MEMORY_HINT if 'memory' in cause.lower() else ''}") from error
     finally:  # vLLM's worker takes torch's function away, and the trainer's number of threads with it
         torch.set_num_threads = set_threads
         torch.set_num_threads(threads)

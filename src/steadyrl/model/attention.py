@@ -20,20 +20,51 @@ from steadyrl.types import TokenBatch
 NAME = "steadyrl"
 
 
+class _ComputesWithMask(Exception):
+    """A model took the empty mask for one with columns."""
+
+
+class _EmptyMask(Tensor):
+    """The empty mask of a packed row, while it is tried: an operation that fails on it tells that the model uses it.
+
+    Every other error of the trial, a lack of memory included, is left alone.
+    """
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        except torch.OutOfMemoryError:
+            raise
+        except (IndexError, RuntimeError, TypeError) as error:
+            raise _ComputesWithMask(str(error)) from error
+
+
 def attend_by_block(model: PreTrainedModel) -> None:
     """Let a model take packed rows, where all its layers attend to everything before them by torch's `sdpa`.
 
     Models with recurrent layers, sliding windows or attention of their own stay as they are, and so does one that
     says it qualifies, but mixes the sequences of a row: see `attends_by_block`.
     """
+    if not may_attend_by_block(model):
+        return
+    use_own_attention(model)
+    if not _keeps_apart(model):
+        model.set_attn_implementation("sdpa")  # what it was
+
+
+def may_attend_by_block(model: PreTrainedModel) -> bool:
+    """Whether a model says that it qualifies for packed rows; it may be one without weights."""
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     windowed = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
-    own = model.config._attn_implementation
-    if own == "sdpa" and kinds == {"full_attention"} and not windowed and model._supports_attention_backend:
-        use_own_attention(model)
-        if not _keeps_apart(model):
-            model.set_attn_implementation(own)
+    full = kinds == {"full_attention"} and not windowed
+    return model.config._attn_implementation == "sdpa" and full and model._supports_attention_backend
+
+
+def describe_rows(packed: bool) -> str:
+    """Say how training feeds the model, for the plan and for the facts of a run."""
+    return "packed rows, a prompt once for all its responses" if packed else "a row for each sequence, padded"
 
 
 @torch.no_grad()
@@ -41,9 +72,11 @@ def _keeps_apart(model: PreTrainedModel) -> bool:
     """Whether a sequence says the same in a row with another as by itself, and not as it would after the other."""
     first, second = (1, 0, 1, 0), (0, 1, 1)
     (row,) = pack_sequences([(*first, 0), (*second, 0)], [1, 1], micro_tokens=8, one_block=False, device=model.device)
+    fed = packed_row(row)
+    fed["attention_mask"] = fed["attention_mask"].as_subclass(_EmptyMask)
     try:
-        packed = model(**packed_row(row), use_cache=False).logits[0, len(first) :]
-    except RuntimeError:  # it computes with the mask
+        packed = model(**fed, use_cache=False).logits[0, len(first) :].as_subclass(Tensor)
+    except _ComputesWithMask:
         return False
     alone, after = (
         model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, -len(second) :]

@@ -1,11 +1,14 @@
 """A cache for decoding one token at a time, which is not copied at every step."""
 
+import inspect
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from steadyrl.errors import UserError
+from steadyrl.model.loading import decoder_of
 
 E4M3_MAX = 448.0
 
@@ -53,6 +56,32 @@ class ReservedLayer(DynamicLayer):
         if not self._fp8:
             return new
         return new.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(new.dtype)
+
+
+def cache_argument(model: PreTrainedModel) -> str:
+    """Return the name by which the model's decoder takes a cache; some state-space families have their own."""
+    named = inspect.signature(decoder_of(model).forward).parameters
+    return "cache_params" if "cache_params" in named and "past_key_values" not in named else "past_key_values"
+
+
+def rope_length(config: PreTrainedConfig) -> int | None:
+    """Return the most tokens of a sequence whose positions are all rotated by the same factors; None: any number.
+
+    `longrope` takes other factors for every position of a sequence that is longer than the length of its pre-training,
+    `dynamic` for one that is longer than the context. Keys in a cache keep the factors that they were rotated by, so a
+    sequence that crosses this length is decoded by another policy than a forward computes.
+    """
+    text = config.get_text_config()
+    given = getattr(text, "rope_parameters", None) or {}
+    kinds = [kind for kind in given.values() if isinstance(kind, dict)] or [given]
+    context, found = getattr(text, "max_position_embeddings", None), []
+    for kind in kinds:
+        name = str(kind.get("rope_type", "default"))
+        if name == "longrope":
+            found.append(kind.get("original_max_position_embeddings") or context)
+        elif "dynamic" in name:
+            found.append(context)
+    return min((length for length in found if length is not None), default=None)
 
 
 def reserved_cache(model: PreTrainedModel, *, length: int, fp8: bool) -> DynamicCache:

@@ -19,20 +19,16 @@ from transformers import (
 )
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from steadyrl.errors import UserError
 from steadyrl.model.attention import attend_by_block, attends_by_block
 from steadyrl.model.logprobs import Head
 from steadyrl.model.tiny import character_tokenizer, tiny_config
+from steadyrl.model.trainable import ModelError, left_out, refuse_adapter, refuse_frozen, refuse_quantised
 
 UNBUILDABLE = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 """What transformers and torch raise of a config that makes no model."""
 
 UNLOADABLE = (OSError, RuntimeError, ValueError, SafetensorError)
 """What they raise of a folder that holds no model, or of a damaged one."""
-
-
-class ModelError(UserError):
-    """A model that cannot be loaded or trained. The message names it and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +39,8 @@ class Policy:
     """A causal language model of transformers."""
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
+    notices: tuple[str, ...] = ()
+    """What its user should know, such as a vision tower that was left out."""
 
     @property
     def one_block(self) -> bool:
@@ -81,10 +79,14 @@ def load_pretrained(
     """A saved model with its tokenizer, or one of the hub.
 
     Raises:
-        ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
+        ModelError: it is not there, is damaged, needs code of its own that was not asked for, or cannot be trained in
+            full: an adapter, quantised or frozen weights.
     """
     model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
-    return _policy(model, load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code))
+    tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
+    config = config_of(str(path), revision=revision, trust_remote_code=trust_remote_code)
+    notice = left_out(config, model)
+    return _policy(model, tokenizer, notices=() if notice is None else (notice,))
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -112,7 +114,7 @@ def load_model(
         ModelError: as `load_pretrained`.
     """
     where: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    _check_folder(path)
+    config_of(str(path), **where)  # adapters and quantised weights are refused by their configs
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, use_safetensors=True, output_loading_info=True, **where
@@ -135,9 +137,14 @@ def config_of(path: str, *, revision: str | None, trust_remote_code: bool) -> Pr
     """
     _check_folder(path)
     try:
-        return AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+        refuse_adapter(path, revision=revision)
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust_remote_code)
+    except ModelError:
+        raise
     except UNLOADABLE as error:
         raise _unloadable(path, error) from error
+    refuse_quantised(path, config)
+    return config
 
 
 def generation_ends(config: PreTrainedConfig, path: str | None, *, revision: str | None) -> int | list[int] | None:
@@ -171,13 +178,15 @@ def skeleton(config: PreTrainedConfig, *, trust_remote_code: bool) -> PreTrained
     """The model without its weights: shapes alone.
 
     Raises:
-        ModelError: the config does not make a model.
+        ModelError: the config does not make a model, or one with frozen weights.
     """
     try:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     except UNBUILDABLE as error:
         raise _unbuildable(config, error) from error
+    refuse_frozen(model)
+    return model
 
 
 def _unbuildable(config: PreTrainedConfig, error: Exception) -> ModelError:
@@ -237,10 +246,11 @@ def _resume(layer: nn.Module, args: object, output: object) -> None:
     layer.training = layer.trains  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Policy:
+def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, notices: tuple[str, ...] = ()) -> Policy:
+    refuse_frozen(model)
     _check_head(model)
     attend_by_block(model)
-    return Policy(model=model, tokenizer=tokenizer)
+    return Policy(model=model, tokenizer=tokenizer, notices=notices)
 
 
 @torch.no_grad()

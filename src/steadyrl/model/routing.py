@@ -202,6 +202,17 @@ def _blocks_of(model: PreTrainedModel) -> list[tuple[nn.Module, int]]:
     raise RoutingError(f"{type(model).__name__} is dense: it has no routes to replay")
 
 
+def check_routes(model: PreTrainedModel, routes: Routes) -> None:
+    """Hold routes against a model: their type, layers and slots, and the experts of each row.
+
+    Raises:
+        RoutingError: they are not this model's, or a row is neither distinct experts nor the sentinel alone.
+    """
+    blocks = _blocks_of(model)
+    _check_shape(routes, blocks)
+    _check_ids(routes, blocks)
+
+
 def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
     layers, expected = len(blocks), route_dtype(max(experts for _, experts in blocks))
     if routes.dtype != expected:

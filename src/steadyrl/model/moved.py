@@ -1,0 +1,60 @@
+"""Which share of the weights an update changed: in bfloat16 small updates are rounded away without a trace."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+SAMPLE = 2**16
+"""Most weights of one tensor that are looked at, at even distances; a smaller tensor is looked at whole."""
+
+LEAST_MOVED = 0.1
+"""A smaller share is worth a notice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Moved:
+    """Of the weights that were looked at, those with a gradient that is not zero."""
+
+    pulled: int
+    """How many they are."""
+    changed: int
+    """How many of them have another value after the update."""
+
+
+def sampled(model: nn.Module) -> list[Tensor]:
+    """Return a copy of each parameter's sample, to be held against the weights after an update."""
+    return [_sample(weight).clone() for weight in model.parameters()]
+
+
+@torch.no_grad()
+def moved_since(before: list[Tensor], model: nn.Module) -> Moved:
+    """Count the weights that have a gradient, and those of them that are not what they were.
+
+    Args:
+        before: `sampled(model)`, taken before the update.
+        model: after the update, with the gradients that made it.
+    """
+    pulled, changed = [], []
+    for old, weight in zip(before, model.parameters(), strict=True):
+        if weight.grad is not None:
+            has_gradient = _sample(weight.grad) != 0.0
+            pulled.append(has_gradient.sum())
+            changed.append((has_gradient & (_sample(weight) != old)).sum())
+    if not pulled:
+        return Moved(pulled=0, changed=0)
+    return Moved(pulled=int(torch.stack(pulled).sum()), changed=int(torch.stack(changed).sum()))
+
+
+def unmoved(share: float, *, step: int, dtype: str) -> str:
+    """Return what to tell the user of a step that changed no more than this share of the weights."""
+    return (
+        f"step {step} changed {share:.1%} of the weights that have a gradient (update/moved): the other updates are "
+        f'smaller than {dtype} can hold. Use hold.dtype = "float32" or a larger optimizer.learning_rate'
+    )
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    flat = tensor.detach().flatten()
+    stride = -(-flat.numel() // SAMPLE) | 1  # odd: it meets every column of a matrix whose width is a power of two
+    return flat[::stride] if flat.numel() > SAMPLE else flat

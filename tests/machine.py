@@ -1,0 +1,63 @@
+"""What this machine can do. Tests that need more than every machine has ask here, and are skipped with a reason."""
+
+import functools
+import os
+import shutil
+import subprocess
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from steadyrl.engine.kv_cache import missing_instructions
+
+MEMORY = Path("/dev/shm")
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_folder_bytes() -> int:
+    """Free bytes of /dev/shm; 0 where there is none."""
+    return shutil.disk_usage(MEMORY).free if MEMORY.is_dir() else 0
+
+
+@functools.cache
+def unprivileged_namespaces() -> bool:
+    """Whether a process without rights may make namespaces of its own; tried once, when a test asks."""
+    tool = shutil.which("unshare")
+    return tool is not None and subprocess.run([tool, "-Ur", "true"], capture_output=True, check=False).returncode == 0
+
+
+def require_namespaces() -> None:
+    """Skip the test that calls this where the system has no unprivileged namespaces."""
+    if not unprivileged_namespaces():
+        pytest.skip("this system lets no unprivileged process make namespaces")
+
+
+def require_memory_folder(size: int) -> None:
+    """Skip the test that calls this where /dev/shm has less than `size` bytes free."""
+    if memory_folder_bytes() < size:
+        pytest.skip(f"needs {size:,} bytes in {MEMORY}; {memory_folder_bytes():,} are free")
+
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it")
+needs_fp8_cache = pytest.mark.skipif(
+    missing_instructions() is not None,
+    reason=f"vLLM's FP8 cache needs a CPU with {missing_instructions()}, and this one has neither",
+)
+needs_two_cores = pytest.mark.skipif(cores() < 2, reason=f"needs two CPU cores; this process may use {cores()}")
+
+
+def without_fp8_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this CPU be one without AVX-512 and AMX, for torch's answers and so for vLLM."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
+def with_fp8_instructions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let torch answer that this CPU has AVX-512."""
+    monkeypatch.setattr(torch.cpu, "_is_avx512_supported", lambda: True)
