@@ -113,7 +113,7 @@ def test_the_policy_version_counts_gradient_steps(whole):
     rows = read_jsonl(whole / "metrics.jsonl")
     assert [row["policy_version"] for row in rows] == [0, 2, 4, 6]
     state = json.loads((whole / "checkpoints" / "step-000004" / "state.json").read_text())
-    assert state == {"step": 4, "policy_version": 8, "skipped_in_a_row": 0}
+    assert state == {"step": 4, "policy_version": 8, "skipped_in_a_row": 0, "broken": False}
 
 
 def test_the_learning_rate_follows_the_gradient_steps(whole):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -19,10 +19,12 @@ from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
 from steadyrl.config import Recipe
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
+from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation
 from steadyrl.jsonl import Row, Value
 from steadyrl.model.attention import describe_rows
+from steadyrl.model.checkpoint import NotFiniteError
 from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
@@ -60,6 +62,7 @@ from steadyrl.update import (
 
 MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
+BROKEN = "in the trainer too: the model is broken"
 
 
 class TrainingStopped(RunStopped):
@@ -76,6 +79,8 @@ class Progress:
     """Gradient steps taken."""
     skipped_in_a_row: int = 0
     """Updates skipped since the last one that moved the weights."""
+    broken: bool = False
+    """The last step met log-probabilities that were not finite; nothing is saved until one does not."""
 
 
 @dataclass
@@ -99,7 +104,8 @@ def train(session: Session, run: Run, *, stop_asked: Callable[[], bool]) -> tupl
         The last global step, and how many were taken now.
 
     Raises:
-        TrainingStopped: loss or gradient was not finite for MAX_SKIPPED updates in a row.
+        TrainingStopped: loss, gradient or log-probabilities were not finite for MAX_SKIPPED updates in a row, or still
+            are at the end.
     """
     with repeatable(session.policy.device):
         return _train(session, run, stop_asked)
@@ -114,8 +120,8 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[
         if recipe.cold_start is not None:
             with run.bar("cold start", sum(stage.steps for stage in recipe.cold_start.stages)) as bar:
                 cold_start(session, recipe.cold_start, run.cold_start, on_step=_watched(bar, stop_asked))
-        _evaluate(session, run, 0, every_mode=True)
-        run.save(session.policy, session.optimizer, vars(progress))
+        _evaluate(session, run, progress, every_mode=True)
+        _save(session, run, progress)
     hand_over(session, progress)
     start, said = progress.step, False
     with run.bar("training", recipe.steps, done=progress.step) as bar:
@@ -125,11 +131,15 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[
             run.log(progress.step, metrics, ledger_rows)
             bar.step(progress.step, metrics)
             last = progress.step == recipe.steps
-            if last or (recipe.evaluate.every and progress.step % recipe.evaluate.every == 0):
-                _evaluate(session, run, progress.step, every_mode=last)
+            if last and progress.broken:
+                _give_up(session, run, progress, [], f"log-probabilities were not finite in the last step, {BROKEN}")
+            looking = last or (recipe.evaluate.every and progress.step % recipe.evaluate.every == 0)
+            if looking and not progress.broken:
+                _evaluate(session, run, progress, every_mode=last)
             stopping = stop_asked()
-            if last or stopping or progress.step % recipe.checkpoints.every == 0:
-                run.save(session.policy, session.optimizer, vars(progress))
+            saving = last or stopping or progress.step % recipe.checkpoints.every == 0
+            if saving and not progress.broken:
+                _save(session, run, progress)
             if stopping:
                 break
     return progress.step, progress.step - start
@@ -160,8 +170,13 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     """Sample, score, update N times, and hand the new weights to the engine; the step's metrics and its ledger."""
     recipe, clock, start = session.recipe, Clock(), time.perf_counter()
     step, sampler, version = progress.step + 1, session.engine.policy_version, progress.policy_version
-    with clock("sampling"):
-        groups = sample_step(session, step)
+    try:
+        with clock("sampling"):
+            groups = sample_step(session, step)
+    except NotFinite:
+        if trainer_is_finite(session, step):
+            raise  # the engine alone errs
+        return _skip_step(session, run, progress, []), []
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards, options = score_groups(session, "train", groups), recipe.advantage
@@ -178,6 +193,9 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         effect = replay_effect(
             session.policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature
         )
+    if not all(bool(s.old_logprobs.isfinite().all()) for s in scored):
+        return _skip_step(session, run, progress, scored), []
+    progress.broken = False
     with clock("update"):
         outcomes = [
             _update(session, run, progress, step, n, *part)
@@ -208,6 +226,31 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     return metrics, rows
 
 
+def trainer_is_finite(session: Session, step: int) -> bool:
+    """Whether the trainer computes finite numbers for the prompts of a step, which an engine could not answer."""
+    indices = _problems(session, step)
+    prompts = session.prompts([session.task.example("train", index) for index in indices])
+    device = session.policy.device
+    with torch.no_grad():
+        ids = (torch.tensor([prompt.token_ids], device=device) for prompt in prompts)
+        return all(bool(session.policy.model(input_ids=one, use_cache=False).logits.isfinite().all()) for one in ids)
+
+
+def _skip_step(session: Session, run: Run, progress: Progress, minibatch: Sequence[Scored]) -> dict[str, Value]:
+    """A step whose log-probabilities are not finite: nothing is updated, and it counts as a skipped update."""
+    progress.step += 1
+    progress.skipped_in_a_row += 1
+    progress.broken = True
+    if progress.skipped_in_a_row == MAX_SKIPPED:
+        what = f"log-probabilities, loss or gradient were not finite {MAX_SKIPPED} times in a row, {BROKEN}"
+        _give_up(session, run, progress, minibatch, what)
+    return {"policy_version": session.engine.policy_version, "update/skipped": session.recipe.update.minibatches}
+
+
+def _problems(session: Session, step: int) -> list[int]:
+    return problem_indices(session.recipe.seed, step, session.recipe.rollout.prompts, session.task.size("train"))
+
+
 def sample_step(session: Session, step: int) -> list[Group]:
     """What the engine answers to the problems of a step."""
     recipe = session.recipe
@@ -215,7 +258,7 @@ def sample_step(session: Session, step: int) -> list[Group]:
         session,
         session.engine,
         "train",
-        problem_indices(recipe.seed, step, recipe.rollout.prompts, session.task.size("train")),
+        _problems(session, step),
         responses=recipe.rollout.responses,
         sampling=session.sampling,
         key=f"rollout/{step}",
@@ -273,7 +316,8 @@ def _update(
     elif outcome is not None:
         progress.skipped_in_a_row += 1
         if progress.skipped_in_a_row == MAX_SKIPPED:
-            _give_up(session, run, progress, step, traced([outcome]))
+            what = f"loss or gradient was not finite for {MAX_SKIPPED} updates in a row"
+            _give_up(session, run, progress, traced([outcome]), what, step=step)
     return outcome
 
 
@@ -303,13 +347,23 @@ def take_update(
     )
 
 
-def _give_up(session: Session, run: Run, progress: Progress, step: int, minibatch: Sequence[Scored]) -> None:
+def _give_up(
+    session: Session, run: Run, progress: Progress, minibatch: Sequence[Scored], what: str, *, step: int | None = None
+) -> NoReturn:
     """Keep the last good weights, which no skipped update has touched, and the batch, and stop."""
     where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch)
     raise TrainingStopped(
-        f"step {step}: loss or gradient was not finite for {MAX_SKIPPED} updates in a row. The last good state and the "
-        f"batch are in {where}. A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
+        f"step {progress.step if step is None else step}: {what}. The last good state and the batch are in {where}. "
+        "A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
     )
+
+
+def _save(session: Session, run: Run, progress: Progress) -> None:
+    """Write a checkpoint, of weights that are finite."""
+    try:
+        run.save(session.policy, session.optimizer, vars(progress))
+    except NotFiniteError as error:
+        _give_up(session, run, progress, [], str(error))
 
 
 def hand_over(session: Session, progress: Progress) -> None:
@@ -318,9 +372,14 @@ def hand_over(session: Session, progress: Progress) -> None:
     session.engine.load_weights(weights, policy_version=progress.policy_version)
 
 
-def _evaluate(session: Session, run: Run, step: int, *, every_mode: bool) -> None:
-    found = evaluation(session, every_mode=every_mode)
-    run.log_evaluation(step, found.rows, found.samples)
+def _evaluate(session: Session, run: Run, progress: Progress, *, every_mode: bool) -> None:
+    try:
+        found = evaluation(session, every_mode=every_mode)
+    except NotFinite:
+        if trainer_is_finite(session, progress.step + 1):
+            raise  # the engine alone errs
+        _give_up(session, run, progress, [], f"log-probabilities were not finite in the evaluation, {BROKEN}")
+    run.log_evaluation(progress.step, found.rows, found.samples)
     require_scored(found.last, limit=session.recipe.scoring.max_failures)
 
 

@@ -1,5 +1,6 @@
 """Progress on the terminal: a live bar where there is one, a line now and then where output goes to a file."""
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -50,7 +51,9 @@ class Bar:
             "entropy": ("policy/entropy", ".3f"),
             "tokens/s": ("throughput/tokens_per_second", ".0f"),
         }
-        self._show(step, "  ".join(f"{label} {metrics[name]:{form}}" for label, (name, form) in shown.items()))
+        self._show(
+            step, "  ".join(f"{label} {metrics.get(name, math.nan):{form}}" for label, (name, form) in shown.items())
+        )
 
     def cold_start(self, step: int, loss: float, accuracy: float | None) -> None:
         """A step of the cold start is done."""

@@ -28,6 +28,8 @@ class Limits:
     """Tokens that the model knows."""
     context: int | None
     """Most tokens of prompt and response together; None: any number."""
+    rope: int | None
+    """Most of them that the model's rope treats alike (`decoding.rope_length`); None: any number."""
     micro_tokens: int
     """`update.micro_tokens`."""
     max_new_tokens: int
@@ -55,6 +57,11 @@ class Limits:
             return (
                 f"has a prompt of {length:,} tokens; with rollout.max_new_tokens = {response} it exceeds the model's "
                 f"context of {self.context}"
+            )
+        if self.rope is not None and length + response > self.rope:
+            return (
+                f"has a prompt of {length:,} tokens; with rollout.max_new_tokens = {response} it crosses {self.rope} "
+                "tokens, beyond which the model's rope changes its factors and a cache keeps the old ones"
             )
         if length + response - 1 > self.micro_tokens:
             return (

@@ -23,7 +23,16 @@ from steadyrl.errors import UserError
 from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
 from steadyrl.lock import Lock
-from steadyrl.metrics import (COLD_START_FIELDS, EVAL_FIELDS, FAILURE_FIELDS, LEDGER_FIELDS, METRICS, MetricsLog, ROLLOUT_FIELDS, SAMPLE_FIELDS)
+from steadyrl.metrics import (
+    COLD_START_FIELDS,
+    EVAL_FIELDS,
+    FAILURE_FIELDS,
+    LEDGER_FIELDS,
+    METRICS,
+    ROLLOUT_FIELDS,
+    SAMPLE_FIELDS,
+    MetricsLog,
+)
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar
@@ -232,10 +241,17 @@ class Run:
     def save_incident(
         self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], minibatch: Sequence[Scored]
     ) -> Path:
-        """Keep the weights and the mini-batch that a run stopped over, in place of those of an earlier stop."""
+        """Keep the weights and the mini-batch that a run stopped over, in place of those of an earlier stop.
+
+        Where the weights are not finite, those of the newest checkpoint, which are, take their place.
+        """
         folder = self.path / "incident"
         shutil.rmtree(folder, ignore_errors=True)
-        checkpoint.save(folder, policy, optimizer, state)
+        try:
+            checkpoint.save(folder, policy, optimizer, state)
+        except checkpoint.NotFiniteError:
+            *_, newest = checkpoint.listed(self._checkpoints)
+            shutil.copytree(newest, folder)
         tensors = {}
         for number, scored in enumerate(minibatch):
             fields = {
@@ -252,7 +268,8 @@ class Run:
             if scored.replayed is not None:
                 fields["routes"] = scored.replayed
             tensors |= {f"{number}.{name}": value.contiguous() for name, value in fields.items()}
-        save_file(tensors, folder / "batch.safetensors")
+        if tensors:
+            save_file(tensors, folder / "batch.safetensors")
         return folder
 
     def log(self, step: int, metrics: Mapping[str, Value], ledger: Sequence[Row]) -> None:

@@ -115,7 +115,8 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
         odd = check_ends(chat, ends, text.vocab_size)
         limits = Limits(
             vocabulary=text.vocab_size,
-            context=_context(model),
+            context=getattr(text, "max_position_embeddings", None),
+            rope=rope_length(model),
             micro_tokens=recipe.update.micro_tokens,
             max_new_tokens=recipe.rollout.max_new_tokens,
             ends=frozenset(end_tokens(tokenizer, named, (), chat=chat)),
@@ -205,12 +206,6 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
                 raise ModelError(str(error)) from error
         case config.PretrainedModel() as m:
             return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
-
-
-def _context(model: PreTrainedConfig) -> int | None:
-    """Most tokens of prompt and response: the model's positions, and those before its rope changes its factors."""
-    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
-    return min((length for length in (positions, rope_length(model)) if length is not None), default=None)
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:

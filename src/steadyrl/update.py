@@ -68,7 +68,7 @@ class Outcome:
     grad_norm: float
     """Norm of the gradient before clipping."""
     finite: bool
-    """Both were finite, and the weights moved."""
+    """Both were finite, and so was every log π_θ: the weights moved."""
     moved: Moved | None = None
     """How many weights it changed; None where it was skipped."""
 
@@ -164,7 +164,8 @@ def update(
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
-    finite = math.isfinite(norm) and math.isfinite(value)
+    seen = all(bool(trace.logprobs.isfinite().all()) for trace in traces)
+    finite = math.isfinite(norm) and math.isfinite(value) and seen
     moved = None
     if finite:
         before = sampled(policy.model)

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
+from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import UserError
 from steadyrl.model.decoding import rope_length
 from steadyrl.model.routing import is_moe, record
@@ -42,6 +43,7 @@ def check_decoding(model: PreTrainedModel, decode: Decode) -> None:
         decode: the engine's decoding.
 
     Raises:
+        NotFinite: the model's own forward is not finite.
         EngineError: the model cannot be decoded, or its log-probabilities or experts are others than in a forward.
     """
     name = type(model).__name__
@@ -66,6 +68,8 @@ def _check(model: PreTrainedModel, decode: Decode, name: str) -> None:
     apart, others = [], []
     for prompt, whole, cut in _pairs(prompts, answers, shorter):
         logprobs, routes = _forward(model, (*prompt, *whole.token_ids), len(prompt))
+        if not bool(logprobs.isfinite().all()):
+            raise NotFinite(f"{name} computes log-probabilities that are not finite: its weights are broken")
         kept = len(cut.token_ids)
         if cut.token_ids != whole.token_ids[:kept]:
             raise EngineError(f"the embedded engine decodes {name} otherwise once other sequences have ended")

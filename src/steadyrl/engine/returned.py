@@ -41,7 +41,7 @@ class Asked:
     """Completions for each prompt."""
     sampling: Sampling
     """Temperature and longest response."""
-    ends: set[int]
+    ends: frozenset[int]
     """Tokens that end a response."""
     policy_version: int
     """The engine's."""
@@ -102,7 +102,7 @@ def _check_tokens(where: str, one: Completion, asked: Asked) -> None:
         )
     if len(ids) > longest:
         raise EngineError(f"{where}: the engine returned {len(ids)} tokens; at most {longest} were asked")
-    if early := asked.ends.intersection(ids[:-1]):
+    if early := asked.ends & set(ids[:-1]):
         raise EngineError(f"{where}: the engine returned tokens after the end token {min(early)}")
     ended = ids[-1] in asked.ends
     if one.finish_reason != ("stop" if ended else "length") or not (ended or len(ids) == longest):

@@ -1,0 +1,116 @@
+"""A model that is no longer finite ends the run with status 1, and its good weights stay."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes_for_tests import coin_questions, command, write_recipe
+from steadyrl import loop, rollout
+from steadyrl.engine.local import LocalEngine
+from steadyrl.jsonl import read_jsonl
+
+KEPT = {"every": 1, "keep": 1}
+
+
+def broken_at(monkeypatch, step: int, value: float, *, name: str = "lm_head") -> None:
+    """From the end of this global step on, a part of the weights has this value."""
+    original = loop.hand_over
+
+    def hand_over(session, progress):
+        if session.engine.policy_version and progress.step == step - 1:
+            with torch.no_grad():
+                next(p for n, p in session.policy.model.named_parameters() if name in n).fill_(value)
+        original(session, progress)
+
+    monkeypatch.setattr(loop, "hand_over", hand_over)
+
+
+def all_finite(folder: Path) -> bool:
+    return all(bool(value.isfinite().all()) for value in load_file(folder / "model" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("value", [math.nan, 1e38])
+def test_a_model_that_broke_stops_the_run_and_keeps_its_last_good_checkpoint(value, tmp_path, monkeypatch, capfd):
+    """1e38 is finite itself: only what is computed with it is not."""
+    broken_at(monkeypatch, 3, value)
+    run, evaluate = tmp_path / "run", {"every": 0, "prompts": 4}
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=12, checkpoints=KEPT, evaluate=evaluate)
+    assert command("train", recipe, "--run", run) == 1
+    told = capfd.readouterr().err
+    assert "not finite" in told
+    assert "Traceback" not in told
+    (kept,) = (run / "checkpoints").iterdir()
+    assert kept.name in ("step-000002", "step-000003")
+    assert all_finite(kept)
+    assert all_finite(run / "incident")
+
+
+def test_a_model_that_breaks_in_the_last_step_does_not_end_well(tmp_path, monkeypatch, capfd):
+    broken_at(monkeypatch, 4, math.nan)
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints=KEPT)
+    assert command("train", recipe, "--run", run) == 1
+    assert "the model is broken" in capfd.readouterr().err
+    assert all_finite(run / "incident")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000003"]
+
+
+def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeypatch, capfd):
+    """Nothing is updated, so no loss tells."""
+    task = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 0.0\n")
+    original = loop.hand_over
+
+    def hand_over(session, progress):
+        if progress.step == 1:
+            with torch.no_grad():
+                next(iter(session.policy.model.parameters())).fill_(math.nan)
+        original(session, progress)
+
+    monkeypatch.setattr(loop, "hand_over", hand_over)
+    recipe = write_recipe(tmp_path, task=task, steps=9, evaluate={"every": 0, "prompts": 4}, checkpoints={"every": 9})
+    assert command("train", recipe, "--run", tmp_path / "run") == 1
+    rows = read_jsonl(tmp_path / "run" / "metrics.jsonl")
+    assert [row["update/skipped"] for row in rows if row["step"] > 2][:2] == [1, 1]
+
+
+def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, capfd):
+    original = LocalEngine.generate
+
+    def broken(self, prompts, *, responses, **options):
+        groups = original(self, prompts, responses=responses, **options)
+        if responses == 4:
+            groups[0][0].logprobs.fill_(math.nan)
+        return groups
+
+    monkeypatch.setattr(LocalEngine, "generate", broken)
+    recipe = write_recipe(tmp_path, steps=2)
+    assert command("train", recipe, "--run", tmp_path / "run") == 2
+    told = capfd.readouterr().err
+    assert "the engine returned the log-probability nan" in told
+    assert not (tmp_path / "run" / "incident").exists()
+
+
+def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
+    """The trainer, too, cannot answer the prompts of one step."""
+    check, count = rollout.check_answers, 0
+
+    def once(answered, asked):
+        nonlocal count
+        count += asked.responses == 4
+        if asked.responses == 4 and count == 2:
+            raise loop.NotFinite("planted")
+        return check(answered, asked)
+
+    monkeypatch.setattr(rollout, "check_answers", once)
+    monkeypatch.setattr(loop, "trainer_is_finite", lambda session, step: False)
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})
+    assert command("train", recipe, "--run", run, report=True) == 0
+    assert [row["update/skipped"] for row in read_jsonl(run / "metrics.jsonl")] == [0, 1, 0, 0]
+    saved = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert saved == ["step-000000", "step-000001", "step-000003", "step-000004"]
+    assert json.loads((run / "checkpoints" / "step-000004" / "state.json").read_text())["broken"] is False
