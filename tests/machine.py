@@ -27,9 +27,11 @@ def memory_folder_bytes() -> int:
 
 @functools.cache
 def unprivileged_namespaces() -> bool:
-    """Whether a process without rights may make namespaces of its own; tried once, when a test asks."""
+    """Whether a process without rights may make namespaces of users, mounts, processes and network; tried once."""
     tool = shutil.which("unshare")
-    return tool is not None and subprocess.run([tool, "-Ur", "true"], capture_output=True, check=False).returncode == 0
+    return (
+        tool is not None and subprocess.run([tool, "-Urnmpf", "true"], capture_output=True, check=False).returncode == 0
+    )
 
 
 def require_namespaces() -> None:

@@ -1,5 +1,6 @@
 """A model that is no longer finite ends the run with status 1, and its good weights stay."""
 
+import errno
 import json
 import math
 from pathlib import Path
@@ -33,6 +34,12 @@ def all_finite(folder: Path) -> bool:
     return all(bool(value.isfinite().all()) for value in load_file(folder / "model" / "model.safetensors").values())
 
 
+def largest(folder: Path) -> float:
+    """The largest weight; NaN where one is."""
+    weights = load_file(folder / "model" / "model.safetensors").values()
+    return max(float(value.abs().max()) for value in weights)
+
+
 @pytest.mark.parametrize("value", [math.nan, 1e38])
 def test_a_model_that_broke_stops_the_run_and_keeps_its_last_good_checkpoint(value, tmp_path, monkeypatch, capfd):
     """1e38 is finite itself: only what is computed with it is not."""
@@ -44,9 +51,9 @@ def test_a_model_that_broke_stops_the_run_and_keeps_its_last_good_checkpoint(val
     assert "not finite" in told
     assert "Traceback" not in told
     (kept,) = (run / "checkpoints").iterdir()
-    assert kept.name in ("step-000002", "step-000003")
-    assert all_finite(kept)
-    assert all_finite(run / "incident")
+    assert kept.name == "step-000002"  # that of step 3 would hold the broken weights
+    assert largest(kept) < 10
+    assert largest(run / "incident") < 10
 
 
 def test_a_model_that_breaks_in_the_last_step_does_not_end_well(tmp_path, monkeypatch, capfd):
@@ -106,7 +113,7 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
         return check(answered, asked)
 
     monkeypatch.setattr(rollout, "check_answers", once)
-    monkeypatch.setattr(loop, "trainer_is_finite", lambda session, step: False)
+    monkeypatch.setattr(loop, "trainer_is_finite", lambda session, step, brief=False: brief)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})
     assert command("train", recipe, "--run", run, report=True) == 0
@@ -114,3 +121,53 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     saved = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert saved == ["step-000000", "step-000001", "step-000003", "step-000004"]
     assert json.loads((run / "checkpoints" / "step-000004" / "state.json").read_text())["broken"] is False
+
+
+def test_gradients_that_overflow_prune_no_checkpoint_and_the_earlier_one_goes_on(tmp_path, capfd):
+    """The first update makes weights of 1e30: they are finite, so are log-probabilities, and no gradient is."""
+    run, huge = tmp_path / "run", {"learning_rate": 1e30, "max_grad_norm": None}
+    keep = {"every": 1, "keep": 2}
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=9, optimizer=huge, checkpoints=keep)
+    assert command("train", recipe, "--run", run) == 1
+    capfd.readouterr()
+    first, *later = sorted((run / "checkpoints").iterdir())
+    assert first.name == "step-000000"
+    assert later
+    assert largest(first) < 10
+    changed = json.loads((run / "recipe.json").read_text())
+    changed["optimizer"]["learning_rate"] = 1e-3
+    (run / "recipe.json").write_text(json.dumps(changed))
+    assert command("resume", run, "--checkpoint", first.name) == 0
+
+
+def test_a_model_that_was_broken_before_the_first_checkpoint_is_one_sentence(tmp_path, monkeypatch, capfd):
+    original = loop.cold_start
+
+    def breaking(session, *arguments, **options):
+        original(session, *arguments, **options)
+        with torch.no_grad():
+            next(iter(session.policy.model.parameters())).fill_(math.nan)
+        loop.hand_over(session, loop.Progress())
+
+    monkeypatch.setattr(loop, "cold_start", breaking)
+    recipe = write_recipe(tmp_path, steps=2, cold_start={"stages": [{"steps": 1}]})
+    assert command("train", recipe, "--run", tmp_path / "run") == 1
+    told = capfd.readouterr().err
+    assert "No good state was saved before" in told
+    assert "Traceback" not in told
+
+
+def test_an_incident_that_cannot_be_written_still_tells_why_the_run_stopped(tmp_path, monkeypatch, capfd):
+    broken_at(monkeypatch, 3, math.nan)
+
+    def full(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("steadyrl.run.shutil.copytree", full)
+    run = tmp_path / "run"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints=KEPT)
+    assert command("train", recipe, "--run", run) == 1
+    told = capfd.readouterr().err
+    assert "the weights are not finite" in told
+    assert "could not be written to incident" in told
+    assert all_finite(run / "checkpoints" / "step-000002")

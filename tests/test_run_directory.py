@@ -13,18 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from machine import require_namespaces
 from recipes_for_tests import command, comparable, train, write_recipe
 from steadyrl import run as run_module
 from steadyrl.config import load
 from steadyrl.lock import Lock, LockedError
 from steadyrl.run import Run, RunDirectoryError
-
-
-def namespaces() -> bool:
-    """Whether this process may make user and mount namespaces."""
-    return (
-        shutil.which("unshare") is not None and subprocess.run(["unshare", "-rm", "true"], check=False).returncode == 0
-    )
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +83,9 @@ def test_the_file_of_a_process_that_is_gone_is_replaced(copy, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", unsupported)
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    (copy / "lock.holder").write_text(json.dumps({"pid": gone.pid, "host": socket.gethostname()}))
-    Lock(copy).close()
+    for pid in (gone.pid, 10**30, -1):
+        (copy / "lock.holder").write_text(json.dumps({"pid": pid, "host": socket.gethostname()}))
+        Lock(copy).close()
 
 
 # ---- made whole
@@ -177,9 +172,9 @@ mount -o remount,size=100m {disk}
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not namespaces(), reason="needs unprivileged user namespaces, to mount a small disk")
 @pytest.mark.parametrize("size", [500, 1000, 1500])
 def test_a_full_disk_is_one_sentence_and_status_1_and_the_run_goes_on_once_there_is_room(size, tmp_path):
+    require_namespaces()
     disk = tmp_path / "disk"
     disk.mkdir()
     recipe = write_recipe(tmp_path, steps=12, checkpoints={"every": 1, "keep": 20}, evaluate={"every": 0})
@@ -232,3 +227,26 @@ def test_a_run_directory_error_names_the_recipe(tmp_path):
         Run.create(tmp_path / "file" / "run", recipe, inputs={})
     with pytest.raises(RunDirectoryError, match="is not a run directory"):
         Run.create(tmp_path / "file", recipe, inputs={})
+
+
+def test_a_run_that_has_taken_more_steps_than_it_is_asked_for_is_finished(copy, capfd):
+    recipe = json.loads((copy / "recipe.json").read_text())
+    (copy / "recipe.json").write_text(json.dumps(recipe | {"steps": recipe["steps"] - 1}))
+    assert command("resume", copy) == 0
+    assert "nothing was left to train" in capfd.readouterr().out
+
+
+def test_a_name_that_no_file_system_takes_is_one_sentence(tmp_path, capfd):
+    assert command("train", write_recipe(tmp_path), "--run", tmp_path / ("x" * 300)) == 2
+    assert "File name too long" in capfd.readouterr().err
+
+
+def test_the_folder_of_a_killed_making_is_deleted_and_that_of_a_living_process_is_not(tmp_path):
+    gone, lives = tmp_path / ".run.999999999.part", tmp_path / f".run.{os.getppid()}.part"
+    another = tmp_path / ".other.999999999.part"
+    for folder in (gone, lives, another):
+        folder.mkdir()
+    train(tmp_path, steps=1)
+    assert not gone.exists()
+    assert lives.exists()
+    assert another.exists()

@@ -165,3 +165,13 @@ def test_a_resumed_run_keeps_its_directory_when_the_tracker_refuses(wandb, tmp_p
     assert (run / "checkpoints").is_dir()
     with pytest.raises(SinkError):
         open_sinks(["wandb"], run, {})
+
+
+def test_a_tracker_that_refuses_leaves_no_other_open(wandb, tmp_path, monkeypatch, capfd) -> None:
+    wandb(LOGGED_OUT)
+    module = FakeTracker()
+    monkeypatch.setitem(sys.modules, "trackio", module)  # type: ignore[arg-type]
+    module.__name__ = "trackio"  # type: ignore[attr-defined]
+    with pytest.raises(SinkError):
+        open_sinks(["trackio", "wandb"], tmp_path, {})
+    assert [call[0] for call in module.calls] == ["init", "finish"]

@@ -374,12 +374,12 @@ def _train(
             raise KeyboardInterrupt(*asked[-1:]) from interrupt
         finally:
             run.close()
-    if recipe.steps and not taken and step == recipe.steps:
+    if recipe.steps and not taken and step >= recipe.steps:
         print(f"all {recipe.steps} steps had been taken; nothing was left to train")
     _print_accuracy(run.path)
     seconds = time.monotonic() - started
     print(f"{seconds:.0f} s; the run is in {run.path}, its report is {run.path / 'report.html'}")
-    if step == recipe.steps:
+    if step >= recipe.steps:
         return 0
     print(
         f"steadyrl: stopped at step {step} of {recipe.steps}; continue with `steadyrl resume {run.path}`",

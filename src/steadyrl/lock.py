@@ -66,7 +66,7 @@ def _hold(path: Path, run: Path) -> Path:
             return path
         except FileExistsError:
             other = _read(path)
-            if other.get("host") != me["host"] or _runs(other.get("pid")):
+            if other.get("host") != me["host"] or runs(other.get("pid")):
                 raise LockedError(
                     f"{run} is being trained by process {other.get('pid')} on {other.get('host')}; wait for it, or "
                     f"stop it. If it is gone, delete {path}"
@@ -83,13 +83,13 @@ def _read(path: Path) -> dict[str, object]:
     return {"pid": "unknown", "host": "an unknown host"}
 
 
-def _runs(pid: object) -> bool:
-    """Whether a process of this machine is alive."""
-    if not isinstance(pid, int) or pid == os.getpid():
+def runs(pid: object) -> bool:
+    """Whether another process of this machine is alive and has this id."""
+    if not isinstance(pid, int) or pid <= 0 or pid == os.getpid():
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import torch
+from safetensors import SafetensorError
 
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
@@ -24,7 +25,7 @@ from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation
 from steadyrl.jsonl import Row, Value
 from steadyrl.model.attention import describe_rows
-from steadyrl.model.checkpoint import NotFiniteError
+from steadyrl.model.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
 from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
@@ -62,6 +63,8 @@ from steadyrl.update import (
 
 MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop the run."""
+BRIEF = 64
+"""Tokens of the forward that looks at a model before it is saved."""
 BROKEN = "in the trainer too: the model is broken"
 
 
@@ -226,13 +229,14 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     return metrics, rows
 
 
-def trainer_is_finite(session: Session, step: int) -> bool:
-    """Whether the trainer computes finite numbers for the prompts of a step, which an engine could not answer."""
-    indices = _problems(session, step)
+def trainer_is_finite(session: Session, step: int, *, brief: bool = False) -> bool:
+    """Whether the trainer computes finite numbers for the prompts of a step; `brief`: for BRIEF tokens of the first."""
+    indices = _problems(session, step)[: 1 if brief else None]
     prompts = session.prompts([session.task.example("train", index) for index in indices])
     device = session.policy.device
     with torch.no_grad():
-        ids = (torch.tensor([prompt.token_ids], device=device) for prompt in prompts)
+        fed = (prompt.token_ids[: BRIEF if brief else None] for prompt in prompts)
+        ids = (torch.tensor([one], device=device) for one in fed)
         return all(bool(session.policy.model(input_ids=one, use_cache=False).logits.isfinite().all()) for one in ids)
 
 
@@ -350,20 +354,38 @@ def take_update(
 def _give_up(
     session: Session, run: Run, progress: Progress, minibatch: Sequence[Scored], what: str, *, step: int | None = None
 ) -> NoReturn:
-    """Keep the last good weights, which no skipped update has touched, and the batch, and stop."""
-    where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch)
+    """Keep the last good weights and the batch, and stop. No skipped update has touched the weights."""
+    broken = progress.broken or not _is_usable(session, progress)
+    try:
+        where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch, broken=broken)
+        good = (where / "model").is_dir()
+        kept = f"The last good state and the batch are in {where}" if good else "No good state was saved before"
+    except (OSError, SafetensorError, NoRoomError, CheckpointError) as error:
+        kept = f"The state could not be written to incident ({error}); the checkpoints are intact"
     raise TrainingStopped(
-        f"step {progress.step if step is None else step}: {what}. The last good state and the batch are in {where}. "
+        f"step {progress.step if step is None else step}: {what}. {kept}. "
         "A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
     )
 
 
-def _save(session: Session, run: Run, progress: Progress) -> None:
-    """Write a checkpoint, of weights that are finite."""
+def _is_usable(session: Session, progress: Progress) -> bool:
+    """Whether the weights are finite, and what the trainer computes with them for a prompt of the next step."""
     try:
-        run.save(session.policy, session.optimizer, vars(progress))
+        require_finite(session.policy.model)
+    except NotFiniteError:
+        return False
+    return trainer_is_finite(session, progress.step + 1, brief=True)
+
+
+def _save(session: Session, run: Run, progress: Progress) -> None:
+    """Write a checkpoint, of weights that are finite and give finite numbers."""
+    try:
+        require_finite(session.policy.model)
     except NotFiniteError as error:
         _give_up(session, run, progress, [], str(error))
+    if not trainer_is_finite(session, progress.step + 1, brief=True):
+        _give_up(session, run, progress, [], "the model's logits are not finite: its weights overflow")
+    run.save(session.policy, session.optimizer, vars(progress), doubtful=progress.skipped_in_a_row > 0)
 
 
 def hand_over(session: Session, progress: Progress) -> None:

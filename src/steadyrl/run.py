@@ -7,6 +7,7 @@ RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_star
 
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from steadyrl.config import SEEN, Recipe, load
 from steadyrl.errors import UserError
 from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
-from steadyrl.lock import Lock
+from steadyrl.lock import Lock, runs
 from steadyrl.metrics import (
     COLD_START_FIELDS,
     EVAL_FIELDS,
@@ -58,6 +59,15 @@ def _inputs_before(path: Path) -> dict[str, str] | None:
     if found is not None and not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
         raise RunDirectoryError(f"{path}: `{SEEN}` must hold digests by name; delete the section to begin without")
     return found
+
+
+def _sweep_unmade(path: Path) -> None:
+    """Delete what kills have left of a run directory that was being made: the processes that made it are gone."""
+    name = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.part")
+    for other in path.parent.glob(".*.part"):
+        found = name.fullmatch(other.name)
+        if found and not runs(int(found.group(1))):
+            shutil.rmtree(other, ignore_errors=True)
 
 
 class Run:
@@ -123,7 +133,7 @@ class Run:
         require_sinks(recipe.sinks)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
-            shutil.rmtree(part, ignore_errors=True)
+            _sweep_unmade(path)
             part.mkdir(parents=True)
             write_atomically(part / "recipe.json", _recipe_text(recipe, inputs))
             part.rename(path)
@@ -143,11 +153,15 @@ class Run:
         Raises:
             RunDirectoryError: `path` exists.
         """
-        if (path / "recipe.json").is_file():
+        try:
+            begun, taken = (path / "recipe.json").is_file(), path.exists() or path.is_symlink()
+        except OSError as error:
+            raise RunDirectoryError(f"cannot make the run directory {path}: {error.strerror}") from error
+        if begun:
             raise RunDirectoryError(
                 f"{path} exists already. Continue it with `steadyrl resume {path}`, or pass a different --run"
             )
-        if path.exists() or path.is_symlink():
+        if taken:
             raise RunDirectoryError(f"{path} exists and is not a run directory; delete it, or pass a different --run")
 
     @classmethod
@@ -227,8 +241,8 @@ class Run:
         self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
         return state
 
-    def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-        """Write a checkpoint, then drop the oldest beyond the recipe's number.
+    def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], *, doubtful: bool = False) -> None:
+        """Write a checkpoint, then drop the oldest beyond the recipe's number; none while the weights are doubtful.
 
         Raises:
             CheckpointError: it could not be written; the earlier ones are intact.
@@ -236,22 +250,33 @@ class Run:
         self._ledger.sync()
         self._rollouts.sync()
         checkpoint.save(self._checkpoints / f"step-{state['step']:06d}", policy, optimizer, state)
-        checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
+        if not doubtful:
+            checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
 
     def save_incident(
-        self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], minibatch: Sequence[Scored]
+        self,
+        policy: Policy,
+        optimizer: Optimizer,
+        state: Mapping[str, Any],
+        minibatch: Sequence[Scored],
+        *,
+        broken: bool,
     ) -> Path:
         """Keep the weights and the mini-batch that a run stopped over, in place of those of an earlier stop.
 
-        Where the weights are not finite, those of the newest checkpoint, which are, take their place.
+        Where the weights are `broken`, those of the newest checkpoint take their place, if there is one.
+
+        Raises:
+            OSError, SafetensorError, CheckpointError, NoRoomError: it cannot be written.
         """
-        folder = self.path / "incident"
+        folder, newest = self.path / "incident", checkpoint.listed(self._checkpoints)[-1:]
         shutil.rmtree(folder, ignore_errors=True)
-        try:
+        if not broken:
             checkpoint.save(folder, policy, optimizer, state)
-        except checkpoint.NotFiniteError:
-            *_, newest = checkpoint.listed(self._checkpoints)
-            shutil.copytree(newest, folder)
+        elif newest:
+            shutil.copytree(newest[0], folder)
+        else:
+            folder.mkdir()
         tensors = {}
         for number, scored in enumerate(minibatch):
             fields = {

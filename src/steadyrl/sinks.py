@@ -162,7 +162,15 @@ def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -
     """
     # every package is found before the first sink opens, so that a failure leaves none half open
     modules = {name: _import(name) for name in names}
-    return [Guarded(name, _open(name, module, run_dir, config)) for name, module in modules.items()]
+    opened: list[Sink] = []
+    try:
+        for name, module in modules.items():
+            opened.append(Guarded(name, _open(name, module, run_dir, config)))
+    except SinkError:
+        for sink in opened:
+            sink.close()
+        raise
+    return opened
 
 
 def _open(name: str, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> Sink:

@@ -215,6 +215,7 @@ def test_a_kill_while_deleting_leaves_no_damaged_checkpoint(folder: Path, monkey
 def test_only_folders_named_by_a_step_are_checkpoints_and_they_sort_by_number(folder: Path) -> None:
     for name in ("step-000002-best", "step-000004-old", "step-9", "step-1000000", "step-", "step-x"):
         shutil.copytree(folder / "step-000001", folder / name)
+    (folder / "step-000007").write_text("a note, not a folder")
     assert [p.name for p in listed(folder)] == ["step-000001", "step-000002", "step-9", "step-1000000"]
     drop_after(folder, folder / "step-9")
     prune(folder, keep=1)

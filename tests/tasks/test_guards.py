@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from machine import unprivileged_namespaces
 from steadyrl.tasks import ScorePool, ScoreRequest, TaskError
 from steadyrl.tasks.environment import worker_environment
 
@@ -85,13 +86,7 @@ linux.unshare = refuse
 LIKE_A_MAC = "import sys\nsys.platform = 'darwin'\n"
 
 
-def has_namespaces() -> bool:
-    return subprocess.run(["unshare", "-Urnmpf", "true"], capture_output=True, check=False).returncode == 0
-
-
-needs_namespaces = pytest.mark.skipif(
-    sys.platform != "linux" or not has_namespaces(), reason="the system allows no namespaces"
-)
+needs_namespaces = pytest.mark.skipif(not unprivileged_namespaces(), reason="the system allows no namespaces")
 
 
 @pytest.fixture

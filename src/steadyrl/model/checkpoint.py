@@ -127,7 +127,8 @@ def verify(folder: Path) -> None:
 
 def listed(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first: its folders `step-<digits>`. Others, such as a copy, are the user's."""
-    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step)
+    found = (path for path in folder.glob("step-*") if _NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=_step)
 
 
 def _step(folder: Path) -> int:
