@@ -120,7 +120,7 @@ def _check_tokens(where: str, one: Completion, asked: Asked) -> None:
 def _check_tensors(where: str, one: Completion, *, rows: int, moe: bool) -> None:
     """Kinds and shapes of log-probabilities and routes."""
     logprobs: Any = one.logprobs
-    if not isinstance(logprobs, Tensor) or not logprobs.is_floating_point():
+    if not _has_numbers(logprobs) or not logprobs.is_floating_point():
         raise EngineError(f"{where}: the engine returned logprobs of {_kind(logprobs)}, not a floating-point tensor")
     if logprobs.shape != (len(one.token_ids),):
         raise EngineError(
@@ -131,7 +131,7 @@ def _check_tensors(where: str, one: Completion, *, rows: int, moe: bool) -> None
         raise EngineError(f"{where}: the engine returned no routes; the model is a mixture of experts")
     if routes is not None and not moe:
         raise EngineError(f"{where}: the engine returned routes; the model is dense")
-    if routes is not None and (not isinstance(routes, Tensor) or routes.ndim != 3 or routes.dtype not in ROUTE_DTYPES):
+    if routes is not None and (not _has_numbers(routes) or routes.ndim != 3 or routes.dtype not in ROUTE_DTYPES):
         raise EngineError(
             f"{where}: the engine returned routes of {_kind(routes)}, not unsigned [positions, layers, slots]"
         )
@@ -172,7 +172,14 @@ def _check_experts(flat: Sequence[Placed], model: PreTrainedModel) -> None:
             raise EngineError(f"{where}: the engine returned wrong routes: {error}") from error
 
 
+def _has_numbers(value: Any) -> bool:
+    """Whether it is a tensor that stores each of its numbers: not sparse, and not without data."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+
+
 def _kind(value: Any) -> str:
+    if isinstance(value, Tensor) and not _has_numbers(value):
+        return f"a tensor without data ({value.device})" if value.is_meta else f"a tensor of layout {value.layout}"
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
     return type(value).__name__
