@@ -144,6 +144,12 @@ def _summary(report: Report, *, strict: bool) -> str:
     ]
     if report.without_reference:
         lines.append(f"{report.without_reference} problems have no reference answer: right responses were not tried")
+    if not report.unpaid_right and any(row.half == "right" and row.paid < row.tried for row in report.rows):
+        lines.append(
+            "Your score function has to pay one right form of each problem; the forms that it refuses are no fault"
+        )
+    if any(row.counts and row.example is not None and not row.example.response for row in report.rows):
+        lines.append("The empty response is paid: raise task.correct_at, or mend the score function")
     if report.unpaid_right:
         highest = max((row.highest for row in report.rows if row.highest is not None), default=0.0)
         if highest < report.correct_at:
