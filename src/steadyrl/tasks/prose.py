@@ -50,7 +50,7 @@ _BECAUSE = (
     r"\s\((?!(?:or|and)\b)(?=\D|\d+[^)\w])|\s[—–]\s"
 )
 _REASON = re.compile(
-    rf"{_BECAUSE}|[,;]\s(?!(?:or|and|maybe|perhaps|possibly|otherwise|else|alternatively|unless|but|it|not|yes|no|true|"
+    rf"{_BECAUSE}|[,;]\s(?!(?:or|and|maybe|perhaps|possibly|otherwise|else|alternatively|unless|but|not|yes|no|true|"
     r"false)\b)(?=[a-z]{2})",
     re.IGNORECASE,
 )

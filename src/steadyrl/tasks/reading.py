@@ -234,7 +234,7 @@ def _read_number(text: str) -> Number | Formula | None:
     if node is None:
         match = _QUANTITY.fullmatch(text)
         words = match.group(2).strip().casefold() if match else ""
-        if match is None or _NO_UNIT.match(words) or not any(map(str.isdigit, match.group(1))):
+        if match is None or _NO_UNIT.match(words) or not re.search(r"\d|\\pi", match.group(1)):
             return None
         node = _formula(match.group(1))
         scale, words = _scale(words)
