@@ -495,7 +495,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     argv = [sys.executable, "-c", FULL, "train", str(recipe), "--run", str(run)]
     full = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=120)
-    assert full.returncode == 2, full.stderr
+    assert full.returncode == 1, full.stderr
     assert f"could not save {run / 'checkpoints' / 'step-000002'}" in full.stderr
     assert "Earlier checkpoints are intact; make room and resume" in full.stderr
     assert "Traceback" not in full.stderr
