@@ -170,10 +170,13 @@ def eval_command(argv: list[str]) -> int:
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
+    from transformers.utils import logging
+
     from steadyrl.evaluate import evaluation
     from steadyrl.rollout import require_scored
     from steadyrl.session import open_session
 
+    logging.disable_progress_bar()
     with open_session(recipe) as session:
         found = evaluation(session, every_mode=True)
     require_scored(found.last, limit=recipe.scoring.max_failures)
