@@ -57,6 +57,14 @@ def test_every_shipped_recipe_passes(name: str, monkeypatch: pytest.MonkeyPatch)
     assert command("audit", f"recipes/{name}.toml") == 0
 
 
+def test_a_task_with_an_evaluation_set_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "1+1=", "answer": "2"}\n')
+    sets = [{"name": "exam", "path": str(exam)}]
+    assert command("audit", with_score(tmp_path, EXACT, evaluate={"sets": sets})) == 0
+    assert "paid junk: 0" in capsys.readouterr().out
+
+
 def test_paid_junk_is_shown_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("audit", with_score(tmp_path, TRUSTING)) == 1
     printed = capsys.readouterr().out
@@ -239,3 +247,24 @@ def test_generated_problems_are_not_drawn_for_the_digest() -> None:
     task = build_task("reasoning_gym", seed=0, parameters=recipe.task.model_dump())
     assert len(digest(recipe, task, Words("a"))) == 64
     assert os.environ["STEADYRL_CACHE"]
+
+
+def test_a_function_that_pays_the_form_alone_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tags = "import re\ndef score(prompt, completion, answer):\n"
+    tags += "    form = r'<think>.*</think>\\s*<answer>.*</answer>'\n"
+    tags += "    return 1.0 if re.fullmatch(form, completion.strip(), re.DOTALL) else -1.0\n"
+    assert command("audit", with_score(tmp_path, tags)) == 1
+    assert "junk, another problem's answer: to" in capsys.readouterr().out
+
+
+def test_forms_that_a_function_refuses_are_no_fault_and_the_table_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("audit", with_score(tmp_path, EXACT)) == 0
+    assert "has to pay one right form of each problem" in capsys.readouterr().out
+
+
+def test_a_paid_empty_response_has_its_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    signed = "def score(prompt, completion, answer):\n    return 0.0 if completion.strip() == answer else -1.0\n"
+    assert command("audit", with_score(tmp_path, signed), "--task.correct_at", "-1") == 1
+    assert "The empty response is paid: raise task.correct_at" in capsys.readouterr().out

@@ -9,8 +9,10 @@ import torch
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
 from steadyrl.config import RecipeError, resolve
+from steadyrl.engine.local import LocalEngine
 from steadyrl.estimates import Estimate, accuracy, ballot, maj_at, mean_reward, pass_at, sizes, student
 from steadyrl.jsonl import read_jsonl
+from steadyrl.order import seed_of
 from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.chains import Chains
 from steadyrl.tasks.questions import Questions
@@ -316,7 +318,7 @@ def test_a_question_of_a_further_set_is_not_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ([{"name": "train", "path": "x.jsonl"}], "name = 'train' is what the task's own problems are called"),
+        ([{"name": "train", "path": "x.jsonl"}], "name = 'train' is reserved for the task's own problems"),
         ([{"name": "a", "path": "x"}, {"name": "a", "path": "y"}], "the name 'a' occurs twice"),
         ([{"name": "a b", "path": "x"}], "String should match pattern"),
         ([{"path": "x"}], "Field required"),
@@ -337,3 +339,18 @@ def test_a_set_that_has_too_few_problems_is_refused_by_name(tmp_path: Path, capf
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), evaluate={"prompts": 8, "sets": sets})
     assert command("train", recipe, "--dry-run") == 2
     assert "evaluate.sets, hard: prompts = 4, but the task has 3 hard problems" in capfd.readouterr().err
+
+
+def test_evaluations_share_their_random_numbers_with_each_other_and_with_no_rollout(tmp_path, monkeypatch) -> None:
+    seen: list[tuple[str, int]] = []
+    generate = LocalEngine.generate
+
+    def note(self, prompts, *, responses, sampling, seed):
+        seen.append(("rollout" if responses == 4 else "evaluation", seed))
+        return generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
+
+    monkeypatch.setattr(LocalEngine, "generate", note)
+    train(tmp_path, task=coin_questions(tmp_path), steps=2, evaluate={"every": 1, "prompts": 4}, seed=7)
+    asked = {kind: {seed for one, seed in seen if one == kind} for kind in ("rollout", "evaluation")}
+    assert asked["evaluation"] == {seed_of(7, "evaluate")}
+    assert asked["rollout"] == {seed_of(7, "rollout/1"), seed_of(7, "rollout/2")}

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
-from steadyrl.session import open_pool
+from steadyrl.session import open_pool, task_fields
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
@@ -51,7 +51,7 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     Raises:
         TaskError: the task cannot be built.
     """
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     together = _TOGETHER * recipe.scoring.workers
     with open_pool(recipe, task) as pool:
         report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
@@ -144,6 +144,12 @@ def _summary(report: Report, *, strict: bool) -> str:
     ]
     if report.without_reference:
         lines.append(f"{report.without_reference} problems have no reference answer: right responses were not tried")
+    if not report.unpaid_right and any(row.half == "right" and row.paid < row.tried for row in report.rows):
+        lines.append(
+            "Your score function has to pay one right form of each problem; the forms that it refuses are no fault"
+        )
+    if any(row.counts and row.example is not None and not row.example.response for row in report.rows):
+        lines.append("The empty response is paid: raise task.correct_at, or mend the score function")
     if report.unpaid_right:
         highest = max((row.highest for row in report.rows if row.highest is not None), default=0.0)
         if highest < report.correct_at:

@@ -364,7 +364,7 @@ def _give_up(
         kept = f"The state could not be written to incident ({error}); the checkpoints are intact"
     raise TrainingStopped(
         f"step {progress.step if step is None else step}: {what}. {kept}. "
-        "A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
+        "Lower optimizer.learning_rate, or use float32 weights"
     )
 
 

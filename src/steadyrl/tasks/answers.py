@@ -39,6 +39,7 @@ _TITLE = re.compile(r"[\s*_]*:?[\s*_]*$")
 _TITLE_BEFORE = re.compile(r"(?:^|\n)[\s#*_]*(?:(?:the|my|final|correct)\s)*$", re.IGNORECASE)
 _ONLY_DELIMITERS = re.compile(r"[\s$*_`\\\[\](){}#-]*")
 _OPTION = re.compile(r"\s*[*_]{0,3}\(?[A-Ja-j][).:][*_]{0,3}\s+\S")
+_OPTIONS = re.compile(r"(?:^|\s)\(?A[).:]\s.{1,200}?\s\(?B[).:]\s(?:[^:=]|(?<=\s[A-J]):){0,300}$")  # in one line
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:align|aligned|equation|gather|gathered|split)\*?\}|&(?=\s?=)")
 _BULLET = re.compile(r"^\s*(?:[*•]\s+(?=\S)|-\s+(?=[A-Za-z$\\*])|\d{1,2}[.)]\s+(?=\S)|#{1,6}\s+|>\s+)")
 
@@ -243,7 +244,7 @@ def _on_last_line(text: str, question: str) -> Final | None:
         return None
     line = lines[0].strip()[-_LONGEST_LINE:]
     is_option = _OPTION.match(line) is not None
-    if _is_column(lines) or (is_option and len(lines) > 1 and _OPTION.match(lines[1])):
+    if _is_column(lines) or _OPTIONS.search(line) or (is_option and len(lines) > 1 and _OPTION.match(lines[1])):
         return None
     if line.rstrip(" *_$\"')").endswith("?"):
         return None

@@ -30,7 +30,9 @@ def is_right(reference: Answer, answer: Answer, *, literal: bool = False) -> boo
     if isinstance(expected, Choice):
         return _is_choice(expected, answer)
     if isinstance(expected, Number):
-        return isinstance(given, Number) and (given.literal or not literal) and _is_number(expected, given)
+        if not isinstance(given, Number) or (literal and not given.literal and given.node != expected.node):
+            return False
+        return _is_number(expected, given)
     if isinstance(expected, Formula):
         return _is_formula(expected.node, given)
     if isinstance(expected, Several) and isinstance(given, Several):

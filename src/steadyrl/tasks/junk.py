@@ -168,10 +168,14 @@ def _half(accepted: list[str], right: RightResponses) -> list[Junk]:
 
 
 def _of_another(accepted: list[str], right: RightResponses, other: tuple[Example, RightResponses] | None) -> list[Junk]:
-    """The right response to another problem, and both answers side by side; not where its answer is right here too."""
+    """The right response to another problem, and both answers side by side; not where its answer is right here too.
+
+    A function of the user's own may look at one form only, so it gets the other answer in every form.
+    """
     if other is None or not accepted or any(_same(answer, accepted) for answer in _accepted(other[0])):
         return []
-    forms, foreign = other[1].forms[1:2] or other[1].forms[:1], _accepted(other[0])[:1]
+    forms = (other[1].forms[1:2] or other[1].forms[:1]) if right.every else other[1].forms
+    foreign = _accepted(other[0])[:1]
     both = [(f"It is {answer} or {accepted[0]} or {answer}", _alike(answer, accepted[0])) for answer in foreign]
     return [
         *(Junk(form="another problem's answer", response=text, certain=right.only) for _, text in forms),

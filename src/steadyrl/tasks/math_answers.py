@@ -6,10 +6,11 @@ from typing import Literal
 from steadyrl.tasks.answer_values import Answer, Choice, Equation, Formula, Number, Several
 from steadyrl.tasks.answers import Final, Place, behind_last_mark, find_final
 from steadyrl.tasks.equality import is_right
-from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex, unwrapped
+from steadyrl.tasks.plain_text import plain_characters, plain_latex, unwrapped
 from steadyrl.tasks.prose import last_brackets, maths_in, number_in, without_opening, without_reason, words_in
 from steadyrl.tasks.reading import read_answer
 from steadyrl.tasks.references import Reference, answer_in, read_reference
+from steadyrl.tasks.restated import is_restated
 
 
 def math_verify_score(
@@ -65,7 +66,7 @@ def _gives(final: Final, reference: Reference, place: Place, question: str) -> b
     else:
         answers = _said(final, reference, only_number=place == "last_number")
     return any(
-        is_right(reference, one, literal=final.found == "line") and not _is_copied(one, reference, question)
+        is_right(reference, one, literal=final.found == "line") and not is_restated(one, reference, question)
         for one in answers
     )
 
@@ -91,19 +92,3 @@ def _said(final: Final, reference: Reference, *, only_number: bool) -> list[Answ
         number = number_in(plain, first=starts)
         return [] if number is None else [read_answer(number)]
     return [whole, *map(read_answer, (*words_in(text)[1:], *last_brackets(text)))]
-
-
-def _is_copied(answer: Answer, reference: Reference, question: str) -> bool:
-    """Whether an answer that is more than a plain number stands in the question, and is not how the reference is."""
-    value = answer.value.answer.value if isinstance(answer.value, Equation) else answer.value
-    if not question or not isinstance(value, Number | Formula | Several):
-        return False
-    if isinstance(value, Number) and (value.node is None or value.node.op == "num"):
-        return False
-    if answer.text == reference.text:
-        return False
-    expected = reference.value
-    if not isinstance(value, Several) and isinstance(expected, Number | Formula) and value.node == expected.node:
-        return False
-    asked = folded(plain_latex(plain_characters(question))).replace(" ", "")
-    return answer.text.replace(" ", "") in asked

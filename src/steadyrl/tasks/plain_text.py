@@ -18,9 +18,12 @@ _RUNS_OF_SUPERSCRIPTS = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺ⁿ]+")
 _RUNS_OF_SUBSCRIPTS = re.compile("[₀₁₂₃₄₅₆₇₈₉]+")
 _VULGAR_FRACTION = re.compile("[¼-¾⅐-⅞]")
 
-_SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|boxed|fbox)(?![A-Za-z])")
+_SIZES = re.compile(
+    r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits|boxed|fbox|tiny|small|large|Large|"
+    r"LARGE|huge|Huge|normalsize|bf|it|rm)(?![A-Za-z])|\\(?:text)?color\s?\{[A-Za-z!0-9]{1,20}\}"
+)
 _WORDS_IN_LATEX = re.compile(
-    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|bm|boldsymbol)\s{0,3}\{([^{}]*)\}"
+    r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|mbox|operatorname|bm|boldsymbol|underline)\s{0,3}\{([^{}]*)\}"
 )
 _SPACES_IN_NUMBERS = re.compile(r"(?<=\d)(?:\\[,;:!]|,\\!|\{,\}(?:\\!)?|[\u2009\u202f\u00a0])(?=\d{3}(?!\d))")
 _SPACES = re.compile(r"\\[,;:! ]|\\q?quad(?![A-Za-z])|~|[\u00a0\u2000-\u200a\u202f\u3000]")
@@ -32,6 +35,7 @@ _SPELLINGS = (
     (re.compile(r"\\leq(?:slant)?(?![A-Za-z])"), r"\\le"),
     (re.compile(r"\\geq(?:slant)?(?![A-Za-z])"), r"\\ge"),
     (re.compile(r"\\neq(?![A-Za-z])"), r"\\ne"),
+    (re.compile(r"\\varnothing(?![A-Za-z])"), r"\\emptyset"),
     (re.compile(r"\\(?:[Rr]ightarrow|implies)(?![A-Za-z])"), "="),
     (re.compile(r"\\(?:lbrace|\{)"), r"\\{"),
     (re.compile(r"\\(?:rbrace|\})"), r"\\}"),
@@ -39,7 +43,9 @@ _SPELLINGS = (
     (re.compile(r"\\\$"), "$"),
     (re.compile(r"\\(?:#|&)"), " "),
 )
-_MARKUP = re.compile(r"\*\*|__|`+")
+_MARKUP = re.compile(r"\*{2,3}|_{2,3}|`+|</?(?:b|strong|em|u|center)>")
+_END_OF_ROW = re.compile(r"\\\\(?:\[\d{1,3}(?:\.\d)?(?:pt|em|ex|mm)\])?")
+_WORD_BEFORE_DIGITS = re.compile(r"(?<=[\u3040-\u30ff\u4e00-\u9fff\uac00-\ud7af])(?=[-\d$])")
 _POWER = re.compile(r"(?<=[\w)])(?:\*\*|\s\*\*\s)(?=[\d(-]|[a-z](?![A-Za-z]))")
 _WRAPPERS = (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ('"', '"'), ("'", "'"), ("*", "*"), ("_", "_"))
 _FACTORIAL = re.compile(r"[\d)}]!$|(?<![A-Za-z])[a-z]!$")
@@ -60,7 +66,7 @@ def plain_characters(text: str) -> str:
     text = _VULGAR_FRACTION.sub(lambda one: " " + unicodedata.normalize("NFKC", one.group()), text)
     text = _SPACES_IN_NUMBERS.sub("", text.translate(_CHARACTERS))
     text = unicodedata.normalize("NFKC", text).translate(_CHARACTERS)
-    return "".join(map(_ascii_digit, text))
+    return _WORD_BEFORE_DIGITS.sub(" ", "".join(map(_ascii_digit, text)))
 
 
 def _ascii_digit(character: str) -> str:
@@ -76,7 +82,7 @@ def _ascii_digit(character: str) -> str:
 def plain_latex(text: str) -> str:
     """Text without what LaTeX and Markdown add for the eye: sizes, fonts, spaces, bold."""
     if "\\" in text or "{" in text or "~" in text:
-        text = text.replace("\\\\", "\n")  # the end of a row
+        text = _END_OF_ROW.sub("\n", text)
         text = _SPACES_IN_NUMBERS.sub("", _SIZES.sub(" ", text))
         for _ in range(4):  # a font within a font
             text, count = _WORDS_IN_LATEX.subn(r" \1 ", text)
@@ -85,7 +91,7 @@ def plain_latex(text: str) -> str:
         text = _SPACES.sub(" ", _DEGREES.sub(" degrees ", text))
         for pattern, spelling in _SPELLINGS:
             text = pattern.sub(spelling, text)
-    if "*" in text or "_" in text or "`" in text:
+    if "*" in text or "_" in text or "`" in text or "</" in text:
         text = _MARKUP.sub("", _POWER.sub("^", text))
     return text
 

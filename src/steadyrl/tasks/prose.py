@@ -16,14 +16,18 @@ _DASH = re.compile(r"[A-Za-z]{2,}\s-\s[$€£¥]?\s?$")
 _OPERATION_BEFORE = re.compile(
     r"(?:[-+*/÷^<>±√!~]|\\(?:le|ge|ne|pm|sqrt|cup)|[A-Za-z]\(|\bplus|\bminus|\d\s?times|\d\s?x|\d\s?over|\bdivided by|"
     r"\bmultiplied by|\bmod(?:ulo)?|\bthan|(?:\d\s?%?|percent|half|third|quarter|sum|product|difference)\s+of|"
-    r"n't|\bnot(?: equal(?: to)?)?|"
+    r"n't|\bnot(?: equal(?: to)?)?|\bnever|\bcannot be|\bneither|\bnor|"
+    r"\b(?:all|any|anything|everything) (?:but|except)|"
+    r"(?:^|\b(?:is|are|be|was|were|it's) )(?:(?:just|slightly|somewhat|well|far) )?(?:over|under|below|above)|"
+    r"\b(?:twice|thrice|double|triple|half)|"
     r"\bsqrt\(?|\b[a-z]\s?\()\s?[$€£¥({\[]{0,2}\s?$",
     re.IGNORECASE,
 )
 _OPERATION_BEHIND = re.compile(
     r"\s?[)}\]]{0,2}\s?(?:[+*÷^<>±=]|!\s*\S|/(?=\s?[\d(])|-\s?[$€£¥(]?\s?\d|- ?[a-z]\b|\\(?:le|ge|ne|pm)|plus\b|"
     r"minus\b|times\s+\d|x\s?\d|over\s+\d|divided\b|multiplied\b|mod\b|choose\b|factorial\b|squared\b|cubed\b|"
-    r"more than\b|less than\b|and an? (?:half|third|quarter)\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
+    r"doubled\b|tripled\b|halved\b|more than\b|less than\b|"
+    r"and an? (?:half|third|quarter)\b|% of\b|percent of\b|of\s+[$€£¥]?\d)",
     re.IGNORECASE,
 )
 _GLUED = re.compile(r"(?:[xyzkKMBn]|th|st|nd|rd)(?![A-Za-z])|[A-Za-z]*\d|_|\(|\\")
@@ -32,7 +36,9 @@ _ONLY_A_JOINT = re.compile(
     re.IGNORECASE,
 )
 _OR = re.compile(
-    r"[\s()%]*(?:[A-Za-z°]+\s+){0,3}[\s,]*(?:or|vs\.?|versus)\s+(?:[A-Za-z]+\s+){0,3}[-$€£¥]?\s*", re.IGNORECASE
+    r"[\s()%.,;]*(?:[A-Za-z°]+[\s,;]+){0,3}[\s,;]*(?:or|vs\.?|versus|otherwise|else|alternatively|possibly|perhaps|maybe|"
+    r"unless|(?:could|might|may)(?: also)? be),?\s+(?:[A-Za-z]+\s+){0,3}[-$€£¥]?\s*",
+    re.IGNORECASE,
 )
 _SAME_WORD = re.compile(r"\s?([A-Za-z]+)\s?(?:,|;|,?\s?and)\s{0,3}[$€£¥]?")
 _WORD = re.compile(r"\s?([A-Za-z]+)")
@@ -44,7 +50,9 @@ _BECAUSE = (
     r"\s\((?!(?:or|and)\b)(?=\D|\d+[^)\w])|\s[—–]\s"
 )
 _REASON = re.compile(
-    rf"{_BECAUSE}|[,;]\s(?!(?:or|and|maybe|perhaps|but|not|yes|no|true|false)\b)(?=[a-z]{{2}})", re.IGNORECASE
+    rf"{_BECAUSE}|[,;]\s(?!(?:or|and|maybe|perhaps|possibly|otherwise|else|alternatively|unless|but|not|yes|no|true|"
+    r"false)\b)(?=[a-z]{2})",
+    re.IGNORECASE,
 )
 _REASON_FOR_WORDS = re.compile(rf"{_BECAUSE}|\s\((?!(?:or|and)\b)", re.IGNORECASE)
 _OPENING = re.compile(
@@ -52,13 +60,16 @@ _OPENING = re.compile(
     r"now|a total of|option|choice|=|≈|~|\\approx)(?![A-Za-z])[\s:]*){1,4}",
     re.IGNORECASE,
 )
-_SAYS = re.compile(r"\s(?:is|are|was|were|be|equals|means)\s|[=:]\s?|→|\\(?:Rightarrow|rightarrow|to)(?![A-Za-z])")
+_SAYS = re.compile(
+    r"\s(?:is|are|was|were|be|equals|means)\s|(?:=|:(?!\d))\s?|→|\\(?:Rightarrow|rightarrow|to)(?![A-Za-z])"
+)
 _BRACKETS = re.compile(r"[(\[][^()\[\],]{1,100},[^()\[\]]{1,100}[)\]]")
 _VERDICT = re.compile(r"(yes|no|true|false)\b\s*(?:[,.;:!]|-\s)(.*)", re.IGNORECASE | re.DOTALL)
 _OPPOSITE = {"yes": "no", "no": "yes", "true": "false", "false": "true"}
 _CHOSEN = re.compile(
     r"(?:\b(?:option|choice|answer|letter)\s+)?\(?\b([A-J])\b\)?(?:\s+(?:is|as)\s+(?:the\s+)?(?:correct|right|best|answer)|\s+is\s+true)|"
-    r"\b(?:choose|pick|select|option|choice)\s+(?:option\s+|choice\s+)?\(?([A-J])\b\)?(?=[\s.,:;!]|$)"
+    r"\b(?:choose|pick|select|option|choice)\s+(?:option\s+|choice\s+)?\(?([A-J])\b\)?(?=[\s.,:;!]|$)|"
+    r"\b(?:so|hence|thus|therefore),?\s+\(?([A-J])\)?[\s.!*]*$"
 )
 
 
@@ -154,7 +165,7 @@ def words_in(text: str) -> list[str]:
         opposite = _OPPOSITE[verdict.group(1).lower()]
         if not re.match(rf"[\s,]*(?:or\s+)?{opposite}\b", verdict.group(2), re.IGNORECASE):
             found.append(verdict.group(1))
-    chosen = {match.group(1) or match.group(2) for match in _CHOSEN.finditer(text)}
+    chosen = {match.group(1) or match.group(2) or match.group(3) for match in _CHOSEN.finditer(text)}
     if len(chosen) == 1 and not re.search(r"\bnot\b|n't", text):
         found.append(chosen.pop())
     last = last_match(_SAYS, text)

@@ -31,7 +31,7 @@ _MEMBER = re.compile(r"^[A-Za-z] ?\\in(?![A-Za-z]) ?")
 _UNDERSCORES = re.compile(r"(?<=\d)_(?=\d{3})")
 _MIXED = re.compile(r"(?<![\d/.^])(\d{1,9})\s{1,3}(?:(\d{1,9})\s?/\s?(\d{1,9})(?![\d/])|(?=\\frac))")
 _TIMES_X = re.compile(r"(?<=\d)\s?[xX]\s?(?=10\s?\^|\d)")
-_QUANTITY = re.compile(r"([^A-Za-z%\\]*(?:\\frac\{\d+\}\{\d+\})?)\s?([A-Za-z%].*)", re.DOTALL)
+_QUANTITY = re.compile(r"((?:[^A-Za-z%\\]|\\(?:frac|sqrt|pi)(?![A-Za-z]))*)\s?([A-Za-z%].*)", re.DOTALL)
 _FORMULA_WITH_UNIT = re.compile(
     r"(.*[\d)}a-z])(?: ([A-Za-z]{2,12}|[A-Za-z]{1,12}/[A-Za-z]{1,12})|(?<=\d)([A-Za-z]{1,12}/[A-Za-z]{1,12}))"
     r"(?: ?\^ ?\{?[23]\}?)?",
@@ -42,6 +42,7 @@ _REPEATING = re.compile(r"(\d{0,9})\.(\d{0,9})\\overline ?\{(\d{1,9})\}")
 _NO_UNIT = re.compile(
     r"(?:or|and|to|not|plus|minus|times|over|divided|multiplied|mod|modulo|choose|factorial|squared|cubed|less|more|than|"
     r"from|of|if|vs|versus|but|without|with|hundredths?|tenths?|thousandths?|halves|thirds?|quarters?|fifths?|k|"
+    r"doubled|tripled|halved|twice|thrice|otherwise|else|alternatively|possibly|perhaps|maybe|unless|"
     r"th|st|nd|rd|e|i|pi|is|was|are|does|equals)(?![a-z])"
 )
 _SCALES = {
@@ -74,6 +75,7 @@ _EQUALS = re.compile(r"[(\[{]|[)\]}]|=+")
 RELATION = re.compile(r"<=|>=|!=|\\(?:le|ge|ne|in|approx|equiv|sim|subset|to)(?![A-Za-z])|[<>]")
 _COMMANDS = re.compile(r"\\(?:begin|end)\{[a-z*]+\}|\\[A-Za-z]+")
 _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_ARRAY = re.compile(r"[(\[]? ?\\begin\{array\} ?\{[lcr| ]{1,40}\}(.*)\\end\{array\} ?[)\]]?", re.DOTALL)
 
 
 def read_answer(text: str) -> Answer:
@@ -134,8 +136,8 @@ def _read_choice(text: str, depth: int) -> Choice | None:
 
 def _read_several(text: str, depth: int) -> Several | None:
     """A matrix, a union, something in brackets, or items between commas, `and` or `or`."""
-    if (match := _MATRIX.fullmatch(text)) is not None:
-        rows = [row.split("&") for row in match.group(2).split("\n") if row.strip()]
+    if (match := _MATRIX.fullmatch(text) or _ARRAY.fullmatch(text)) is not None:
+        rows = [row.split("&") for row in match.groups()[-1].split("\n") if row.strip()]
         items = tuple(_read(item, depth + 1) for row in rows for item in row)
         return Several((Answer(f"{len(rows)} rows", None), *items), "matrix")
     if "\\cup" in text:
@@ -232,7 +234,7 @@ def _read_number(text: str) -> Number | Formula | None:
     if node is None:
         match = _QUANTITY.fullmatch(text)
         words = match.group(2).strip().casefold() if match else ""
-        if match is None or _NO_UNIT.match(words) or not any(map(str.isdigit, match.group(1))):
+        if match is None or _NO_UNIT.match(words) or not re.search(r"\d|\\pi", match.group(1)):
             return None
         node = _formula(match.group(1))
         scale, words = _scale(words)
