@@ -11,6 +11,7 @@ from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
 from steadyrl.config import load, resolve
 from steadyrl.inputs import changes, inputs_of, told
 from steadyrl.jsonl import read_jsonl
+from steadyrl.session import task_fields
 from steadyrl.tasks import build_task
 
 FEW = {
@@ -110,6 +111,21 @@ def test_a_change_is_noticed_by_its_name(what: str, digests: Callable[[], dict[s
     before = digests()
     change(tmp_path)
     assert list(changes(before, digests())) == names
+
+
+def test_a_changed_set_is_named(tmp_path: Path) -> None:
+    task = coin_questions(tmp_path)
+    tests = [{"question": f"test {n}", "answer": "1"} for n in range(3)]
+    sets = [{"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in ("one", "two")]
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.jsonl", tests)
+    recipe = resolve(tree(task=task, evaluate={"every": 0, "prompts": 4, "sets": sets}), source="test")
+    before = inputs_of(recipe, build_task("questions", seed=0, parameters=task_fields(recipe)))
+    assert [before[f"the rows of evaluate.sets, {name}"][:7] for name in ("one", "two")] == ["3 rows,", "3 rows,"]
+    assert before["the rows of task.path"].startswith("64 rows, ")
+    write(tmp_path / "two.jsonl", tests[:2])
+    after = inputs_of(recipe, build_task("questions", seed=0, parameters=task_fields(recipe)))
+    assert list(changes(before, after)) == ["the rows of evaluate.sets, two"]
 
 
 def spaces(folder: Path) -> None:

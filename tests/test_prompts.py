@@ -142,6 +142,16 @@ def test_special_tokens_in_questions_are_counted(build: Build) -> None:
     assert "line 16" in notice
 
 
+@pytest.mark.parametrize(("unknown", "told"), [("<|endoftext|>", False), ("<unk>", True)])
+def test_a_mark_of_the_beginning_is_no_unknown_character(unknown: str, told: bool, build: Build) -> None:
+    """GPT-2's tokenizer has one token for unknown text, for the beginning and for the end."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>")
+    tokenizer = byte_tokenizer(template="{{ bos_token }}" + CHATML, special=special, bos="<|endoftext|>")
+    tokenizer.unk_token = unknown
+    said = notices(build([*FIFTEEN, {"question": "a<unk>b"}], tokenizer=tokenizer))
+    assert any("characters that the tokenizer does not know" in notice for notice in said) is told
+
+
 def test_a_token_outside_the_model_is_refused(build: Build) -> None:
     with pytest.raises(TaskError, match="outside the model's vocabulary of 110"):
         notices(build([*FIFTEEN, {"question": "é"}], config={"vocab_size": 110}))

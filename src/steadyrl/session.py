@@ -385,7 +385,11 @@ def refuse_sizes(recipe: Recipe, task: Task) -> None:
     for split, field, needed in sizes:
         size = task.size(split)
         if size is not None and size < needed:
-            raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")
+            way = "; raise task.held_out" if split == "held_out" and needed < (task.size("train") or 0) else ""
+            raise RecipeError(
+                f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problem(s). "
+                f"Use at most {size}{way}"
+            )
     if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
         raise RecipeError(
             f"update.micro_tokens = {recipe.update.micro_tokens} has no room for a prompt beside a response of "

@@ -238,8 +238,8 @@ def test_one_error_lists_every_kind_of_bad_row(tmp_path: Path) -> None:
         '{"question": "q",': "is not JSON",
         "[1, 2]": "is not a JSON object but list: [1, 2]",
         '{"question": "q"}': "has no field `answer`; it has `question`",
-        '{"question": " \\n", "answer": 1}': "`question` must be text or a number, found ' \\n'",
-        '{"question": "\\u200b", "answer": 1}': "`question` must be text or a number",
+        '{"question": " \\n", "answer": 1}': "`question` is empty, found ' \\n'",
+        '{"question": "\\u200b", "answer": 1}': "`question` is empty, found",
         '{"question": "q", "answer": null}': "`answer` must be text or a number, found None",
         '{"question": "q", "answer": true}': "`answer` must be text or a number, found True",
         '{"question": "q", "answer": {"x": 1}}': "`answer` must be text or a number, found {'x': 1}",
@@ -298,7 +298,7 @@ def test_csv_rows_of_the_wrong_width_and_bad_quotes_are_named_by_line(tmp_path: 
     found = reasons(pairs)
     assert found["3"] == "has 1 values, but the header has 2 columns"
     assert found["4"] == "has 3 values, but the header has 2 columns"
-    assert found["5"].startswith("`answer` must be text or a number, found ''")
+    assert found["5"].startswith("`answer` is empty, found ''")
     assert found["7"].startswith("is not CSV: ")
 
 
@@ -412,7 +412,7 @@ def test_content_in_parts_is_joined_and_fields_without_a_value_are_left_out() ->
         ([{"role": ["user"], "content": "x"}], "message 1 has the role ['user']"),
         ([{"from": "human", "value": "x"}], "message 1 must have `role` and `content`"),
         (["hello"], "message 1 must have `role` and `content`, found 'hello'"),
-        ([{"role": "user", "content": " "}], "message 1 must be text or a number, found ' '"),
+        ([{"role": "user", "content": " "}], "message 1 is empty, found ' '"),
         ([{"role": "user", "content": None}], "message 1 must be text"),
         ([{"role": "user", "content": "\ud83d"}], "message 1 holds half of a surrogate pair"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message 1 has a part that is not text"),
