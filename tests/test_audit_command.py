@@ -57,6 +57,14 @@ def test_every_shipped_recipe_passes(name: str, monkeypatch: pytest.MonkeyPatch)
     assert command("audit", f"recipes/{name}.toml") == 0
 
 
+def test_a_task_with_an_evaluation_set_is_audited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    exam = tmp_path / "exam.jsonl"
+    exam.write_text('{"question": "1+1=", "answer": "2"}\n')
+    sets = [{"name": "exam", "path": str(exam)}]
+    assert command("audit", with_score(tmp_path, EXACT, evaluate={"sets": sets})) == 0
+    assert "paid junk: 0" in capsys.readouterr().out
+
+
 def test_paid_junk_is_shown_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("audit", with_score(tmp_path, TRUSTING)) == 1
     printed = capsys.readouterr().out

@@ -50,7 +50,7 @@ def refused(**changes) -> str:
         ({"seed": 2**63}, "seed: Input should be less than 9223372036854775808"),
         (
             {"objective": {"name": "composed", "weight_floor": 0.5}},
-            'objective: weight_floor = 0.5 has a meaning with outside = "mask" only',
+            'objective: weight_floor = 0.5 only applies when outside = "mask"',
         ),
         (
             {"objective": {"name": "composed", "outside": "mask", "weight_floor": 5, "weight_cap": 1}},

@@ -316,7 +316,7 @@ def test_a_question_of_a_further_set_is_not_trained_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        ([{"name": "train", "path": "x.jsonl"}], "name = 'train' is what the task's own problems are called"),
+        ([{"name": "train", "path": "x.jsonl"}], "name = 'train' is reserved for the task's own problems"),
         ([{"name": "a", "path": "x"}, {"name": "a", "path": "y"}], "the name 'a' occurs twice"),
         ([{"name": "a b", "path": "x"}], "String should match pattern"),
         ([{"path": "x"}], "Field required"),

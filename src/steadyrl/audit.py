@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
-from steadyrl.session import open_pool
+from steadyrl.session import open_pool, task_fields
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
@@ -51,7 +51,7 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     Raises:
         TaskError: the task cannot be built.
     """
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
+    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     together = _TOGETHER * recipe.scoring.workers
     with open_pool(recipe, task) as pool:
         report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)

@@ -136,7 +136,7 @@ def train_command(argv: list[str]) -> int:
 
 def resume_command(argv: list[str]) -> int:
     """`steadyrl resume RUN`."""
-    parser = argparse.ArgumentParser("steadyrl resume", description="Go on with a run that was interrupted.")
+    parser = argparse.ArgumentParser("steadyrl resume", description="Continue a run that was interrupted.")
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
     parser.add_argument(
@@ -170,10 +170,13 @@ def eval_command(argv: list[str]) -> int:
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
     recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
+    from transformers.utils import logging
+
     from steadyrl.evaluate import evaluation
     from steadyrl.rollout import require_scored
     from steadyrl.session import open_session
 
+    logging.disable_progress_bar()
     with open_session(recipe) as session:
         found = evaluation(session, every_mode=True)
     require_scored(found.last, limit=recipe.scoring.max_failures)
@@ -192,7 +195,7 @@ def audit_command(argv: list[str]) -> int:
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")
     parser.add_argument("--json", action="store_true", help="print the counts and the rows as JSON")
-    parser.add_argument("--strict", action="store_true", help="count what is partial or doubtful, or failed, as well")
+    parser.add_argument("--strict", action="store_true", help="also count what is partial, doubtful or failed")
     options, rest = parser.parse_known_args(argv)
     recipe = _with_flags(Recipe, load(options.recipe), rest, f"steadyrl audit {options.recipe}")
     from steadyrl.audit import run
@@ -202,7 +205,7 @@ def audit_command(argv: list[str]) -> int:
 
 def show_command(argv: list[str]) -> int:
     """`steadyrl show RUN`."""
-    parser = argparse.ArgumentParser("steadyrl show", description="Draw the report of a run anew and say where it is.")
+    parser = argparse.ArgumentParser("steadyrl show", description="Rebuild the report of a run and print its path.")
     parser.add_argument("run", type=Path, help="run directory, also of a run in progress")
     parser.add_argument("--picture", type=Path, help="also write one wide picture (SVG) to this file")
     options = parser.parse_args(argv)
@@ -248,7 +251,7 @@ def gap_command(argv: list[str]) -> int:
 def conformance_command(argv: list[str]) -> int:
     """`steadyrl conformance --model FAMILY_OR_PATH`."""
     parser = argparse.ArgumentParser(
-        "steadyrl conformance", description="Hold a mixture-of-experts model against what Routing Replay promises."
+        "steadyrl conformance", description="Check whether Routing Replay is exact for a mixture-of-experts model."
     )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument(
@@ -326,7 +329,7 @@ def _refuse_variants(rest: Sequence[str]) -> None:
         section, _, field = flag.lstrip("-").partition("=")[0].partition(".")
         if flag.startswith("--") and (section, field) in VARIANTS:
             raise RecipeError(
-                f"{flag.partition('=')[0]} cannot be a flag: write it into the recipe with its fields, as "
+                f"{flag.partition('=')[0]} cannot be set by a flag; set it in the recipe with its fields, as "
                 f"[{section}] {field} = …; known: {', '.join(VARIANTS[section, field])}"
             )
 

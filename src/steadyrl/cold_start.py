@@ -85,8 +85,7 @@ def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, opt
     norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), math.inf if limit is None else limit)
     if not math.isfinite(total) or not norm.isfinite():
         raise ColdStartError(
-            f"cold start, step {step}: loss or gradient was not finite; a smaller learning_rate of the stage is the "
-            "usual way out"
+            f"cold start, step {step}: loss or gradient was not finite. Lower learning_rate of this stage"
         )
     optimizer.step()
     return total / tokens

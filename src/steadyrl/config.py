@@ -32,7 +32,7 @@ from steadyrl.errors import UserError
 
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError(f"takes a number, and {str(value).lower()} is none")
+        raise ValueError(f"must be a number (found {str(value).lower()})")
     return value
 
 
@@ -131,7 +131,7 @@ class TinyModel(Section):
         for name, value in config.items():
             most = 1024 if "layers" in name else 2**24
             if isinstance(value, int | float) and not abs(value) <= most:
-                raise ValueError(f"{name} = {value} is above {most:,}, more than a tiny model has")
+                raise ValueError(f"{name} = {value} is above {most:,}, the most that a tiny model may have")
             if name in _SIZES and isinstance(value, int) and value < 1:
                 raise ValueError(f"{name} = {value} makes no model; use at least 1")
         return config
@@ -217,7 +217,7 @@ class ReasoningGymTask(AnyTask):
     min_score: Fraction = 1.0
     """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
     allow_code: bool = False
-    """Take a dataset whose verifier runs Python code that a response holds. Off: such a dataset is rejected."""
+    """Take a dataset whose verifier runs Python code from a response. Off: such a dataset is rejected."""
 
 
 class QuestionsTask(AnyTask):
@@ -466,7 +466,7 @@ class VESPO(Section):
 
 
 class SAPO(Section):
-    """SAPO, arXiv 2511.20347: a sigmoid gate in the place of the clip."""
+    """SAPO, arXiv 2511.20347: a sigmoid gate instead of the clip."""
 
     name: Literal["sapo"] = "sapo"
     temperature_positive: PositiveFloat = 1.0
@@ -476,7 +476,7 @@ class SAPO(Section):
 
 
 class Composed(Section):
-    """An objective of one's own, from the parts; as it stands, MiniRL."""
+    """Your own objective, from the parts; by default MiniRL."""
 
     name: Literal["composed"] = "composed"
     ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
@@ -506,7 +506,7 @@ class Composed(Section):
     @model_validator(mode="after")
     def _band(self) -> "Composed":
         if self.weight_floor and self.outside != "mask":
-            raise ValueError(f'weight_floor = {self.weight_floor} has a meaning with outside = "mask" only')
+            raise ValueError(f'weight_floor = {self.weight_floor} only applies when outside = "mask"')
         if self.weight_cap is not None and self.weight_floor >= self.weight_cap:
             raise ValueError(f"weight_floor = {self.weight_floor} is not below weight_cap = {self.weight_cap}")
         return self
@@ -599,7 +599,7 @@ class ColdStart(Section):
     """Weight of the load-balancing loss of mixture-of-experts models; used in the cold start only."""
     stop_at: Fraction = 1.0
     """Stop once the sampled accuracy on held-out prompts reaches this. They are those of the evaluation at step 0,
-    which is thus chosen upwards a little."""
+    so its accuracy is slightly optimistic."""
     check_every: PositiveInt = 20
     """Steps between looks at that accuracy, in the last stage."""
 
@@ -626,7 +626,7 @@ class EvaluationSet(Section):
     @classmethod
     def _not_a_split(cls, value: str) -> str:
         if value in ("train", "held_out"):
-            raise ValueError(f"name = {value!r} is what the task's own problems are called; use another name")
+            raise ValueError(f"name = {value!r} is reserved for the task's own problems; use another name")
         return value
 
 

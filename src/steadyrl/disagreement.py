@@ -27,7 +27,7 @@ def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, fl
     if share > limit:
         raise EngineError(
             f"the engine returned no experts for {share:.1%} of the positions, above update.max_unrouted = {limit}. "
-            "Look into why it leaves them out, or raise that limit: the trainer routes such positions by itself"
+            "Find out why, or raise the limit; the trainer then routes these positions itself"
         )
     return {"routes/unrouted": share}
 

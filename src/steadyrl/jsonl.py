@@ -78,9 +78,9 @@ def _row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise DamagedLog(f"{where} is not JSON: {error}; mend or delete that line") from error
+        raise DamagedLog(f"{where} is not JSON: {error}; fix or delete this line") from error
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-        raise DamagedLog(f"{where} is not an object with an integer `step`; mend or delete that line")
+        raise DamagedLog(f"{where} is not an object with an integer `step`; fix or delete this line")
     return row
 
 

@@ -354,7 +354,7 @@ def _give_up(
     where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch)
     raise TrainingStopped(
         f"step {progress.step if step is None else step}: {what}. The last good state and the batch are in {where}. "
-        "A smaller optimizer.learning_rate, or float32 weights, is the usual way out"
+        "Lower optimizer.learning_rate, or use float32 weights"
     )
 
 

@@ -179,7 +179,7 @@ class Run:
         changed = {} if before is None else changes(before, inputs)
         if changed and not accept:
             raise RunDirectoryError(
-                f"what {self.path} reads has changed:\n{told(changed)}\nRestore it, or continue with it by "
+                f"what {self.path} reads has changed:\n{told(changed)}\nRestore it, or accept the changes with "
                 f"`steadyrl resume {self.path} --accept-changes`"
             )
         if changed:

@@ -273,7 +273,7 @@ def _check_alphabet(alphabet: str, task: Task) -> None:
     missing = {c for e in examples for c in e.question + e.solution} - set(alphabet)
     if missing:
         raise RecipeError(
-            f"model.alphabet lacks {''.join(sorted(missing))!r}, which the task's problems use; add these characters"
+            f"model.alphabet is missing {''.join(sorted(missing))!r}, which the task uses; add these characters"
         )
 
 
@@ -392,6 +392,6 @@ def refuse_sizes(recipe: Recipe, task: Task) -> None:
             )
     if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
         raise RecipeError(
-            f"update.micro_tokens = {recipe.update.micro_tokens} has no room for a prompt beside a response of "
+            f"update.micro_tokens = {recipe.update.micro_tokens} is too small for a prompt and a response of "
             f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}: they must fit into one forward. Raise it"
         )

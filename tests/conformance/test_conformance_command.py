@@ -81,7 +81,7 @@ def test_a_saved_model_with_the_smallest_of_alphabets(tmp_path: Path, capsys: py
     del kept["model.norm.weight"]
     save_file(kept, weights, metadata={"format": "pt"})
     assert main(["conformance", "--model", str(weights.parent), "--weights"]) == 2
-    assert "lacks 1 weights of Qwen3MoeForCausalLM, the first 'model.norm.weight'" in capsys.readouterr().err
+    assert "is missing 1 weights of Qwen3MoeForCausalLM (first: 'model.norm.weight')" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

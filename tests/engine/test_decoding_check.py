@@ -29,7 +29,7 @@ SIZES = {
     "pad_token_id": 0,
 }
 STATE = {"vocab_size": 48, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
-OTHER = "to other log-probabilities than its forward gives"
+OTHER = "to log-probabilities that differ from its forward"
 REFUSED = {
     "mamba": (STATE, f"decodes MambaForCausalLM {OTHER}"),
     "falcon_mamba": (STATE, f"decodes FalconMambaForCausalLM {OTHER}"),
@@ -114,8 +114,8 @@ def rows_that_change_places_when_others_leave(wave) -> dict:
     [
         (moved_positions, OTHER),
         (padding_that_is_attended_to, OTHER),
-        (rows_that_change_places_when_others_leave, f"{OTHER}|otherwise once other sequences have ended"),
-        (moved_routes, "with other experts than its forward chooses"),
+        (rows_that_change_places_when_others_leave, f"{OTHER}|differently after other sequences have ended"),
+        (moved_routes, "with experts that its forward does not choose"),
     ],
 )
 def test_planted_faults_of_decoding_are_found(fault, words: str) -> None:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 
 from builders import dense_policy, tiny_policy
 from recipes_for_tests import TINY, command, merged, write_recipe
-from steadyrl import rollout
 from steadyrl.config import resolve
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
@@ -197,15 +195,17 @@ def session():
     policy = tiny_policy()
     recipe = resolve(merged(TINY, {"task": {"kind": "chains", "min_terms": 2, "max_terms": 2}}), source="test")
     task = build_task("chains", seed=0, parameters=recipe.task.model_dump())
-    return SimpleNamespace(recipe=recipe, policy=policy, task=task)
+    asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
+    return SimpleNamespace(
+        recipe=recipe, policy=policy, task=task, prompts=lambda examples: [asked] * len(examples), ends=frozenset(ENDS)
+    )
 
 
 def groups_of(session, fault: Callable[[list], Any], *, temperature: float = 1.0, end_tokens: set[int] = ENDS) -> list:
     """Groups as a step makes them, of an engine that errs."""
     engine = Wrong(LocalEngine(session.policy.model, end_tokens=end_tokens), fault)
     sampling = Sampling(temperature=temperature, max_new_tokens=8)
-    with patch.object(rollout, "encode_prompt", lambda tokenizer, question: (5, 6, 7)):
-        return sample_groups(session, engine, "train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
+    return sample_groups(session, engine, "train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
 
 
 @pytest.mark.parametrize("name", WRONG)
@@ -248,7 +248,7 @@ def test_a_greedy_token_is_certain(session) -> None:
 
 
 def test_routes_of_a_dense_model(session) -> None:
-    dense = SimpleNamespace(recipe=session.recipe, policy=dense_policy(), task=session.task)
+    dense = SimpleNamespace(**vars(session) | {"policy": dense_policy()})
     groups_of(dense, lambda answers: answers)
     with pytest.raises(EngineError, match="returned routes; the model is dense"):
         groups_of(dense, put(routes=torch.zeros(10, 2, 2, dtype=torch.uint8)))

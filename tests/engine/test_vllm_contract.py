@@ -237,7 +237,7 @@ def test_an_update_that_cannot_reset_the_prefix_cache_is_none(fp32) -> None:
             engine.load_weights(weights(policy), policy_version=5)
         reset.assert_called_once()
     assert engine.policy_version == 4
-    with pytest.raises(EngineError, match="Hand over again"):
+    with pytest.raises(EngineError, match="Load the weights again"):
         ask(engine)
     engine.load_weights(weights(policy), policy_version=5)
 

@@ -90,7 +90,7 @@ def saved(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Pa
 
 def test_a_weight_that_is_missing_is_not_drawn_at_random(tmp_path: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.weight"
-    with pytest.raises(ModelError, match=rf"lacks 1 weights of Qwen3ForCausalLM, the first '{name}'"):
+    with pytest.raises(ModelError, match=rf"is missing 1 weights of Qwen3ForCausalLM \(first: '{name}'\)"):
         load_pretrained(saved(tmp_path, lambda weights: weights.pop(name)), dtype=torch.float32)
 
 

@@ -229,7 +229,7 @@ def test_a_dataset_that_nobody_looked_at_needs_leave_too(monkeypatch: pytest.Mon
     known = table()
     fewer = {name: verdict for name, verdict in known.datasets.items() if name != "chain_sum"}
     monkeypatch.setattr(gym_table, "table", lambda: dataclasses.replace(known, datasets=fewer))
-    with pytest.raises(TaskError, match=r"'chain_sum': nobody has looked .*reasoning-gym .*allow_code = true"):
+    with pytest.raises(TaskError, match=r"'chain_sum': it is not known whether .*reasoning-gym .*allow_code = true"):
         gym("chain_sum")
     assert ReasoningGym(seed=0, dataset="chain_sum", parameters={}, min_score=1.0, allow_code=True)
 

@@ -72,20 +72,20 @@ def _check(model: PreTrainedModel, decode: Decode, name: str) -> None:
             raise NotFinite(f"{name} computes log-probabilities that are not finite: its weights are broken")
         kept = len(cut.token_ids)
         if cut.token_ids != whole.token_ids[:kept]:
-            raise EngineError(f"the embedded engine decodes {name} otherwise once other sequences have ended")
+            raise EngineError(f"the embedded engine decodes {name} differently after other sequences have ended")
         apart += [(logprobs - whole.logprobs).abs(), (logprobs[:kept] - cut.logprobs).abs()]
         if routes is not None and whole.routes is not None:
             others.append((_ordered(routes) != _ordered(whole.routes)).any(dim=-1).flatten())
     mean, limit = torch.cat(apart).mean().item(), MOST_APART.get(model.dtype, MOST_APART_ROUNDED)
     if not mean <= limit:
         raise EngineError(
-            f"the embedded engine decodes {name} to other log-probabilities than its forward gives: {mean:.3g} nats "
-            f'apart on average, where precision explains {limit:g}. Use engine.kind = "vllm", or another model'
+            f"the embedded engine decodes {name} to log-probabilities that differ from its forward by {mean:.3g} nats "
+            f'on average; precision explains at most {limit:g}. Use engine.kind = "vllm", or another model'
         )
     share = torch.cat(others).float().mean().item() if others else 0.0
     if share > MOST_OTHER_ROUTES:
         raise EngineError(
-            f"the embedded engine decodes {name} with other experts than its forward chooses, at {share:.0%} of the "
+            f"the embedded engine decodes {name} with experts that its forward does not choose, at {share:.0%} of the "
             'positions and layers. Use engine.kind = "vllm", or another model'
         )
 

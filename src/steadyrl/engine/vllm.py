@@ -193,7 +193,7 @@ class VLLMEngine:
         """Sample `responses` completions for each prompt, which is computed once for all of them."""
         self._check_open()
         if not self._intact:
-            raise EngineError("the last hand-over of weights broke off: vLLM may hold half of them. Hand over again")
+            raise EngineError("the last update of weights failed: vLLM may hold half of them. Load the weights again")
         if 0.0 < sampling.temperature < LEAST_TEMPERATURE:
             raise EngineError(
                 f"temperature = {sampling.temperature} is below {LEAST_TEMPERATURE}, vLLM's least; use 0 for greedy"
@@ -317,7 +317,7 @@ class VLLMEngine:
         needed, free = sum(tensor.nbytes for tensor in tensors.values()), shutil.disk_usage(folder).free
         if needed > free:
             raise EngineError(
-                f"the weights are handed to vLLM as a file in {folder.parent}, which has {free / 2**30:.3g} GiB free; "
+                f"the weights go to vLLM as a file in {folder.parent}, which has {free / 2**30:.3g} GiB free; "
                 f"they take {needed / 2**30:.3g} GiB. Make it larger (--shm-size of a container) or empty it"
             )
         try:

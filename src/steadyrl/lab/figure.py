@@ -243,11 +243,16 @@ def changed(tree: Mapping[str, Any], change: Mapping[str, Any]) -> dict[str, Any
 
 ADDED: dict[str, Any] = {
     "advantage.epsilon": 0.0,
+    "evaluate.sets": [],
     "objective.token_mean": "group",
     "prompt": {"date": None},
     "rollout.strip_special": False,
     "rollouts": {"every": 1, "groups": 2},
     "scoring.audit": True,
+    "scoring.closed": False,
+    "scoring.environment": [],
+    "scoring.folder": None,
+    "scoring.memory_gib": 8.0,
     "task.correct_at": 1.0,
 }
 """Fields that recipes have got since the first results were stored, with the value that leaves a run as it was."""

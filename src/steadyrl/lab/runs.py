@@ -105,7 +105,7 @@ def _require_recipe(folder: Path, recipe: Recipe) -> None:
         ResultError: the folder holds one.
     """
     if (folder / "recipe.json").is_file() and load(folder / "recipe.json") != recipe:
-        raise ResultError(f"{folder} holds a run of another recipe; delete it, and the run is made anew")
+        raise ResultError(f"{folder} holds a run of another recipe; delete it to run again")
 
 
 def _model(cold_folder: Path) -> Path:
@@ -118,7 +118,7 @@ def _cold_start(job: Job) -> str:
     if (status := _train(job.cold, folder)) != 0:
         raise LabError(f"the cold start {folder} ended with status {status}; see {folder}.log")
     if not _model(folder).is_dir():
-        raise LabError(f"{folder} was asked to stop before its last step; run the figure again, and it goes on")
+        raise LabError(f"{folder} was asked to stop before its last step; run the figure again to continue")
     return f"cold start {folder.name}"
 
 
@@ -139,7 +139,7 @@ def _run(lab: Path, job: Job) -> str:
         status="stopped" if stopped else "finished",
     )
     if not stopped and len(result.steps["reward/mean"]) < job.recipe.steps:  # a signal ends a run well, but early
-        raise LabError(f"{job.folder} was asked to stop before its last step; run the figure again, and it goes on")
+        raise LabError(f"{job.folder} was asked to stop before its last step; run the figure again to continue")
     store(lab, result)
     return _line(result)
 

@@ -124,7 +124,9 @@ def load_model(
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would draw them at random, and say so in passing
         kind = type(model).__name__
-        raise ModelError(f"model.path = {str(path)!r} lacks {len(missing)} weights of {kind}, the first {missing[0]!r}")
+        raise ModelError(
+            f"model.path = {str(path)!r} is missing {len(missing)} weights of {kind} (first: {missing[0]!r})"
+        )
     model.generation_config = _savable(model.generation_config)
     return model
 

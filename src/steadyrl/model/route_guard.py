@@ -42,7 +42,7 @@ class Open:
             return
         raise RoutingError(
             f"{self.model}: thread {self.name!r} records or replays routes on this model, so thread {here.name!r} "
-            "cannot use it now: wait until the other has left its context, or give each thread a model of its own"
+            "cannot use it now: wait until the other has left its context, or give each thread its own model"
         )
 
     def note_checkpoints(self) -> None:

@@ -44,9 +44,9 @@ class Chains:
     ) -> None:
         """Check the lengths, the noise and the style; nothing is drawn yet."""
         if not 2 <= min_terms <= max_terms:
-            raise TaskError(f"min_terms = {min_terms}, max_terms = {max_terms}: needed is 2 ≤ min ≤ max")
+            raise TaskError(f"min_terms = {min_terms}, max_terms = {max_terms}: they must satisfy 2 ≤ min ≤ max")
         if not 0.0 <= teacher_noise <= 1.0:
-            raise TaskError(f"teacher_noise = {teacher_noise} is a chance; use a number from 0 to 1")
+            raise TaskError(f"task.teacher_noise = {teacher_noise} must be from 0 to 1")
         require_known("task.style", [style], STYLES)
         self._seed, self._terms, self._noise, self._style = seed, (min_terms, max_terms), teacher_noise, style
 

@@ -62,15 +62,15 @@ def refuse_untrusted(dataset: str, *, min_score: float, allow_code: bool) -> Non
     if dataset not in known.datasets:
         if not allow_code:
             raise TaskError(
-                f"task.dataset = {dataset!r}: nobody has looked whether its verifier runs code that a response holds. "
-                f"The table is of reasoning-gym {known.version}; {_HINT}. task.allow_code = true takes the risk"
+                f"task.dataset = {dataset!r}: it is not known whether its verifier runs code from a response. "
+                f"The table is of reasoning-gym {known.version}; {_HINT}. Set task.allow_code = true to accept the risk"
             )
         return
     verdict = known.datasets[dataset]
     if verdict.code:
         if not allow_code:
             raise TaskError(
-                f"task.dataset = {dataset!r}: its verifier runs Python code that a response holds, with your rights. "
+                f"task.dataset = {dataset!r}: its verifier runs Python code from a response, with your rights. "
                 "Use another dataset, or set task.allow_code = true on a machine where that does no harm"
             )
         return  # whoever lets code run knows that it can compute any answer
@@ -89,7 +89,7 @@ def other_version() -> str | None:
         return None
     return (
         f"the verifiers of reasoning-gym were audited in version {known}, and {installed} is installed: "
-        f"they may pay junk or run code that a response holds. Install reasoning-gym=={known}; {_HINT}"
+        f"they may pay junk or run code from a response. Install reasoning-gym=={known}; {_HINT}"
     )
 
 

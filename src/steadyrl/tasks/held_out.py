@@ -40,7 +40,7 @@ def choose(
         chosen += _other_spellings([groups[key] for key in aside], chosen)[: held_out - len(chosen)]
     if len(chosen) < held_out or not chosen:
         raise TaskError(
-            f"held_out = {held_out}, but {source} has {len(groups)} different question(s): "
+            f"task.held_out = {held_out}, but {source} has {len(groups)} different question(s): "
             "set aside at least 1 and leave at least 1 to train on"
         )
     return frozenset(aside), chosen

@@ -24,13 +24,13 @@ class Rows:
     def __init__(self, *, seed: int, width: int, min_rows: int, max_rows: int, teacher_noise: float) -> None:
         """Check the sizes and the noise; nothing is drawn yet."""
         if width < 2:
-            raise TaskError(f"width = {width}: a row has at least 2 digits")
+            raise TaskError(f"task.width = {width}: a row has at least 2 digits")
         if not 1 <= min_rows <= max_rows < len(LABELS):
             raise TaskError(
-                f"min_rows = {min_rows}, max_rows = {max_rows}: needed is 1 ≤ min ≤ max ≤ {len(LABELS) - 1}"
+                f"min_rows = {min_rows}, max_rows = {max_rows}: they must satisfy 1 ≤ min ≤ max ≤ {len(LABELS) - 1}"
             )
         if not 0.0 <= teacher_noise <= 1.0:
-            raise TaskError(f"teacher_noise = {teacher_noise} is a chance; use a number from 0 to 1")
+            raise TaskError(f"task.teacher_noise = {teacher_noise} must be from 0 to 1")
         self._seed, self._width, self._rows, self._noise = seed, width, (min_rows, max_rows), teacher_noise
 
     def size(self, split: Split) -> int | None:
