@@ -272,7 +272,7 @@ def test_one_error_lists_every_kind_of_bad_row(tmp_path: Path) -> None:
     assert "24 of the 48 rows of " in message[0]
     assert "task.skip_bad_rows = true" in message[0]
     assert "a.jsonl, line 1 is not JSON" in message[1]
-    assert "a.jsonl, line 7: `question` must be text" in message[4]
+    assert "a.jsonl, line 7: `question` is empty" in message[4]
     assert message[11:] == ["  … and 14 more"]
     assert all(len(line) < 400 for line in message)
     pairs.require_good(skip=True)
