@@ -336,4 +336,6 @@ def test_a_set_that_has_too_few_problems_is_refused_by_name(tmp_path: Path, capf
     sets = [further(tmp_path, 3) | {"prompts": 4}]
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), evaluate={"prompts": 8, "sets": sets})
     assert command("train", recipe, "--dry-run") == 2
-    assert "evaluate.sets, hard: prompts = 4, but the task has 3 hard problem(s). Use at most 3" in capfd.readouterr().err
+    assert (
+        "evaluate.sets, hard: prompts = 4, but the task has 3 hard problem(s). Use at most 3" in capfd.readouterr().err
+    )

@@ -13,6 +13,7 @@ from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl
+from steadyrl.model.template import TemplateError
 from steadyrl.rollout import response_text, sample_groups, score_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
@@ -252,6 +253,33 @@ def test_a_template_that_changes_some_questions_is_refused_with_their_lines(
 
 
 PICKY = "{% if messages[0].content == 'no' %}{{ raise_exception('not that one') }}{% endif %}" + CHATML
+
+
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def talks(*systems: bool) -> list[Mapping[str, Any]]:
+    asked = [{"role": "user", "content": f"Q {n}"} for n in range(len(systems))]
+    return [{"question": [SYSTEM, one] if system else [one]} for system, one in zip(systems, asked, strict=True)]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("place", [0, 3, 14])
+def test_a_row_that_the_template_refuses_is_named_wherever_it_is(place: int, skip: bool, build: Build) -> None:
+    rows = talks(*(n != place for n in range(16)))
+    recipe = build(rows, tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=skip)
+    if skip:
+        assert [notice.split(";")[0] for notice in notices(recipe)] == ["1 row(s) left out"]
+        return
+    with pytest.raises(TaskError, match=f"1 of the 16 rows .*\n.*line {place + 1} is refused: .*no system"):
+        notices(recipe)
+
+
+def test_a_template_that_takes_no_row_is_refused_as_such(build: Build) -> None:
+    recipe = build(talks(*[False] * 16), tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=True)
+    with pytest.raises(TemplateError, match=r"no system\. Fix the chat template"):
+        notices(recipe)
 
 
 @pytest.mark.parametrize("skip", [False, True])

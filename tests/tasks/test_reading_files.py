@@ -193,6 +193,24 @@ def test_small_floats_of_parquet_keep_their_shortest_digits(tmp_path: Path) -> N
     path = parquet(tmp_path / "a.parquet", {"question": ["a", "b", "c"], "answer": single, "more": inner})
     assert answers(read(path)) == ["0.1", "3.0", "0.00001"]
     assert answers(read(path, answer="more.x")) == ["0.1"] * 3
+    fixed = pyarrow.array([[0.1, 0.2]] * 3, pyarrow.list_(pyarrow.float32(), 2))
+    maps = pyarrow.array([[("x", 0.1)]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.float32()))
+    encoded = single.dictionary_encode()
+    path = parquet(
+        tmp_path / "b.parquet", {"question": ["a", "b", "c"], "answer": fixed, "map": maps, "encoded": encoded}
+    )
+    assert [pair.accepted for pair in read(path).examples] == [("0.1", "0.2")] * 3
+    assert answers(read(path, answer="map.x")) == ["0.1"] * 3
+    assert answers(read(path, answer="encoded")) == ["0.1", "3.0", "0.00001"]
+
+
+def test_a_map_of_parquet_is_an_object_and_has_no_key_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    maps = pyarrow.array([[("x", "1")], [("x", "2"), ("x", "3")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pairs = read(parquet(tmp_path / "a.parquet", {"question": ["a", "b"], "more": maps}), answer="more.x")
+    assert answers(pairs) == ["1"]
+    assert pairs.examples[0].row["more"] == {"x": "1"}
+    assert list(pairs.faults.values()) == ["holds a map that has a key twice"]
 
 
 USABLE = st.text(
