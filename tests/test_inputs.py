@@ -39,6 +39,7 @@ def digests(tmp_path: Path) -> Callable[[], dict[str, str]]:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "__init__.py").write_text("from . import er\n")
     (tmp_path / "deep" / "er.py").write_text("import helper\n")
+    (tmp_path / "deep" / "helper.py").write_text("x = 2\n")
     model = {"kind": "pretrained", "path": str(save_model(tmp_path / "model", byte_tokenizer(template=CHATML)))}
     (tmp_path / "own.py").write_text(COIN)  # the task loads it; what it imports is only read
     recipe = resolve(tree(model=model, task=task, update={"replay": "none"}), source="test")
@@ -94,7 +95,9 @@ NOTICED = {
     "a row more": (more, ["the rows of task.path"]),
     "the score": (appended("own.py"), ["task.score: own.py"]),
     "what it imports": (appended("helper.py"), ["task.score: helper.py"]),
-    "what that imports": (appended("deep/er.py"), ["task.score: er.py"]),
+    "what that imports": (appended("deep/er.py"), ["task.score: deep/er.py"]),
+    "a file of the same name": (appended("deep/helper.py"), ["task.score: deep/helper.py"]),
+    "its package": (appended("deep/__init__.py"), ["task.score: deep/__init__.py"]),
     "the config": (appended("model/config.json"), ["model.path: config.json"]),
     "the ends": (appended("model/generation_config.json"), ["model.path: generation_config.json"]),
     "the tokenizer": (appended("model/tokenizer.json"), ["model.path: tokenizer.json"]),

@@ -41,7 +41,7 @@ def inputs_of(recipe: Recipe, task: Task) -> dict[str, str]:
         }
         file, _, _ = recipe.task.score.rpartition(":")
         own = _with_neighbours(Path(file)) if file else ()
-        found |= {f"task.score: {path.name}": _digest(path.read_bytes()) for path in own}
+        found |= {f"task.score: {path.relative_to(Path(file).parent)}": _digest(path.read_bytes()) for path in own}
     if isinstance(recipe.model, PretrainedModel):
         found |= _model(recipe.model)
     return found
