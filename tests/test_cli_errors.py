@@ -316,8 +316,8 @@ def test_data_that_cannot_be_read(content, message, tmp_path, refusal):
 @pytest.mark.parametrize(
     ("held_out", "message"),
     [
-        (8, "evaluate.prompts = 16, but the task has 8 held-out problems"),
-        (60, "rollout.prompts = 8, but the task has 4 train problems"),
+        (8, "evaluate.prompts = 16, but the task has 8 held-out problem(s). Use at most 8; raise task.held_out"),
+        (60, "rollout.prompts = 8, but the task has 4 train problem(s). Use at most 4"),
     ],
 )
 def test_too_few_problems(held_out, message, tmp_path, refusal):

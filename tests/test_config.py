@@ -194,6 +194,24 @@ def test_the_resolved_json_loads_back_equal(tmp_path, changes):
     assert load(path) == recipe
 
 
+def test_the_home_folder_is_written_out(monkeypatch):
+    """A run remembers where its files are, whoever resumes it."""
+    monkeypatch.setenv("HOME", "/home/me")
+    recipe = resolve(
+        tree(
+            model={"kind": "pretrained", "path": "~/model"},
+            task={"kind": "questions", "path": "~/a.jsonl", "score": "~/own.py:score"},
+            scoring={"folder": "~/work"},
+            evaluate={"every": 0, "prompts": 4, "sets": [{"name": "test", "path": "~/b.jsonl"}]},
+            update={"replay": "none"},
+        ),
+        source="test",
+    )
+    assert recipe.model.path == "/home/me/model"
+    assert (recipe.task.path, recipe.task.score) == ("/home/me/a.jsonl", "/home/me/own.py:score")
+    assert (recipe.scoring.folder, recipe.evaluate.sets[0].path) == ("/home/me/work", "/home/me/b.jsonl")
+
+
 def test_toml_and_json_give_the_same_recipe(tmp_path):
     text = 'steps = 3\nmodel.kind = "tiny"\n[task]\nkind = "chains"\nmax_terms = 4\n[rollout]\nstop = [";"]\n'
     (tmp_path / "a.toml").write_text(text)

@@ -338,7 +338,8 @@ def test_a_set_that_has_too_few_problems_is_refused_by_name(tmp_path: Path, capf
     sets = [further(tmp_path, 3) | {"prompts": 4}]
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), evaluate={"prompts": 8, "sets": sets})
     assert command("train", recipe, "--dry-run") == 2
-    assert "evaluate.sets, hard: prompts = 4, but the task has 3 hard problems" in capfd.readouterr().err
+    told = capfd.readouterr().err
+    assert "evaluate.sets, hard: prompts = 4, but the task has 3 hard problem(s). Use at most 3" in told
 
 
 def test_evaluations_share_their_random_numbers_with_each_other_and_with_no_rollout(tmp_path, monkeypatch) -> None:

@@ -11,6 +11,7 @@ from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
 from steadyrl.config import load, resolve
 from steadyrl.inputs import changes, inputs_of, told
 from steadyrl.jsonl import read_jsonl
+from steadyrl.session import task_fields
 from steadyrl.tasks import build_task
 
 FEW = {
@@ -38,6 +39,7 @@ def digests(tmp_path: Path) -> Callable[[], dict[str, str]]:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "__init__.py").write_text("from . import er\n")
     (tmp_path / "deep" / "er.py").write_text("import helper\n")
+    (tmp_path / "deep" / "helper.py").write_text("x = 2\n")
     model = {"kind": "pretrained", "path": str(save_model(tmp_path / "model", byte_tokenizer(template=CHATML)))}
     (tmp_path / "own.py").write_text(COIN)  # the task loads it; what it imports is only read
     recipe = resolve(tree(model=model, task=task, update={"replay": "none"}), source="test")
@@ -93,7 +95,9 @@ NOTICED = {
     "a row more": (more, ["the rows of task.path"]),
     "the score": (appended("own.py"), ["task.score: own.py"]),
     "what it imports": (appended("helper.py"), ["task.score: helper.py"]),
-    "what that imports": (appended("deep/er.py"), ["task.score: er.py"]),
+    "what that imports": (appended("deep/er.py"), ["task.score: deep/er.py"]),
+    "a file of the same name": (appended("deep/helper.py"), ["task.score: deep/helper.py"]),
+    "its package": (appended("deep/__init__.py"), ["task.score: deep/__init__.py"]),
     "the config": (appended("model/config.json"), ["model.path: config.json"]),
     "the ends": (appended("model/generation_config.json"), ["model.path: generation_config.json"]),
     "the tokenizer": (appended("model/tokenizer.json"), ["model.path: tokenizer.json"]),
@@ -110,6 +114,21 @@ def test_a_change_is_noticed_by_its_name(what: str, digests: Callable[[], dict[s
     before = digests()
     change(tmp_path)
     assert list(changes(before, digests())) == names
+
+
+def test_a_changed_set_is_named(tmp_path: Path) -> None:
+    task = coin_questions(tmp_path)
+    tests = [{"question": f"test {n}", "answer": "1"} for n in range(3)]
+    sets = [{"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in ("one", "two")]
+    for name in ("one", "two"):
+        write(tmp_path / f"{name}.jsonl", tests)
+    recipe = resolve(tree(task=task, evaluate={"every": 0, "prompts": 4, "sets": sets}), source="test")
+    before = inputs_of(recipe, build_task("questions", seed=0, parameters=task_fields(recipe)))
+    assert [before[f"the rows of evaluate.sets, {name}"][:7] for name in ("one", "two")] == ["3 rows,", "3 rows,"]
+    assert before["the rows of task.path"].startswith("64 rows, ")
+    write(tmp_path / "two.jsonl", tests[:2])
+    after = inputs_of(recipe, build_task("questions", seed=0, parameters=task_fields(recipe)))
+    assert list(changes(before, after)) == ["the rows of evaluate.sets, two"]
 
 
 def spaces(folder: Path) -> None:

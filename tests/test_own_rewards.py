@@ -46,6 +46,9 @@ def test_parts_of_a_reward_are_metrics(tmp_path: Path) -> None:
     assert (row["reward/whole"], row["reward/mean_part"], row["reward/odd_name"]) == (1.0, 7.0, 0.25)
     assert 0.0 < row["reward/mean"] < 1.0
     assert "reward/seen" not in row
+    for kept in read_jsonl(run / "rollouts.jsonl"):
+        parts = {name: value for name, value in kept.items() if name.startswith("reward/")}
+        assert parts == {"reward/whole": 1.0, "reward/mean_part": 7.0, "reward/odd_name": 0.25}
 
 
 def test_a_reward_beyond_float32_is_a_failure_that_is_named(tmp_path: Path) -> None:

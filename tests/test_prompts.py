@@ -13,6 +13,7 @@ from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl
+from steadyrl.model.template import TemplateError
 from steadyrl.rollout import response_text, sample_groups, score_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
@@ -142,6 +143,16 @@ def test_special_tokens_in_questions_are_counted(build: Build) -> None:
     assert "line 16" in notice
 
 
+@pytest.mark.parametrize(("unknown", "told"), [("<|endoftext|>", False), ("<unk>", True)])
+def test_a_mark_of_the_beginning_is_no_unknown_character(unknown: str, told: bool, build: Build) -> None:
+    """GPT-2's tokenizer has one token for unknown text, for the beginning and for the end."""
+    special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>")
+    tokenizer = byte_tokenizer(template="{{ bos_token }}" + CHATML, special=special, bos="<|endoftext|>")
+    tokenizer.unk_token = unknown
+    said = notices(build([*FIFTEEN, {"question": "a<unk>b"}], tokenizer=tokenizer))
+    assert any("characters that the tokenizer does not know" in notice for notice in said) is told
+
+
 def test_a_token_outside_the_model_is_refused(build: Build) -> None:
     with pytest.raises(TaskError, match="outside the model's vocabulary of 110"):
         notices(build([*FIFTEEN, {"question": "é"}], config={"vocab_size": 110}))
@@ -242,6 +253,33 @@ def test_a_template_that_changes_some_questions_is_refused_with_their_lines(
 
 
 PICKY = "{% if messages[0].content == 'no' %}{{ raise_exception('not that one') }}{% endif %}" + CHATML
+
+
+NEEDS_SYSTEM = "{% if messages[0].role != 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+def talks(*systems: bool) -> list[Mapping[str, Any]]:
+    asked = [{"role": "user", "content": f"Q {n}"} for n in range(len(systems))]
+    return [{"question": [SYSTEM, one] if system else [one]} for system, one in zip(systems, asked, strict=True)]
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("place", [0, 3, 14])
+def test_a_row_that_the_template_refuses_is_named_wherever_it_is(place: int, skip: bool, build: Build) -> None:
+    rows = talks(*(n != place for n in range(16)))
+    recipe = build(rows, tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=skip)
+    if skip:
+        assert [notice.split(";")[0] for notice in notices(recipe)] == ["1 row(s) left out"]
+        return
+    with pytest.raises(TaskError, match=f"1 of the 16 rows .*\n.*line {place + 1} is refused: .*no system"):
+        notices(recipe)
+
+
+def test_a_template_that_takes_no_row_is_refused_as_such(build: Build) -> None:
+    recipe = build(talks(*[False] * 16), tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=True)
+    with pytest.raises(TemplateError, match=r"no system\. Fix the chat template"):
+        notices(recipe)
 
 
 @pytest.mark.parametrize("skip", [False, True])

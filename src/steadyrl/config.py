@@ -9,6 +9,7 @@ import datetime
 import difflib
 import json
 import math
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,8 @@ def _names_something(value: str) -> str:
 
 Name = Annotated[str, AfterValidator(_names_something)]
 """A path, or a name."""
+Place = Annotated[Name, AfterValidator(os.path.expanduser)]
+"""A path, or a name; `~` is the home folder, and a run remembers the whole path."""
 JsonDict = dict[str, Any]
 Trust = Literal[
     "none",
@@ -92,7 +95,7 @@ class PretrainedModel(Section):
     """A causal language model of transformers, from a folder or from the hub."""
 
     kind: Literal["pretrained"] = "pretrained"
-    path: Name
+    path: Place
     """Folder of a saved model, or its name on the hub."""
     revision: str | None = None
     """Commit, branch or tag on the hub."""
@@ -221,7 +224,7 @@ class QuestionsTask(AnyTask):
     """Question/answer pairs: a file, a folder or a Hugging Face dataset."""
 
     kind: Literal["questions"] = "questions"
-    path: Name
+    path: Place
     """A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the folder, or the
     name, of a Hugging Face dataset."""
     subset: str | None = None
@@ -239,7 +242,7 @@ class QuestionsTask(AnyTask):
     number; `auto` tries them in this order, and `####` and "the answer is" too."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be used, and count them; off: they are rejected."""
-    score: Name = "math_verify"
+    score: Place = "math_verify"
     """`math_verify`, or your own function as `file.py:function`. The names of its parameters say what it gets:
     `score(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
     solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`, `finish_reason`, `token_ids`, any column,
@@ -272,7 +275,7 @@ class Scoring(Section):
     """Also your own function gets no network and no files but those in its folder, which it can read. Ours never do."""
     memory_gib: Annotated[float, Field(gt=0.0, le=1e6, allow_inf_nan=False), NUMBER] = 8.0
     """GiB of memory that a worker, and each process it starts, may use."""
-    folder: Name | None = None
+    folder: Place | None = None
     """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
     """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
@@ -606,7 +609,7 @@ class EvaluationSet(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
     """What `eval.jsonl` calls it."""
-    path: str
+    path: Place
     """As `task.path`."""
     subset: str | None = None
     """As `task.subset`."""

@@ -33,10 +33,15 @@ def inputs_of(recipe: Recipe, task: Task) -> dict[str, str]:
     """Digests of the data rows in use, of the user's score function, and of the model without its weights."""
     found: dict[str, str] = {}
     if isinstance(task, Questions) and isinstance(recipe.task, QuestionsTask):
-        found["the rows of task.path"] = f"{sum(1 for _ in task.examples)} rows, {task.digest()}"
+        sets = {one.name: task.size(one.name) for one in recipe.evaluate.sets}
+        others = sum(1 for _ in task.examples) - sum(sets.values())
+        found["the rows of task.path"] = f"{others} rows, {task.digest('train', 'held_out')}"
+        found |= {
+            f"the rows of evaluate.sets, {name}": f"{size} rows, {task.digest(name)}" for name, size in sets.items()
+        }
         file, _, _ = recipe.task.score.rpartition(":")
         own = _with_neighbours(Path(file)) if file else ()
-        found |= {f"task.score: {path.name}": _digest(path.read_bytes()) for path in own}
+        found |= {f"task.score: {path.relative_to(Path(file).parent)}": _digest(path.read_bytes()) for path in own}
     if isinstance(recipe.model, PretrainedModel):
         found |= _model(recipe.model)
     return found

@@ -137,7 +137,7 @@ class _Seen:
 
 def _look(examples: Sequence[Example], places: Sequence[str], prompts: Prompts, limits: Limits) -> _Seen:
     tokenizer = prompts.chat.tokenizer
-    control, unknown = _control(tokenizer), tokenizer.unk_token_id
+    control, unknown = _control(tokenizer), _unknown(tokenizer)
     seen = _Seen(faults={}, control=[], unknown=[])
     encoded = watched(_encoded(examples, prompts), "encoding prompts", total=len(examples))
     for place, example, prompt in zip(places, examples, encoded, strict=True):
@@ -187,6 +187,12 @@ def _notices(seen: _Seen) -> list[str]:
 def _control(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     return re.compile("|".join(map(re.escape, sorted(special)))) if special else None
+
+
+def _unknown(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The token of unknown text; None where it marks the beginning or the end, as where every byte is known."""
+    unknown: Any = tokenizer.unk_token_id
+    return None if unknown in (tokenizer.bos_token_id, tokenizer.eos_token_id) else unknown
 
 
 def check_ends(chat: Chat, ends: Collection[int], vocabulary: int) -> list[str]:

@@ -20,6 +20,7 @@ from steadyrl.tasks.scoring import ScoreRequest
 from steadyrl.types import Completion, Response, Sampling
 
 _MOST_PARTS = 64  # names of parts that a step logs
+_TAKEN = frozenset({"mean", "min", "max", "accuracy", "failures", "uniform_groups"})  # `reward/…` of our own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +48,8 @@ class Rewards:
     known: Bool[Tensor, "groups responses"]
     """Which responses have a reward; scoring failed for the others."""
     parts: Mapping[str, Float[Tensor, "groups responses"]]
-    """Further numbers that the verifier returned, by name; NaN where it returned none."""
+    """Further numbers that the verifier returned, by name; NaN where it returned none. One that has the name of a
+    metric of ours, such as `mean`, is called `mean_part`."""
     failures: tuple[str | None, ...]
     """Why scoring failed, for each response; None where it did not."""
 
@@ -126,7 +128,12 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
     return Rewards(
         values=_table([score.reward or 0.0 for score in scores], groups),
         known=_table([float(score.reward is not None) for score in scores], groups).bool(),
-        parts={name: _table([score.parts.get(name, math.nan) for score in scores], groups) for name in names},
+        parts={
+            f"{name}_part" if name in _TAKEN else name: _table(
+                [score.parts.get(name, math.nan) for score in scores], groups
+            )
+            for name in names
+        },
         failures=tuple(score.failure for score in scores),
     )
 
@@ -245,8 +252,7 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
     completions = [c for group in groups for c in group.completions]
     values, known = rewards.values, rewards.known
     lowest, highest = (values[known].min(), values[known].max()) if known.any() else (math.nan, math.nan)
-    parts = {f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()}
-    own = {
+    return {
         "reward/mean": values[known].mean().item(),
         "reward/min": float(lowest),
         "reward/max": float(highest),
@@ -255,6 +261,5 @@ def rollout_metrics(groups: Sequence[Group], rewards: Rewards, *, correct_at: fl
         "reward/uniform_groups": (~informative(values, known=known)).float().mean().item(),
         "response/length": sum(len(c.token_ids) for c in completions) / len(completions),
         "response/truncated": sum(c.finish_reason == "length" for c in completions) / len(completions),
+        **{f"reward/{name}": float(part.nanmean()) for name, part in rewards.parts.items()},
     }
-    # a verifier's part may have the name of one of these, such as `mean`
-    return own | {f"{name}_part" if name in own else name: value for name, value in parts.items()}

@@ -32,7 +32,7 @@ from steadyrl.model.loading import (
     recompute_activations,
 )
 from steadyrl.model.routing import check_recording, check_replay, is_moe
-from steadyrl.model.template import Renderer
+from steadyrl.model.template import EndlessTemplate, Renderer, TemplateError
 from steadyrl.model.text import end_tokens
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
@@ -69,6 +69,9 @@ class Session:
     """Tokens that end a response."""
 
 
+_PROBES = 8  # problems that a chat template is tried with
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
     """What is known of a run before a weight is loaded."""
@@ -103,11 +106,10 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     refuse_sizes(recipe, task)
     model, tokenizer = model_config(recipe), _tokenizer(recipe)
     with Renderer() as renderer:
-        example = conversation_of(task.example("train", 0))
-        chat = Chat(tokenizer, renderer, date=recipe.prompt.date, example=example)
+        chat = _chat(tokenizer, renderer, recipe, task)
         if chat.asks_for_date and recipe.prompt.date is None:
             recipe = recipe.model_copy(update={"prompt": config.Prompt(date=date.today().isoformat())})
-            chat = Chat(tokenizer, renderer, date=recipe.prompt.date, example=example)
+            chat = _chat(tokenizer, renderer, recipe, task)
         chat.check_header()
         text, prompts = model.get_text_config(), Prompts(chat)
         named = _generation_ends(recipe, model)
@@ -131,6 +133,25 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
             ends=ends,
             notices=(*chat.notices(), *odd, *said),
         )
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, recipe: Recipe, task: Task) -> Chat:
+    """The chat, looked at with the first problem whose roles the template takes; the others are found row by row.
+
+    Raises:
+        TemplateError: it takes none of the first problems.
+    """
+    refused = None
+    for index in range(min(_PROBES, task.size("train") or _PROBES)):
+        example = conversation_of(task.example("train", index))
+        try:
+            return Chat(tokenizer, renderer, date=recipe.prompt.date, example=example)
+        except EndlessTemplate:
+            raise
+        except TemplateError as error:
+            refused = refused or error
+    assert refused is not None
+    raise refused
 
 
 @contextmanager
@@ -385,7 +406,11 @@ def refuse_sizes(recipe: Recipe, task: Task) -> None:
     for split, field, needed in sizes:
         size = task.size(split)
         if size is not None and size < needed:
-            raise RecipeError(f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problems")
+            way = "; raise task.held_out" if split == "held_out" and needed < (task.size("train") or 0) else ""
+            raise RecipeError(
+                f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problem(s). "
+                f"Use at most {size}{way}"
+            )
     if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
         raise RecipeError(
             f"update.micro_tokens = {recipe.update.micro_tokens} is too small for a prompt and a response of "

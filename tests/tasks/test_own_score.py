@@ -1,5 +1,6 @@
 """The user's own score function: how its file is loaded, what its parameters get, what it may return."""
 
+import json
 import subprocess
 import sys
 import time
@@ -364,6 +365,30 @@ def test_columns_and_context_reach_the_worker(spec: Callable) -> None:
     )
     with open_pool(spec(code)) as pool:
         assert ask(pool, "x") == [1000 + 60 + 15]
+
+
+ASKS = {
+    "plain": "def score(completion, note):\n    return 1.0 if note is None else len(note)\n",
+    "kwargs": "def score(completion, **kwargs):\n    return 1.0 if kwargs['note'] is None else len(kwargs['note'])\n",
+    "default": "def score(completion, note='x'):\n    return len(note)\n",
+    "trl": "def score(completions, note):\n    return [1.0 if n is None else len(n) for n in note]\n",
+    "verl": "def score(solution_str, note):\n    return 1.0 if note is None else len(note)\n",
+}
+
+
+@pytest.mark.parametrize("form", ASKS)
+@pytest.mark.parametrize("last", [False, True])
+def test_a_row_that_lacks_a_column_has_none_there(form: str, last: bool, tmp_path: Path) -> None:
+    rows = [{"question": f"{n}", "answer": f"{n}"} for n in range(8)]
+    for row in rows[4:] if last else rows[:4]:
+        row["note"] = "seven l"
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "mine.py").write_text(ASKS[form])
+    task = Questions(path=str(tmp_path / "pairs.jsonl"), score=f"{tmp_path / 'mine.py'}:score", held_out=1)
+    pairs = range(task.size("train"))
+    found = [task.score("train", index, "any") for index in pairs]
+    assert found == [7.0 if "note" in task.example("train", index).row else 1.0 for index in pairs]
+    assert set(found) == {1.0, 7.0}
 
 
 # ---- the trial

@@ -77,7 +77,7 @@ def test_fields_and_solution(tmp_path: Path) -> None:
             "line 2 has no field `question`; it has `prompt`, `answer`",
         ),
         ([{"question": "x", "answer": None}], "line 1: `answer` must be text or a number, found None"),
-        ([{"question": " ", "answer": 1}], "line 1: `question` must be text or a number, found ' '"),
+        ([{"question": " ", "answer": 1}], "line 1: `question` is empty, found ' '"),
         ([{"question": "x", "answer": True}], "line 1: `answer` must be text or a number, found True"),
         (["\n"], "pairs.jsonl holds no question/answer pairs"),
         (ROWS[:8], "held_out = 8, but "),
@@ -370,7 +370,7 @@ def test_a_set_is_read_in_the_order_of_its_file_and_never_trained_on(tmp_path: P
     with pytest.raises(TaskError, match=r"every training question of .* is in one of evaluate\.sets"):
         questions(path, sets=whole)
     (tmp_path / "tests.csv").write_text("q,a\nnew,\n")
-    with pytest.raises(TaskError, match=r"tests\.csv, line 2: `a` must be text"):
+    with pytest.raises(TaskError, match=r"tests\.csv, line 2: `a` is empty"):
         questions(path, sets=sets)
 
 

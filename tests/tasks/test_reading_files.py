@@ -193,6 +193,24 @@ def test_small_floats_of_parquet_keep_their_shortest_digits(tmp_path: Path) -> N
     path = parquet(tmp_path / "a.parquet", {"question": ["a", "b", "c"], "answer": single, "more": inner})
     assert answers(read(path)) == ["0.1", "3.0", "0.00001"]
     assert answers(read(path, answer="more.x")) == ["0.1"] * 3
+    fixed = pyarrow.array([[0.1, 0.2]] * 3, pyarrow.list_(pyarrow.float32(), 2))
+    maps = pyarrow.array([[("x", 0.1)]] * 3, pyarrow.map_(pyarrow.string(), pyarrow.float32()))
+    encoded = single.dictionary_encode()
+    path = parquet(
+        tmp_path / "b.parquet", {"question": ["a", "b", "c"], "answer": fixed, "map": maps, "encoded": encoded}
+    )
+    assert [pair.accepted for pair in read(path).examples] == [("0.1", "0.2")] * 3
+    assert answers(read(path, answer="map.x")) == ["0.1"] * 3
+    assert answers(read(path, answer="encoded")) == ["0.1", "3.0", "0.00001"]
+
+
+def test_a_map_of_parquet_is_an_object_and_has_no_key_twice(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    maps = pyarrow.array([[("x", "1")], [("x", "2"), ("x", "3")]], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    pairs = read(parquet(tmp_path / "a.parquet", {"question": ["a", "b"], "more": maps}), answer="more.x")
+    assert answers(pairs) == ["1"]
+    assert pairs.examples[0].row["more"] == {"x": "1"}
+    assert list(pairs.faults.values()) == ["holds a map that has a key twice"]
 
 
 USABLE = st.text(
@@ -238,8 +256,8 @@ def test_one_error_lists_every_kind_of_bad_row(tmp_path: Path) -> None:
         '{"question": "q",': "is not JSON",
         "[1, 2]": "is not a JSON object but list: [1, 2]",
         '{"question": "q"}': "has no field `answer`; it has `question`",
-        '{"question": " \\n", "answer": 1}': "`question` must be text or a number, found ' \\n'",
-        '{"question": "\\u200b", "answer": 1}': "`question` must be text or a number",
+        '{"question": " \\n", "answer": 1}': "`question` is empty, found ' \\n'",
+        '{"question": "\\u200b", "answer": 1}': "`question` is empty, found",
         '{"question": "q", "answer": null}': "`answer` must be text or a number, found None",
         '{"question": "q", "answer": true}': "`answer` must be text or a number, found True",
         '{"question": "q", "answer": {"x": 1}}': "`answer` must be text or a number, found {'x': 1}",
@@ -272,7 +290,7 @@ def test_one_error_lists_every_kind_of_bad_row(tmp_path: Path) -> None:
     assert "24 of the 48 rows of " in message[0]
     assert "task.skip_bad_rows = true" in message[0]
     assert "a.jsonl, line 1 is not JSON" in message[1]
-    assert "a.jsonl, line 7: `question` must be text" in message[4]
+    assert "a.jsonl, line 7: `question` is empty" in message[4]
     assert message[11:] == ["  … and 14 more"]
     assert all(len(line) < 400 for line in message)
     pairs.require_good(skip=True)
@@ -298,7 +316,7 @@ def test_csv_rows_of_the_wrong_width_and_bad_quotes_are_named_by_line(tmp_path: 
     found = reasons(pairs)
     assert found["3"] == "has 1 values, but the header has 2 columns"
     assert found["4"] == "has 3 values, but the header has 2 columns"
-    assert found["5"].startswith("`answer` must be text or a number, found ''")
+    assert found["5"].startswith("`answer` is empty, found ''")
     assert found["7"].startswith("is not CSV: ")
 
 
@@ -412,7 +430,7 @@ def test_content_in_parts_is_joined_and_fields_without_a_value_are_left_out() ->
         ([{"role": ["user"], "content": "x"}], "message 1 has the role ['user']"),
         ([{"from": "human", "value": "x"}], "message 1 must have `role` and `content`"),
         (["hello"], "message 1 must have `role` and `content`, found 'hello'"),
-        ([{"role": "user", "content": " "}], "message 1 must be text or a number, found ' '"),
+        ([{"role": "user", "content": " "}], "message 1 is empty, found ' '"),
         ([{"role": "user", "content": None}], "message 1 must be text"),
         ([{"role": "user", "content": "\ud83d"}], "message 1 holds half of a surrogate pair"),
         ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], "message 1 has a part that is not text"),

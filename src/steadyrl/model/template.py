@@ -64,7 +64,7 @@ class Renderer:
             raise self._why_it_ended(process)
         reply = json.loads(line)
         if "error" in reply:
-            raise TemplateError(f"the chat template cannot be rendered: {reply['error']}")
+            raise TemplateError(f"the chat template cannot be rendered: {reply['error'].rstrip('.')}")
         return reply["texts"]
 
     def _started(self) -> subprocess.Popen[str]:

@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Literal
 
 from steadyrl.tasks.base import Context, Example, TaskError
@@ -27,13 +27,23 @@ class ScoreFunction:
     `**kwargs` gets everything that no other parameter takes.
     """
 
-    def __init__(self, function: Callable[..., Any], *, label: str, example: Example, data_source: str) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        label: str,
+        example: Example,
+        data_source: str,
+        columns: Collection[str] = (),
+    ) -> None:
         """Read the signature.
 
         Args:
             function: What is called.
             label: How messages name it.
             example: A problem, for the names of its columns.
+            columns: Names of the columns of all rows. A row that lacks one has None there, unless the parameter has a
+                default.
             data_source: What verl's `data_source` is where no column has that name.
 
         Raises:
@@ -49,6 +59,8 @@ class ScoreFunction:
         if not self._open and _RESPONSE[self.form] not in names:
             raise self._rejected(f"its signature {signature} takes no `completion`")
         self.wants_tokens = self._open or bool(names & {"token_ids", "completion_ids"})
+        defaults = {p.name for p in self._parameters if p.default is not p.empty}
+        self._absent = dict.fromkeys(name for name in columns if name not in defaults)
         self._check(signature, example)
 
     def _signature(self) -> inspect.Signature:
@@ -75,7 +87,7 @@ class ScoreFunction:
             if p.kind is not p.VAR_KEYWORD and p.default is p.empty and p.name not in offers
         ]
         if unknown:
-            columns = ", ".join(f"`{name}`" for name in example.row) or "none"
+            columns = ", ".join(f"`{name}`" for name in {**example.row, **self._absent}) or "none"
             raise self._rejected(
                 f"its parameter `{unknown[0]}` is no known name and no column of the data (columns: {columns})"
             )
@@ -124,7 +136,7 @@ class ScoreFunction:
                 told = [{"role": "assistant", "content": completion}] if talk else completion
                 known |= {"prompts": list(map(dict, talk)) if talk else example.question, "completions": told}
                 known["completion_ids"] = known["token_ids"]
-        return {**row, **known}
+        return {**self._absent, **row, **known}
 
     def _arguments(self, offers: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Arguments by position and by name. Values are copies: a function may change what it got."""

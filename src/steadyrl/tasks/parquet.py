@@ -33,16 +33,18 @@ def read_parquet(raw: IO[bytes], path: Path) -> Iterator[tuple[str, dict[str, An
 
 
 def rows_of(table: Any) -> Iterator[dict[str, Any] | str]:
-    """The rows of an Arrow batch or table, one by one where they cannot be read together."""
+    """The rows of an Arrow batch or table, one by one where they cannot be read together; a map is a mapping."""
     table = _short_floats(table)
     try:
-        yield from table.to_pylist()
-    except (ValueError, OverflowError):
+        yield from table.to_pylist(maps_as_pydicts="strict")
+    except (ValueError, OverflowError, KeyError):
         for index in range(table.num_rows):
             try:
-                yield table.slice(index, 1).to_pylist()[0]
+                yield table.slice(index, 1).to_pylist(maps_as_pydicts="strict")[0]
             except (ValueError, OverflowError) as error:
                 yield f"cannot be read: {error}"
+            except KeyError:  # of a map
+                yield "holds a map that has a key twice"
 
 
 def _short_floats(table: Any) -> Any:
@@ -55,6 +57,13 @@ def _short_floats(table: Any) -> Any:
             return by
         if types.is_struct(kind):
             return pyarrow.struct([field.with_type(replaced(field.type, by)) for field in kind])
+        if types.is_dictionary(kind):
+            value = replaced(kind.value_type, by)
+            return kind if value == kind.value_type else value
+        if types.is_map(kind):
+            return pyarrow.map_(replaced(kind.key_type, by), replaced(kind.item_type, by))
+        if types.is_fixed_size_list(kind):
+            return pyarrow.list_(kind.value_field.with_type(replaced(kind.value_type, by)), kind.list_size)
         for is_list, made in ((types.is_list, pyarrow.list_), (types.is_large_list, pyarrow.large_list)):
             if is_list(kind):
                 return made(kind.value_field.with_type(replaced(kind.value_type, by)))

@@ -94,7 +94,7 @@ class Questions:
         if digest not in (None, self.digest()):
             raise TaskError(f"the rows of {path} have changed since the run began; restore them, or begin a new run")
 
-    def size(self, split: Split) -> int | None:
+    def size(self, split: Split) -> int:
         """How many pairs the split has."""
         return len(self._pairs[split])
 
@@ -119,8 +119,13 @@ class Questions:
         """
         assert self.own_file is not None
         function = load_function(self.own_file)
-        example = self._pairs["train"][0]
-        return ScoreFunction(function, label=self.own_file.label, example=example, data_source=self._path)
+        return ScoreFunction(
+            function,
+            label=self.own_file.label,
+            example=self._pairs["train"][0],
+            data_source=self._path,
+            columns=dict.fromkeys(name for pairs in self._pairs.values() for pair in pairs for name in pair.row),
+        )
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
         """The reference answer in the usual forms; for a user's own function, the worked solution too."""
@@ -163,10 +168,11 @@ class Questions:
         """The parameters by which a worker builds exactly this task, beside those of the recipe's section."""
         return {"leave_out": list(self.left_out), "digest": self.digest()}
 
-    def digest(self) -> str:
-        """SHA-256 of the rows in use, split by split and in order, as hexadecimal digits."""
+    def digest(self, *splits: Split) -> str:
+        """SHA-256 of the rows in use, split by split and in order, as hexadecimal digits; by default of all splits."""
         hashed = hashlib.sha256()
-        for split, pairs in self._pairs.items():
+        for split in splits or self._pairs:
+            pairs = self._pairs[split]
             hashed.update(_canonical([split, len(pairs)]).encode())
             for pair in pairs:
                 content = [pair.question, pair.answer, pair.solution, pair.accepted, pair.messages, pair.row]

@@ -121,7 +121,7 @@ def text_of(value: Any) -> str:
         raise ValueError(f"must be text or a number, found {show(value)}")
     text = str(value)
     if not text.strip().strip(_INVISIBLE).strip():
-        raise ValueError(f"must be text or a number, found {show(value)}")
+        raise ValueError(f"is empty, found {show(value)}")
     if len(text) > LONGEST_TEXT:
         raise ValueError(f"has {len(text):,} characters; at most {LONGEST_TEXT:,} are read")
     if "\0" in text:
