@@ -285,3 +285,20 @@ def test_every_number_of_a_recipe_has_two_ends_and_is_no_boolean():
         assert re.search(r"\b(ge|gt)=", told), place
         assert re.search(r"\b(le|lt)=", told), place
         assert "_no_boolean" in told, place
+
+
+def test_the_recipe_of_an_older_run_keeps_its_columns(tmp_path):
+    old = {"kind": "questions", "path": "pairs.jsonl", "question": "q", "answer": "a", "solution": None, "held_out": 16}
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(tree() | {"task": old}))
+    task = load(path).task
+    assert isinstance(task, QuestionsTask)
+    assert (task.question_column, task.answer_column, task.solution_column) == ("q", "a", None)
+    assert task.answer == "auto"
+
+
+def test_a_recipe_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "recipe.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(RecipeError, match="is not valid JSON"):
+        load(path)

@@ -777,15 +777,24 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"cannot read the recipe {path}: {error}") from error
     try:
         tree = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     if path.suffix == ".json" and isinstance(tree, dict):
         tree.pop(SEEN, None)
+        _rename_columns(tree.get("task"))
     recipe = resolve(tree, source=str(path))
     if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
     scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
     return recipe.model_copy(update={"scoring": scoring})
+
+
+def _rename_columns(task: Any) -> None:
+    """Runs of the first preview call the columns of question/answer pairs `question`, `answer` and `solution`."""
+    if isinstance(task, dict) and task.get("kind") == "questions" and "question" in task:
+        for name in ("question", "answer", "solution"):
+            if name in task:
+                task[f"{name}_column"] = task.pop(name)
 
 
 def _has_own_score(recipe: Recipe) -> bool:
