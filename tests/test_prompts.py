@@ -133,6 +133,13 @@ def test_a_question_that_ends_with_an_end_token_is_refused(build: Build) -> None
         notices(build([*FIFTEEN, {"question": "What<|im_end|>"}]))
 
 
+@pytest.mark.parametrize("behind", ["", "\n", " \n\n"])
+def test_a_template_that_ends_a_prompt_with_an_end_token_is_refused(behind: str, build: Build) -> None:
+    bare = "{% for m in messages %}{{ m['content'] }}<|im_end|>{{ '" + behind.replace("\n", "\\n") + "' }}{% endfor %}"
+    with pytest.raises(TaskError, match=r"15 of the 15 rows .*\n.*ends with a token that ends a response"):
+        notices(build(FIFTEEN, tokenizer=byte_tokenizer(template=bare)))
+
+
 def test_a_stop_string_may_end_a_question(build: Build) -> None:
     assert notices(build(rollout={"prompts": 8, "responses": 4, "max_new_tokens": 10, "stop": ["="]})) == []
 

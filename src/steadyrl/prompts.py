@@ -36,6 +36,8 @@ class Limits:
     """`rollout.max_new_tokens`."""
     ends: frozenset[int]
     """Tokens that end a response by themselves, without those of `rollout.stop`."""
+    end_texts: tuple[str, ...]
+    """How those of them are written that are special: white space behind one changes nothing."""
 
     def fault(self, prompt: Prompt, said: Sequence[str]) -> str | None:
         """Why a prompt cannot be used, or None.
@@ -51,7 +53,7 @@ class Limits:
             return "has an empty prompt"
         if max(prompt.packed) >= self.vocabulary:
             return f"has a prompt with token {max(prompt.packed)}, outside the model's vocabulary of {self.vocabulary}"
-        if prompt.packed[-1] in self.ends:
+        if prompt.packed[-1] in self.ends or prompt.text.rstrip().endswith(self.end_texts):
             return "has a prompt that ends with a token that ends a response"
         if self.context is not None and length + response > self.context:
             return (

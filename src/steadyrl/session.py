@@ -115,13 +115,17 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
         named = _generation_ends(recipe, model)
         ends = frozenset(end_tokens(tokenizer, named, recipe.rollout.stop, chat=chat))
         odd = check_ends(chat, ends, text.vocab_size)
+        closed = end_tokens(tokenizer, named, (), chat=chat)
         limits = Limits(
             vocabulary=text.vocab_size,
             context=getattr(text, "max_position_embeddings", None),
             rope=rope_length(model),
             micro_tokens=recipe.update.micro_tokens,
             max_new_tokens=recipe.rollout.max_new_tokens,
-            ends=frozenset(end_tokens(tokenizer, named, (), chat=chat)),
+            ends=frozenset(closed),
+            end_texts=tuple(
+                str(token) for end, token in tokenizer.added_tokens_decoder.items() if end in closed and token.special
+            ),
         )
         task, said = checked_task(task, prompts, limits)
         refuse_sizes(recipe, task)  # once more: rows may have been left out
