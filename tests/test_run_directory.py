@@ -85,7 +85,9 @@ def test_the_file_of_a_process_that_is_gone_is_replaced(copy, monkeypatch):
     gone.wait()
     for pid in (gone.pid, 10**30, -1):
         (copy / "lock.holder").write_text(json.dumps({"pid": pid, "host": socket.gethostname()}))
-        Lock(copy).close()
+        lock = Lock(copy)
+        assert json.loads((copy / "lock.holder").read_text())["pid"] == os.getpid()
+        lock.close()
 
 
 # ---- made whole

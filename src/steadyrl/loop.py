@@ -196,7 +196,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         effect = replay_effect(
             session.policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature
         )
-    if not all(bool(s.old_logprobs.isfinite().all()) for s in scored):
+    if scored and not bool(torch.cat([s.old_logprobs for s in scored]).isfinite().all()):  # one wait for the device
         return _skip_step(session, run, progress, scored), []
     progress.broken = False
     with clock("update"):

@@ -164,7 +164,7 @@ def update(
     limit = math.inf if max_grad_norm is None else max_grad_norm
     norm = float(torch.nn.utils.clip_grad_norm_(policy.model.parameters(), limit))
     value = float(torch.stack([trace.terms.surrogate.sum() for trace in traces]).sum())
-    seen = all(bool(trace.logprobs.isfinite().all()) for trace in traces)
+    seen = bool(torch.cat([trace.logprobs for trace in traces]).isfinite().all())
     finite = math.isfinite(norm) and math.isfinite(value) and seen
     moved = None
     if finite:
