@@ -80,29 +80,29 @@ def test_every_line_of_the_metrics_has_exactly_the_documented_names(whole):
 def test_the_ledger_has_the_documented_names_and_agrees_with_the_metrics(whole):
     metrics, rows = read_jsonl(whole / "metrics.jsonl"), read_jsonl(whole / "ledger.jsonl")
     assert all(set(row) == {field.name for field in LEDGER_FIELDS} for row in rows)
-    prefixes = {"discrepancy": "mismatch", "staleness": "staleness", "product": "weight"}
+    prefixes = {"mismatch": "mismatch", "staleness": "staleness", "product": "weight"}
     wholes = [row for row in rows if row["split"] == "all"]
     assert [(row["step"], row["factor"]) for row in wholes] == [
-        (n, f) for n in (1, 2, 3, 4) for f in ("discrepancy", "product", "staleness")
+        (n, f) for n in (1, 2, 3, 4) for f in ("mismatch", "product", "staleness")
     ]
     for row in wholes:
         said = metrics[row["step"] - 1]
         shared = [name for name in row if f"{prefixes[row['factor']]}/{name}" in said]
         assert len(shared) >= 12
         assert all(row[name] == said[f"{prefixes[row['factor']]}/{name}"] for name in shared)
-        if row["factor"] == "discrepancy":
+        if row["factor"] == "mismatch":
             assert row["tokens"] == round(said["response/length"] * 32)
 
 
 def test_the_ledger_is_split_in_four_ways(whole):
     rows = [row for row in read_jsonl(whole / "ledger.jsonl") if row["step"] == 4]
     tokens = {(r["factor"], r["split"], r["bucket"]): r["tokens"] for r in rows}
-    for factor in ("discrepancy", "product", "staleness"):
+    for factor in ("mismatch", "product", "staleness"):
         everything = tokens[factor, "all", "all"]
         for split in ("position", "advantage", "version", "routes"):
             assert sum(n for key, n in tokens.items() if key[:2] == (factor, split)) == everything
         versions = {bucket for f, split, bucket in tokens if (f, split) == (factor, "version")}
-        assert versions == ({"0"} if factor == "discrepancy" else {"0", "1"})
+        assert versions == ({"0"} if factor == "mismatch" else {"0", "1"})
     by_version = {r["bucket"]: r["k3"] for r in rows if (r["factor"], r["split"]) == ("staleness", "version")}
     assert by_version["0"] == 0.0
     assert by_version["1"] > 1e-6
@@ -401,7 +401,7 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path):
         assert row["reward/mean"] == 0.5
         assert row["reward/accuracy"] == 0.0
         assert row["update/objective"] == row["update/grad_norm"] == row["update/skipped"] == 0
-    assert {row["factor"] for row in read_jsonl(run / "ledger.jsonl")} == {"discrepancy"}
+    assert {row["factor"] for row in read_jsonl(run / "ledger.jsonl")} == {"mismatch"}
     first, last = (load_file(p / "model" / "model.safetensors") for p in sorted((run / "checkpoints").iterdir()))
     assert all(torch.equal(first[name], last[name]) for name in first)
 

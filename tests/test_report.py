@@ -112,14 +112,14 @@ def test_the_ledger_of_the_last_step(tmp_path: Path) -> None:
     """Splits stand together; one whose tokens are all in one bucket is left out; what was not measured is a dash."""
     run = new_run(tmp_path / "demo")
     log = MetricsLog(run / "ledger.jsonl", LEDGER_FIELDS)
-    log.log(1, ledger_row("discrepancy", "all", "all", 0.5))
+    log.log(1, ledger_row("mismatch", "all", "all", 0.5))
     log.log(
         2,
-        ledger_row("discrepancy", "all", "all", 1e-3, tokens=2500),
-        ledger_row("discrepancy", "position", "0", 1e-3),
-        ledger_row("discrepancy", "version", "0", 1e-3),
-        ledger_row("discrepancy", "routes", "agreed", None),
-        ledger_row("discrepancy", "routes", "differed", 4e-3),
+        ledger_row("mismatch", "all", "all", 1e-3, tokens=2500),
+        ledger_row("mismatch", "position", "0", 1e-3),
+        ledger_row("mismatch", "version", "0", 1e-3),
+        ledger_row("mismatch", "routes", "agreed", None),
+        ledger_row("mismatch", "routes", "differed", 4e-3),
         ledger_row("product", "all", "all", 7e-3),
         ledger_row("staleness", "all", "all", 0.0),
         ledger_row("staleness", "version", "1", 6e-3),
@@ -373,7 +373,7 @@ def long_run(folder: Path, steps: int) -> Path:
     run, draw = new_run(folder), random.Random(0)
     metrics = [json.dumps({"step": step, **step_metrics(step, draw)}) for step in range(1, steps + 1)]
     (run / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
-    row = json.dumps(ledger_row("discrepancy", "position", "0", 1e-3) | {"padding": "x" * 2400})
+    row = json.dumps(ledger_row("mismatch", "position", "0", 1e-3) | {"padding": "x" * 2400})
     with (run / "ledger.jsonl").open("w") as file:
         for step in range(1, steps + 1):
             file.write(f'{{"step": {step}, {row[1:]}\n' * 20)

@@ -248,7 +248,7 @@ def test_r3_brings_the_engines_closer():
     assert route_metrics(scored["none"])["routes/disagreement"] > 0.02
     assert found["R3"]["mismatch/k3"] < 0.8 * found["none"]["mismatch/k3"]
     assert found["R3"]["mismatch/abs_mean"] < 0.9 * found["none"]["mismatch/abs_mean"]
-    assert found["R2"] == found["none"]  # R2 does not touch the discrepancy
+    assert found["R2"] == found["none"]  # R2 does not touch the mismatch
 
 
 def test_equal_engines_do_not_disagree():
@@ -409,7 +409,7 @@ def test_a_lag_counts_the_updates_that_moved_the_weights(skipped):
     outcomes[1] = None  # every advantage was zero
     rows = step_ledger([s for part in parts for s in part], outcomes, policy_version=7)
     sizes = [sum(len(s.old_logprobs) for s in part) for part in parts]
-    assert by_version(rows, "discrepancy") == {"2": sum(sizes)}
+    assert by_version(rows, "mismatch") == {"2": sum(sizes)}
     lags = {0: 2, 2: 2, 3: 3} if skipped else {0: 2, 2: 3, 3: 4}
     expected: dict[str, int] = {}
     for part, lag in lags.items():

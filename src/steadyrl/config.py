@@ -479,7 +479,7 @@ class Composed(Section):
     """Your own objective, from the parts; by default MiniRL."""
 
     name: Literal["composed"] = "composed"
-    ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
+    ratio: Literal["product", "mismatch", "staleness", "none"] = "product"
     """π_θ/μ_old, π_old/μ_old (times π_θ/π_old per token), π_θ/π_old, or 1."""
     level: Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"] = "token"
     """Over which tokens of the response the ratio is taken."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steadyrl.algo import discrepancy, ledger
+from steadyrl.algo import ledger, mismatch
 from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
@@ -74,7 +74,7 @@ def replay_effect(
     rollout = torch.cat([m.rollout_logprobs for m in micros])
     natural, replayed = (
         ledger.k3(
-            discrepancy(
+            mismatch(
                 torch.cat([score_old(policy, m, mode=mode, temperature=temperature).old_logprobs for m in micros]),
                 rollout,
             )

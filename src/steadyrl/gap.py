@@ -174,7 +174,7 @@ def _gradients(
 
 def table(rows: Sequence[Compared]) -> str:
     """The rows for people, and what their columns are."""
-    head = ("mini-batch", "lag", "k3 discrepancy", "k3 staleness", "value gap", "Δ [95%]", "|Δ| ≤")
+    head = ("mini-batch", "lag", "k3 mismatch", "k3 staleness", "value gap", "Δ [95%]", "|Δ| ≤")
     head += ("responses", "cosine [95%]", "‖g−G‖/‖G‖ [95%]")
     cells = [head, *(_cells(number, row) for number, row in enumerate(rows, start=1))]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]

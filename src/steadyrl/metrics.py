@@ -158,7 +158,7 @@ LEDGER_FIELDS: tuple[Metric, ...] = (
     Metric(
         "factor",
         "–",
-        "ρ: `discrepancy` is π_old/μ_old, over all tokens of the step; `staleness` is π_θ/π_old and `product` is "
+        "ρ: `mismatch` is π_old/μ_old, over all tokens of the step; `staleness` is π_θ/π_old and `product` is "
         "π_θ/μ_old, both before truncation, over the tokens in the step's updates.",
     ),
     Metric(

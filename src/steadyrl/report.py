@@ -264,7 +264,7 @@ def write_report(run: Path) -> Path:
 
 
 def figure_overview(run: Path, path: Path) -> None:
-    """Write one wide SVG for a README: held-out accuracy, reward, discrepancy and entropy, on a white card.
+    """Write one wide SVG for a README: held-out accuracy, reward, mismatch and entropy, on a white card.
 
     Raises:
         RunError: `run` is not a run directory.

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steadyrl.algo import Objective, Terms, discrepancy, ledger, product, staleness, surrogate_error, value_gap
+from steadyrl.algo import Objective, Terms, ledger, mismatch, product, staleness, surrogate_error, value_gap
 from steadyrl.algo.ratio import begins
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import Moved, moved_since, sampled
@@ -205,7 +205,7 @@ def step_ledger(
 ) -> list[ledger.Row]:
     """Both factors of eq. 5 and their product, each over all tokens and by bucket (`ledger.table`).
 
-    The discrepancy over all tokens of the step; staleness and product as the updates met them, over the tokens of
+    The mismatch over all tokens of the step; staleness and product as the updates met them, over the tokens of
     responses whose advantage is not zero.
 
     Args:
@@ -213,8 +213,8 @@ def step_ledger(
         outcomes: the updates, in order.
         policy_version: of θ_old.
     """
-    apart = torch.cat([discrepancy(s.old_logprobs, s.micro.rollout_logprobs) for s in scored])
-    rows = _table({"discrepancy": apart}, scored, [policy_version] * len(scored))
+    apart = torch.cat([mismatch(s.old_logprobs, s.micro.rollout_logprobs) for s in scored])
+    rows = _table({"mismatch": apart}, scored, [policy_version] * len(scored))
     moved = list(zip(outcomes, _versions(outcomes, policy_version), strict=True))
     traces = [(trace, version) for outcome, version in moved if outcome is not None for trace in outcome.traces]
     if traces:

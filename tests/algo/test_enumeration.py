@@ -110,7 +110,7 @@ WEIGHTS = {
     DPPOKL(): lambda p, o, m, a: [dppo(x, z, a, binary_kl(z, x) > 0.05) for x, z in zip(p, m, strict=True)],
     VESPO(): lambda p, o, m, a: [vespo(math.prod(p) / math.prod(m), a) for _ in p],
     SAPO(): lambda p, o, m, a: [sapo(x / y, a) / len(p) for x, y in zip(p, o, strict=True)],
-    Composed(ratio="discrepancy", outside="mask", weight_floor=0.8, weight_cap=1.2, trust="none"): (
+    Composed(ratio="mismatch", outside="mask", weight_floor=0.8, weight_cap=1.2, trust="none"): (
         lambda p, o, m, a: [  # IcePop
             x / z if 0.8 <= y / z <= 1.2 else 0.0 for x, y, z in zip(p, o, m, strict=True)
         ]

@@ -15,7 +15,7 @@ import torch
 
 from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
-from steadyrl.algo import discrepancy
+from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
@@ -110,7 +110,7 @@ def per_response(policy, micros, mode: str) -> torch.Tensor:
     found = []
     for micro in micros:
         old = score_old(policy, micro, mode=mode, temperature=1.0).old_logprobs
-        log_ratio = discrepancy(old, micro.rollout_logprobs).double()
+        log_ratio = mismatch(old, micro.rollout_logprobs).double()
         terms = log_ratio.exp() - 1.0 - log_ratio
         totals = torch.zeros(int(micro.response.max()) + 1, dtype=torch.float64).index_add(0, micro.response, terms)
         found.append(totals / torch.bincount(micro.response))
