@@ -245,7 +245,7 @@ def test_an_overflow_is_called_an_overflow(run, capfd, monkeypatch):
 
 
 def test_a_mini_batch_without_advantages_says_so(home, tmp_path, capfd):
-    equal = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 1.0\n")
+    equal = coin_questions(tmp_path, reward="def reward(prompt, completion):\n    return 1.0\n")
     run = train(tmp_path, **(changes(home) | {"task": equal}))
     capfd.readouterr()
     assert command("gap", run) == 0

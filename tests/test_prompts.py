@@ -14,7 +14,7 @@ from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.template import TemplateError
-from steadyrl.rollout import response_text, sample_groups, score_groups
+from steadyrl.rollout import response_text, reward_groups, sample_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
 from steadyrl.tasks.base import TaskError
@@ -110,16 +110,16 @@ def test_long_prompts_are_left_out_where_that_is_asked_for(build: Build) -> None
                 assert worker.example(split, index) == ready.task.example(split, index)
 
 
-def test_workers_score_the_problem_that_was_asked(build: Build, tmp_path: Path) -> None:
+def test_workers_verify_the_problem_that_was_asked(build: Build, tmp_path: Path) -> None:
     """Left-out rows shift the numbers of the others, in the workers too."""
-    score = "def score(prompt, completion):\n    return float(prompt[:2])\n"
-    (tmp_path / "own.py").write_text(score)
+    code = "def reward(prompt, completion):\n    return float(prompt[:2])\n"
+    (tmp_path / "own.py").write_text(code)
     recipe = build(questions(119, 5, 119, *[5] * 17), skip=True)
-    (tmp_path / "own.py").write_text(score)
+    (tmp_path / "own.py").write_text(code)
     with open_session(recipe) as session:
         sampling = Sampling(temperature=1.0, max_new_tokens=2)
         groups = sample_groups(session, session.engine, "train", range(14), responses=2, sampling=sampling, key="test")
-        rewards = score_groups(session, "train", groups)
+        rewards = reward_groups(session, "train", groups)
     assert rewards.values[:, 0].tolist() == [float(group.example.question[:2]) for group in groups]
 
 

@@ -58,7 +58,7 @@ def step_metrics(step: int, draw: random.Random) -> dict[str, float]:
         "update/skipped": 0,
         "seconds/sampling": 0.5 * seconds,
         "seconds/rewards": 0.03 * seconds,
-        "seconds/scoring": 0.12 * seconds,
+        "seconds/logprobs": 0.12 * seconds,
         "seconds/update": 0.3 * seconds,
         "seconds/sync": 0.01 * seconds,
         "seconds/step": seconds,
@@ -309,7 +309,7 @@ def test_responses_of_a_group_stand_together_above_the_curves(tmp_path: Path) ->
     ):
         assert words in part
     assert "of an earlier step" not in page
-    failed = part[part.index("could not be scored") :]
+    failed = part[part.index("without a reward") :]
     assert "no reward" in failed
     assert r'raised ValueError: <i class="unseen">\x1b</i>[31m&lt;b&gt;' in failed
     assert "Problem 9" not in part

@@ -140,7 +140,7 @@ def resume_command(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="continue although data, score function or model have changed"
+        "--accept-changes", action="store_true", help="continue although data, reward function or model have changed"
     )
     options = parser.parse_args(argv)
     from steadyrl.inputs import inputs_of
@@ -173,13 +173,13 @@ def eval_command(argv: list[str]) -> int:
     from transformers.utils import logging
 
     from steadyrl.evaluate import evaluation
-    from steadyrl.rollout import require_scored
+    from steadyrl.rollout import require_rewards
     from steadyrl.session import open_session
 
     logging.disable_progress_bar()
     with open_session(recipe) as session:
         found = evaluation(session, every_mode=True)
-    require_scored(found.last, limit=recipe.scoring.max_failures)
+    require_rewards(found.last, limit=recipe.verifier.max_failures)
     _print_evaluation(found.rows)
     if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)
@@ -190,7 +190,7 @@ def audit_command(argv: list[str]) -> int:
     """`steadyrl audit RECIPE`."""
     parser = argparse.ArgumentParser(
         "steadyrl audit",
-        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        description="Try right responses and junk on a few dozen problems, and show what is paid. The exit status is "
         "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")

@@ -207,15 +207,15 @@ class RowsTask(AnyTask):
 
 
 class ReasoningGymTask(AnyTask):
-    """Any dataset of reasoning-gym, scored by its own verifier."""
+    """Any dataset of reasoning-gym, verified by its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: Name
     """Name in reasoning-gym, such as `chain_sum`."""
     parameters: JsonDict = Field(default_factory=dict)
     """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
-    min_score: Fraction = 1.0
-    """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+    min_reward: Fraction = 1.0
+    """A reward below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
     allow_code: bool = False
     """Take a dataset whose verifier runs Python code from a response. Off: such a dataset is rejected."""
 
@@ -242,9 +242,9 @@ class QuestionsTask(AnyTask):
     number; `auto` tries them in this order, and `####` and "the answer is" too."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be used, and count them; off: they are rejected."""
-    score: Place = "math_verify"
+    reward: Place = "math_verify"
     """`math_verify`, or your own function as `file.py:function`. The names of its parameters say what it gets:
-    `score(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
+    `reward(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
     solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`, `finish_reason`, `token_ids`, any column,
     and `**kwargs`. It returns a number, or a dict with the number `score`; other numbers in it are logged as
     `reward/<name>`."""
@@ -260,15 +260,15 @@ class QuestionsTask(AnyTask):
 TaskConfig = Annotated[ChainsTask | RowsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
 
 
-class Scoring(Section):
-    """Limits on the scoring of responses, which runs in worker processes."""
+class Verifier(Section):
+    """Limits on the verifier, which runs in worker processes."""
 
     time_limit: Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False), NUMBER] = 10.0
-    """Seconds one response may take to score; then its worker is stopped and the response is marked."""
+    """Seconds the verifier may take for one response; then its worker is stopped and the response is marked."""
     workers: Annotated[int, Field(ge=1, le=1024), NUMBER] = 1
     """Worker processes."""
     max_failures: Fraction = 0.1
-    """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    """Largest share of a step's responses on which the verifier may raise, hang or return NaN before the run stops."""
     environment: tuple[Name, ...] = ()
     """Environment variables that workers get, such as `OPENAI_API_KEY`; without it, only those of an allow-list."""
     closed: bool = False
@@ -278,7 +278,7 @@ class Scoring(Section):
     folder: Place | None = None
     """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
-    """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
+    """At the start of a run, try right responses and junk on a few problems and warn where junk is paid."""
 
     def of_workers(self) -> JsonDict:
         """The fields that a pool of workers is built with."""
@@ -698,8 +698,8 @@ class Recipe(Section):
     """Where prompts and rewards come from."""
     prompt: Prompt = Prompt()
     """How questions become prompts."""
-    scoring: Scoring = Scoring()
-    """Limits on the scoring."""
+    verifier: Verifier = Verifier()
+    """Limits on the verifier."""
     engine: Annotated[LocalEngine | VLLMEngine, Field(discriminator="kind")] = LocalEngine()
     """What samples."""
     rollout: Rollout = Rollout()
@@ -748,7 +748,7 @@ class Recipe(Section):
         if names and not isinstance(self.task, QuestionsTask):
             raise ValueError(
                 f'evaluate.sets: the set {names[0]!r} holds question/answer pairs, which only task.kind = "questions" '
-                f'can score; the task is "{self.task.kind}". Leave evaluate.sets out'
+                f'can verify; the task is "{self.task.kind}". Leave evaluate.sets out'
             )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"evaluate.sets: the name {twice[0]!r} occurs twice; give each set its own")
@@ -783,10 +783,10 @@ def load(path: Path) -> Recipe:
         tree.pop(SEEN, None)
         _rename_columns(tree.get("task"))
     recipe = resolve(tree, source=str(path))
-    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+    if path.suffix == ".json" or recipe.verifier.folder is not None or not _has_own_reward(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
-    scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
-    return recipe.model_copy(update={"scoring": scoring})
+    verifier = recipe.verifier.model_copy(update={"folder": str(path.absolute().parent)})
+    return recipe.model_copy(update={"verifier": verifier})
 
 
 def _rename_columns(task: Any) -> None:
@@ -797,8 +797,8 @@ def _rename_columns(task: Any) -> None:
                 task[f"{name}_column"] = task.pop(name)
 
 
-def _has_own_score(recipe: Recipe) -> bool:
-    return isinstance(recipe.task, QuestionsTask) and recipe.task.score != "math_verify"
+def _has_own_reward(recipe: Recipe) -> bool:
+    return isinstance(recipe.task, QuestionsTask) and recipe.task.reward != "math_verify"
 
 
 def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:

@@ -34,7 +34,7 @@ def describe(recipe: Recipe, *, run: Path) -> str:
 
 
 def _described(ready: Prepared, run: Path) -> str:
-    open_pool(ready.recipe, ready.task).close()  # rejects a score function that cannot be called
+    open_pool(ready.recipe, ready.task).close()  # rejects a reward function that cannot be called
     recipe, task, model = ready.recipe, ready.task, ready.config
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)

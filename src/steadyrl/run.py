@@ -41,7 +41,7 @@ from steadyrl.report import write_report
 from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
 from steadyrl.terminal import tell
 from steadyrl.trouble import Watch, fields, unreached
-from steadyrl.update import Scored
+from steadyrl.update import OldPass
 
 
 class RunDirectoryError(UserError):
@@ -258,7 +258,7 @@ class Run:
         policy: Policy,
         optimizer: Optimizer,
         state: Mapping[str, Any],
-        minibatch: Sequence[Scored],
+        minibatch: Sequence[OldPass],
         *,
         broken: bool,
     ) -> Path:
@@ -278,20 +278,20 @@ class Run:
         else:
             folder.mkdir()
         tensors = {}
-        for number, scored in enumerate(minibatch):
+        for number, old in enumerate(minibatch):
             fields = {
-                "input_ids": scored.micro.batch.input_ids,
-                "position_ids": scored.micro.batch.position_ids,
-                "blocks": torch.tensor(scored.micro.batch.blocks),
-                "cells": scored.micro.batch.cells,
-                "targets": scored.micro.batch.targets,
-                "predicting": scored.micro.batch.predicting,
-                "advantages": scored.micro.advantages,
-                "rollout_logprobs": scored.micro.rollout_logprobs,
-                "old_logprobs": scored.old_logprobs,
+                "input_ids": old.micro.batch.input_ids,
+                "position_ids": old.micro.batch.position_ids,
+                "blocks": torch.tensor(old.micro.batch.blocks),
+                "cells": old.micro.batch.cells,
+                "targets": old.micro.batch.targets,
+                "predicting": old.micro.batch.predicting,
+                "advantages": old.micro.advantages,
+                "rollout_logprobs": old.micro.rollout_logprobs,
+                "old_logprobs": old.old_logprobs,
             }
-            if scored.replayed is not None:
-                fields["routes"] = scored.replayed
+            if old.replayed is not None:
+                fields["routes"] = old.replayed
             tensors |= {f"{number}.{name}": value.contiguous() for name, value in fields.items()}
         if tensors:
             save_file(tensors, folder / "batch.safetensors")
@@ -318,7 +318,7 @@ class Run:
         write_atomically(self.path / "engine.json", json.dumps(dict(facts), indent=2))
 
     def log_rollouts(self, step: int, failures: Sequence[str], rows: Sequence[Row]) -> None:
-        """Write down responses of a step, and why scoring failed."""
+        """Write down responses of a step, and why the verifier failed."""
         for reason, count in Counter(failures).items():
             self._failures.log(step, {"reason": reason, "responses": count})
         self._rollouts.log(step, *rows, sync=False)  # as the ledger

@@ -39,7 +39,7 @@ from steadyrl.order import seed_of
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.scoring import ScorePool
+from steadyrl.tasks.pool import RewardPool
 from steadyrl.types import Sampling
 
 
@@ -59,7 +59,7 @@ class Session:
     """What is maximised."""
     task: Task
     """Problems, in this process."""
-    pool: ScorePool
+    pool: RewardPool
     """Their verifier, in worker processes."""
     sampling: Sampling
     """How rollouts are sampled."""
@@ -160,7 +160,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, recipe: Recipe
 
 @contextmanager
 def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[Session]:
-    """Build the parts; the scoring workers and the engine live as long as the context.
+    """Build the parts; the verifier workers and the engine live as long as the context.
 
     Args:
         recipe: what is asked for.
@@ -179,9 +179,9 @@ def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[S
 @contextmanager
 def _opened(ready: Prepared) -> Iterator[Session]:
     recipe, task = ready.recipe, ready.task
-    with open_pool(recipe, task) as pool:  # a score function is rejected before a weight is loaded
+    with open_pool(recipe, task) as pool:  # a reward function is rejected before a weight is loaded
         if pool.lacking:
-            print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
+            print(f"steadyrl: verifier workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
         policy = build_policy(recipe)
         refuse_contradictions(recipe, policy.model, task)
         if recipe.update.replay != "none":
@@ -203,8 +203,8 @@ def _opened(ready: Prepared) -> Iterator[Session]:
             )
 
 
-def open_pool(recipe: Recipe, task: Task) -> ScorePool:
-    """The scoring workers of a recipe.
+def open_pool(recipe: Recipe, task: Task) -> RewardPool:
+    """The verifier workers of a recipe.
 
     Args:
         recipe: What is asked for.
@@ -214,7 +214,7 @@ def open_pool(recipe: Recipe, task: Task) -> ScorePool:
         TaskError: the workers cannot build the task, or the user's function cannot be called.
     """
     spec = task_fields(recipe) | settled(task)
-    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
+    return RewardPool(spec, seed=recipe.seed, **recipe.verifier.of_workers())
 
 
 def model_config(recipe: Recipe) -> PreTrainedConfig:

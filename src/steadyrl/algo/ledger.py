@@ -100,7 +100,7 @@ def by_advantage(advantages: Float[Tensor, "tokens"]) -> Split:
 
 
 def by_version(lag: Int[Tensor, "tokens"]) -> Split:
-    """By the gradient steps between the weights that sampled a token and those that score it now."""
+    """By the gradient steps between the weights that sampled a token and those that compute it now."""
     return _by_edge("version", lag, LAGS)
 
 
