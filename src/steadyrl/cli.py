@@ -144,8 +144,8 @@ def resume_command(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     from steadyrl.inputs import inputs_of
+    from steadyrl.prepare import Prepared
     from steadyrl.run import Run
-    from steadyrl.session import Prepared
 
     run = Run.reopen(options.run, start_from=options.checkpoint)
 
@@ -172,14 +172,12 @@ def eval_command(argv: list[str]) -> int:
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
     from transformers.utils import logging
 
-    from steadyrl.evaluate import evaluation
-    from steadyrl.rollout import require_rewards
-    from steadyrl.session import open_session
+    from steadyrl.parts import prepared_parts
 
     logging.disable_progress_bar()
-    with open_session(recipe) as session:
-        found = evaluation(session, every_mode=True)
-    require_rewards(found.last, limit=recipe.verifier.max_failures)
+    with prepared_parts(recipe) as parts:
+        found = parts.evaluator.evaluate(every_mode=True)
+    parts.evaluator.require(found)
     _print_evaluation(found.rows)
     if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)
@@ -351,8 +349,11 @@ def _train(
     from transformers.utils import logging
 
     from steadyrl.audit import at_start
-    from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import notices, open_session, prepare
+    from steadyrl.consistency import notices
+    from steadyrl.guard import TrainingStopped
+    from steadyrl.loop import train
+    from steadyrl.parts import open_parts
+    from steadyrl.prepare import prepare
 
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
@@ -362,13 +363,14 @@ def _train(
         for notice in (*notices(recipe), *ready.notices):
             tell(notice)
         before(ready)
-        session = stack.enter_context(open_session(recipe, ready))
-        audited = at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer)
-        for notice in (*session.policy.notices, *audited):
+        parts = stack.enter_context(open_parts(ready))
+        rollouter, trainer = parts.rollouter, parts.trainer
+        audited = at_start(ready.recipe, rollouter.task, rollouter.pool, rollouter.tokenizer)
+        for notice in (*trainer.policy.notices, *audited):
             tell(notice)
         run = open_run(ready)
         try:
-            step, taken = train(session, run, stop_asked=lambda: bool(asked))
+            step, taken = train(ready.recipe, rollouter, trainer, parts.evaluator, run, stop_asked=lambda: bool(asked))
         except TrainingStopped as error:
             raise TrainingStopped(f"{error}. {_way_on(run.path)}") from error
         except UserError as error:

@@ -1,16 +1,18 @@
 """Responses as rows that a person can read: what `rollouts.jsonl` and `samples.jsonl` hold."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from steadyrl.jsonl import Row
-from steadyrl.rollout import Group, Rewards, response_text
-from steadyrl.session import Session
-from steadyrl.types import Response
+from steadyrl.rollout.groups import Group, Rewards
+from steadyrl.types import Completion, Response
 
 LONGEST = 8192
 """Bytes of a text that are kept, in UTF-8."""
+Text = Callable[[Completion], str]
+"""A response as people read it."""
+
 MOST_FAILED = 32
 """Responses without a reward that are kept of a step or an evaluation, beside the chosen ones."""
 
@@ -61,20 +63,21 @@ def chosen_groups(step: int, prompts: int, *, groups: int, every: int) -> list[i
 
 
 def rollout_rows(
-    session: Session, step: int, groups: Sequence[Group], rewards: Rewards, responses: Sequence[Sequence[Response]]
+    text: Text,
+    groups: Sequence[Group],
+    rewards: Rewards,
+    responses: Sequence[Sequence[Response]],
+    *,
+    chosen: Sequence[int],
 ) -> list[Row]:
     """Rows of `rollouts.jsonl`: the chosen groups, and up to `MOST_FAILED` other responses whose verifier failed."""
-    options = session.recipe.rollouts
-    chosen = chosen_groups(step, len(groups), groups=options.groups, every=options.every)
     return [
-        _rollout_row(
-            session, groups[place], sample, responses[place][sample].advantage, _reward(rewards, place, sample)
-        )
+        _rollout_row(text, groups[place], sample, responses[place][sample].advantage, _reward(rewards, place, sample))
         for place, sample in _places(rewards, chosen)
     ]
 
 
-def sample_rows(session: Session, groups: Sequence[Group], rewards: Rewards, *, first: int) -> list[Row]:
+def sample_rows(text: Text, groups: Sequence[Group], rewards: Rewards, *, first: int) -> list[Row]:
     """Rows of `samples.jsonl`: one response of each of the first groups, and those whose verifier failed."""
     rows: list[Row] = []
     firsts = [(place, 0) for place in range(min(first, len(groups)))]
@@ -86,7 +89,7 @@ def sample_rows(session: Session, groups: Sequence[Group], rewards: Rewards, *, 
             {
                 "question": shortened(group.example.question).text,
                 "answer": shortened(group.example.answer).text,
-                "completion": shortened(response_text(session, completion)).text,
+                "completion": shortened(text(completion)).text,
                 "reward": earned["reward"],
                 "finish_reason": completion.finish_reason,
                 "failure": earned["failure"],
@@ -121,17 +124,17 @@ def written(value: float) -> float:
 
 
 def _rollout_row(
-    session: Session, group: Group, sample: int, advantage: float, earned: Mapping[str, float | str | None]
+    text: Text, group: Group, sample: int, advantage: float, earned: Mapping[str, float | str | None]
 ) -> Row:
     completion = group.completions[sample]
-    text = shortened(response_text(session, completion))
+    response = shortened(text(completion))
     return {
         "problem": group.index,
         "sample": sample,
         "prompt": shortened(group.prompt_text).text,
         "answer": shortened(group.example.answer).text,
-        "response": text.text,
-        "left_out": text.left_out,
+        "response": response.text,
+        "left_out": response.left_out,
         "tokens": len(completion.token_ids),
         "finish_reason": completion.finish_reason,
         "advantage": advantage,

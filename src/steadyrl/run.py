@@ -40,8 +40,8 @@ from steadyrl.progress import Bar
 from steadyrl.report import write_report
 from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
 from steadyrl.terminal import tell
+from steadyrl.train.forward import OldPass
 from steadyrl.trouble import Watch, fields, unreached
-from steadyrl.update import OldPass
 
 
 class RunDirectoryError(UserError):

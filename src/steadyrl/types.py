@@ -64,6 +64,8 @@ class Response:
     """Â(x, y), relative to the group of the same prompt."""
     group_tokens: int
     """Σ_i |y_i| over the group of the same prompt."""
+    counted: bool = True
+    """Whether it counts in the denominators: it has a reward and is not filtered out."""
     excess: float | None = None
     """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â stands for it."""
 

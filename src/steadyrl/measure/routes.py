@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from steadyrl.algo import ledger, mismatch
 from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
-from steadyrl.types import Completion, Response
-from steadyrl.update import OldPass, old_pass, routed
+from steadyrl.train.forward import OldPass, Replay, old_pass
+from steadyrl.types import Completion, MicroBatch, Routes
+
+
+def routed(routes: Routes) -> Bool[Tensor, "positions layers"]:
+    """Whether the engine returned experts, for each position and layer."""
+    return routes[..., 0].int() != torch.iinfo(routes.dtype).max
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
@@ -60,28 +65,20 @@ def _differences(old: OldPass) -> tuple[Tensor, Tensor, Tensor]:
     return differs & there, margins, there
 
 
-def replay_effect(
-    policy: Policy, responses: Sequence[Response], *, micro_tokens: int, temperature: float
-) -> dict[str, float]:
+def replay_effect(policy: Policy, micros: Sequence[MicroBatch], *, temperature: float) -> dict[str, float]:
     """D_KL[μ‖π_old], by k3, of the same responses with the trainer's experts and with the rollout's.
 
     `replay/removed` is 1 − (with the rollout's)/(with the trainer's): the share of it that stems from routing. It is
     noisy, for it rests on a few responses, and negative where replay makes the engines differ more.
     """
-    if any(r.completion.routes is None for r in responses):
+    if any(micro.batch.routes is None for micro in micros):
         return {}
-    micros = pack_responses(responses, micro_tokens=micro_tokens, one_block=policy.one_block, device=policy.device)
-    rollout = torch.cat([m.rollout_logprobs for m in micros])
-    natural, replayed = (
-        ledger.k3(
-            mismatch(
-                torch.cat([old_pass(policy, m, mode=mode, temperature=temperature).old_logprobs for m in micros]),
-                rollout,
-            )
-        )
-        .mean()
-        .item()
-        for mode in ("none", "R3")
-    )
+    rollout = torch.cat([micro.rollout_logprobs for micro in micros])
+
+    def k3(replay: Replay) -> float:
+        passes = [old_pass(policy, micro, replay=replay, temperature=temperature) for micro in micros]
+        return ledger.k3(mismatch(torch.cat([old.old_logprobs for old in passes]), rollout)).mean().item()
+
+    natural, replayed = k3("none"), k3("R3")
     metrics = {"replay/k3_natural": natural, "replay/k3_replayed": replayed}
     return metrics | ({"replay/removed": 1.0 - replayed / natural} if natural > 0.0 else {})

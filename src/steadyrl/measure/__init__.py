@@ -1,0 +1,1 @@
+"""What a step was like, in numbers."""
