@@ -154,7 +154,7 @@ def _say_if_unmoved(recipe: Recipe, step: int, metrics: Mapping[str, Value]) -> 
     warm = step * recipe.update.minibatches > recipe.optimizer.warmup_steps
     if not warm or not isinstance(share, float) or share >= LEAST_MOVED:
         return False
-    print(f"steadyrl: {unmoved(share, step=step, dtype=recipe.hold.dtype)}", file=sys.stderr)
+    print(f"steadyrl: {unmoved(share, step=step, dtype=recipe.runtime.dtype)}", file=sys.stderr)
     return True
 
 
