@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
             "max_position_embeddings": 64,
         },
     },
-    "hold": {"threads": 1},
+    "runtime": {"threads": 1},
     "task": {"kind": "chains", "min_terms": 2, "max_terms": 2},
     "engine": {"kind": "local", "precision": "fp8"},
     "rollout": {"prompts": 8, "responses": 4, "max_new_tokens": 10},

@@ -220,10 +220,10 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hold": {"device": "cuda:99"}}, "hold.device = 'cuda:99', but"),
-        ({"hold": {"device": "gpu"}}, 'hold.device: \'gpu\' is not supported; use "cpu", "cuda" or "cuda:1"'),
-        ({"hold": {"device": "mps"}}, "hold.device: 'mps' is not supported"),
-        ({"hold": {"device": "cuda:" + "9" * 20}}, "is not supported"),
+        ({"runtime": {"device": "cuda:99"}}, "runtime.device = 'cuda:99', but"),
+        ({"runtime": {"device": "gpu"}}, 'runtime.device: \'gpu\' is not supported; use "cpu", "cuda" or "cuda:1"'),
+        ({"runtime": {"device": "mps"}}, "runtime.device: 'mps' is not supported"),
+        ({"runtime": {"device": "cuda:" + "9" * 20}}, "is not supported"),
         ({"model": {"config": EXPERTS | {"num_experts_per_tok": 0}}}, "model.config takes 0 of 4 experts for a token"),
         ({"model": {"config": EXPERTS | {"num_experts_per_tok": 5}}}, "take 1 to 4"),
         ({"model": {"config": EXPERTS | {"hidden_size": 0}}}, "hidden_size = 0 makes no model; use at least 1"),
@@ -234,7 +234,7 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
         ({"task": {"kind": "questions", "path": ""}}, "task.path: must be printable text that is not empty"),
         ({"task": {"kind": "questions", "path": "a\0b"}}, "task.path: must be printable text"),
         ({"verifier": {"time_limit": 1e10}}, "verifier.time_limit: Input should be less than or equal to 86400"),
-        ({"hold": {"threads": 1e30}}, "hold.threads: "),
+        ({"runtime": {"threads": 1e30}}, "runtime.threads: "),
         ({"update": {"micro_tokens": 1e30}}, "update.micro_tokens: "),
         ({"rollout": {"responses": 10**9}}, "rollout.responses: Input should be less than or equal to 65536"),
         ({"evaluate": {"samples": 10**9}}, "evaluate.samples: Input should be less than or equal to 65536"),
@@ -279,7 +279,7 @@ def test_a_part_that_cannot_be_had(changes, message, refusal):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(refusal):
-    assert "hold.device = 'cuda', but no CUDA device is visible; use \"cpu\"" in refusal(hold={"device": "cuda"})
+    assert "runtime.device = 'cuda', but no CUDA device is visible; use \"cpu\"" in refusal(runtime={"device": "cuda"})
 
 
 def test_a_folder_that_holds_no_model(tmp_path, refusal):
@@ -288,10 +288,10 @@ def test_a_folder_that_holds_no_model(tmp_path, refusal):
     assert f"model.path = '{path}'" in refusal(model={"kind": "pretrained", "path": path})
 
 
-def test_a_sink_that_is_not_installed(refusal, monkeypatch):
+def test_a_tracker_that_is_not_installed(refusal, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # also where it is
-    told = refusal(task={"max_terms": 3}, sinks=["wandb"])
-    assert "sinks: 'wandb' needs a package that is not installed" in told
+    told = refusal(task={"max_terms": 3}, trackers=["wandb"])
+    assert "trackers: 'wandb' needs a package that is not installed" in told
     assert 'pip install "steadyrl[wandb]"' in told
 
 
@@ -655,11 +655,11 @@ def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
 def test_a_replay_that_does_nothing_is_noticed(replay, minibatches, told, tmp_path, capfd):
     update = {"replay": replay, "minibatches": minibatches}
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), update=update, steps=1, evaluate={"every": 0})
-    notice = 'update.replay = "R2" with update.minibatches = 1 does nothing'
+    warning = 'update.replay = "R2" with update.minibatches = 1 does nothing'
     assert status("train", recipe, "--dry-run") == 0
-    assert (notice in capfd.readouterr().out) == told
+    assert (warning in capfd.readouterr().out) == told
     assert status("train", recipe, "--run", tmp_path / "run") == 0
-    assert (notice in capfd.readouterr().err) == told
+    assert (warning in capfd.readouterr().err) == told
 
 
 def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):

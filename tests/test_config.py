@@ -91,7 +91,7 @@ def refused(**changes) -> str:
         ),
         ({"task": {"kind": "chain"}}, "task: Input tag 'chain' found using 'kind' does not match"),
         ({"objective": {"name": "ppo"}}, "objective: Input tag 'ppo' found using 'name' does not match"),
-        ({"sinks": ["csv"]}, "sinks.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
+        ({"trackers": ["csv"]}, "trackers.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
     ],
 )
 def test_a_mistake_is_named_with_its_field_and_the_way_out(changes, message):
@@ -185,7 +185,7 @@ def test_each_variant_is_chosen_by_its_kind(section, values, kind):
             "cold_start": {"stages": [{"steps": 3, "task": {"max_terms": 4}}, {"steps": 1}], "aux_loss": 0.1},
             "rollout": {"stop": [";", ">"]},
             "optimizer": {"max_grad_norm": None, "learning_rate": 1.2345678901234567e-7},
-            "sinks": ["tensorboard"],
+            "trackers": ["tensorboard"],
         },
         {"task": {"kind": "questions", "path": "a.jsonl"}},
     ],

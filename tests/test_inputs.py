@@ -211,7 +211,7 @@ def test_an_unchanged_run_resumes_without_a_word(run: Path, capfd) -> None:
     assert not (run / "changes.jsonl").exists()
 
 
-def test_a_run_without_digests_resumes_with_a_notice_and_keeps_them_from_then_on(run: Path, tmp_path, capfd) -> None:
+def test_a_run_without_digests_resumes_with_a_warning_and_keeps_them_from_then_on(run: Path, tmp_path, capfd) -> None:
     tree = json.loads((run / "recipe.json").read_text())
     assert tree.pop("seen")["the rows of task.path"].startswith("64 rows, ")
     (run / "recipe.json").write_text(json.dumps(tree))

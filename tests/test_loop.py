@@ -298,7 +298,7 @@ def test_recomputing_activations_changes_nothing(tmp_path):
     task, engine = coin_questions(tmp_path), {"precision": "native"}
     changes = {"task": task, "engine": engine, "update": {"minibatches": 2}, "steps": 3} | QUIET
     plain = comparable(train(tmp_path, "plain", **changes))
-    spared = comparable(train(tmp_path, "spared", **changes, hold={"activation_checkpointing": True}))
+    spared = comparable(train(tmp_path, "spared", **changes, runtime={"activation_checkpointing": True}))
     close(plain["metrics"], spared["metrics"], rel=1e-4)
 
 
@@ -311,7 +311,7 @@ def test_the_size_of_the_micro_batches_changes_nothing(tmp_path):
 
 
 def test_bfloat16_runs(tmp_path):
-    changes = {"hold": {"dtype": "bfloat16"}, "update": {"minibatches": 2}, "steps": 2}
+    changes = {"runtime": {"dtype": "bfloat16"}, "update": {"minibatches": 2}, "steps": 2}
     run = train(tmp_path, task=coin_questions(tmp_path), cold_start={"stages": [{"steps": 1}]}, **changes, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["policy_version"] for row in rows] == [0, 2]

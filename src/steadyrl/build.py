@@ -83,16 +83,16 @@ def named_ends(recipe: Recipe, model: PreTrainedConfig) -> int | list[int] | Non
 
 def build_policy(recipe: Recipe) -> Policy:
     """Load or build the model, without dropout: on the same weights, π must be π."""
-    dtype = getattr(torch, recipe.hold.dtype)
-    _check_device(recipe.hold.device)
+    dtype = getattr(torch, recipe.runtime.dtype)
+    _check_device(recipe.runtime.device)
     match recipe.model:
         case config.TinyModel() as m:
             policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
         case config.PretrainedModel() as m:
             policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
-    model = policy.model.to(recipe.hold.device)  # pyright: ignore[reportArgumentType]
+    model = policy.model.to(recipe.runtime.device)  # pyright: ignore[reportArgumentType]
     model.eval()
-    if recipe.hold.activation_checkpointing:
+    if recipe.runtime.activation_checkpointing:
         recompute_activations(model)
     return policy
 
@@ -127,7 +127,7 @@ def _check_device(name: str) -> None:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
-        raise RecipeError(f'hold.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
+        raise RecipeError(f'runtime.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
 
 
 def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:

@@ -16,6 +16,7 @@ import tyro
 
 from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.renamed import new_field
 from steadyrl.terminal import tell, visible
 from steadyrl.trouble import unreached
 
@@ -151,8 +152,8 @@ def resume_command(argv: list[str]) -> int:
 
     def compare(ready: Prepared) -> None:
         now = inputs_of(ready.recipe, ready.task)
-        if notice := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
-            print(f"steadyrl: {visible(notice, lines=True)}", file=sys.stderr)
+        if warning := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
+            print(f"steadyrl: {visible(warning, lines=True)}", file=sys.stderr)
 
     print(f"resuming {options.run}: {run.recipe.steps} steps in all")
     try:
@@ -168,7 +169,7 @@ def eval_command(argv: list[str]) -> int:
     trusted = _trusted(recipe, path, TRUST in rest)
     rest = [flag for flag in rest if flag != TRUST]
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
-    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
+    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "trackers": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
     from transformers.utils import logging
 
@@ -312,9 +313,22 @@ def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
 
 def _with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
     """The recipe with single values changed by flags."""
+    _refuse_old_names(rest)
     _refuse_variants(rest)
     default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
     return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _refuse_old_names(rest: Sequence[str]) -> None:
+    """Reject a flag that an earlier version had.
+
+    Raises:
+        RecipeError: it is one; the message has its name of today.
+    """
+    for flag in rest:
+        name = flag.partition("=")[0].removeprefix("--")
+        if flag.startswith("--") and (new := new_field(name.replace("-", "_"))):
+            raise RecipeError(f"--{name}: unknown flag; it is now called --{new}")
 
 
 def _refuse_variants(rest: Sequence[str]) -> None:
@@ -349,7 +363,7 @@ def _train(
     from transformers.utils import logging
 
     from steadyrl.audit import at_start
-    from steadyrl.consistency import notices
+    from steadyrl.consistency import recipe_warnings
     from steadyrl.guard import TrainingStopped
     from steadyrl.loop import train
     from steadyrl.parts import open_parts
@@ -360,14 +374,14 @@ def _train(
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(_one_interrupt())
         ready = stack.enter_context(prepare(recipe))
-        for notice in (*notices(recipe), *ready.notices):
-            tell(notice)
+        for warning in (*recipe_warnings(recipe), *ready.warnings):
+            tell(warning)
         before(ready)
         parts = stack.enter_context(open_parts(ready))
         rollouter, trainer = parts.rollouter, parts.trainer
         audited = at_start(ready.recipe, rollouter.task, rollouter.pool, rollouter.tokenizer)
-        for notice in (*trainer.policy.notices, *audited):
-            tell(notice)
+        for warning in (*trainer.policy.warnings, *audited):
+            tell(warning)
         run = open_run(ready)
         try:
             step, taken = train(ready.recipe, rollouter, trainer, parts.evaluator, run, stop_asked=lambda: bool(asked))

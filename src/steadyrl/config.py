@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from steadyrl.errors import UserError
+from steadyrl.renamed import new_field, translate_recipe
 
 
 def _no_boolean(value: Any) -> Any:
@@ -137,8 +138,8 @@ class TinyModel(Section):
         return config
 
 
-class ModelOptions(Section):
-    """How the trained model is held."""
+class Runtime(Section):
+    """Precision, device, memory and threads of the trained model."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights, the forward and the optimizer's moments. There is no float32 copy of bfloat16 weights:
@@ -207,7 +208,7 @@ class RowsTask(AnyTask):
 
 
 class ReasoningGymTask(AnyTask):
-    """Any dataset of reasoning-gym, verified by its own verifier."""
+    """Any dataset of reasoning-gym, with its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: Name
@@ -692,7 +693,7 @@ class Recipe(Section):
     """Global steps; 0: the cold start alone."""
     model: Annotated[PretrainedModel | TinyModel, Field(discriminator="kind")]
     """The model that is trained."""
-    hold: ModelOptions = ModelOptions()
+    runtime: Runtime = Runtime()
     """Precision, device and memory of the trained model."""
     task: TaskConfig
     """Where prompts and rewards come from."""
@@ -720,7 +721,7 @@ class Recipe(Section):
     """Which training responses are written down."""
     checkpoints: Checkpoints = Checkpoints()
     """What is kept on disk."""
-    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
 
     @field_validator("engine", mode="before")
@@ -781,20 +782,12 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     if path.suffix == ".json" and isinstance(tree, dict):
         tree.pop(SEEN, None)
-        _rename_columns(tree.get("task"))
+        translate_recipe(tree)
     recipe = resolve(tree, source=str(path))
     if path.suffix == ".json" or recipe.verifier.folder is not None or not _has_own_reward(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
     verifier = recipe.verifier.model_copy(update={"folder": str(path.absolute().parent)})
     return recipe.model_copy(update={"verifier": verifier})
-
-
-def _rename_columns(task: Any) -> None:
-    """Runs of the first preview call the columns of question/answer pairs `question`, `answer` and `solution`."""
-    if isinstance(task, dict) and task.get("kind") == "questions" and "question" in task:
-        for name in ("question", "answer", "solution"):
-            if name in task:
-                task[f"{name}_column"] = task.pop(name)
 
 
 def _has_own_reward(recipe: Recipe) -> bool:
@@ -820,6 +813,8 @@ def _explain(detail: Mapping[str, Any], root: type[Section]) -> str:
     *above, last = detail["loc"] or ("recipe",)
     place = [str(part) for part in above if part not in _TAGS] + [str(last)] * (unknown or last not in _TAGS)
     field = ".".join(place)
+    if unknown and (new := new_field(field)):
+        return f"{field}: unknown key; it is now called `{new}`"
     if unknown:
         near = difflib.get_close_matches(str(last), _section_at(root, above).model_fields, n=1) or _elsewhere(str(last))
         hint = f"; did you mean `{near[0]}`?" if near else ""

@@ -14,7 +14,7 @@ from steadyrl.model.routing import is_moe
 from steadyrl.tasks.base import Split, Task
 
 
-def notices(recipe: Recipe) -> list[str]:
+def recipe_warnings(recipe: Recipe) -> list[str]:
     """What in a recipe is allowed, but will not do what it seems to."""
     if recipe.update.replay == "R2" and recipe.update.minibatches == 1:
         return [

@@ -79,7 +79,7 @@ def _steps(
             except Diverged as error:
                 guard.stop(str(error), error.minibatch, step=step)
             warm = step * trainer.minibatches > recipe.optimizer.warmup_steps
-            if not told and warm and (lost := unmoved(metrics, step=step, dtype=recipe.hold.dtype)):
+            if not told and warm and (lost := unmoved(metrics, step=step, dtype=recipe.runtime.dtype)):
                 told = True
                 tell(lost)
             guard.run.log(step, metrics, ledger)

@@ -1,7 +1,7 @@
 """What a run measures, and where the numbers go.
 
 `METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
-steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `sinks.py` has the optional
+steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `trackers.py` has the optional
 copies.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from steadyrl import trouble
 from steadyrl.jsonl import Value, ends_clean, keep_rows, to_line
+from steadyrl.renamed import METRICS as RENAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     *(Metric(f"trouble/{kind.name}", "0 or 1", kind.rule) for kind in trouble.KINDS),
     Metric("seconds/sampling", "s", "Sampling the responses."),
-    Metric("seconds/rewards", "s", "The verifier."),
+    Metric("seconds/rewards", "s", "The rewards of the responses, from the verifier."),
     Metric(
         "seconds/logprobs",
         "s",
@@ -225,7 +226,7 @@ COLD_START_FIELDS: tuple[Metric, ...] = (
 )
 
 FAILURE_FIELDS: tuple[Metric, ...] = (
-    Metric("step", "steps", "Global step whose responses these were."),
+    Metric("step", "steps", "Global step of the responses."),
     Metric("reason", "–", "Why the verifier failed, such as `raised ValueError: …` or `took longer than 10 s`."),
     Metric("responses", "responses", "How many responses of the step it failed for in this way."),
 )
@@ -285,9 +286,8 @@ class MetricsLog:
         """
         new = {name for row in rows for name in row} - self._met
         if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
-            raise ValueError(
-                f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
-            )
+            named = (f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in unknown)
+            raise ValueError(f"{self._path.name}: unknown {', '.join(named)}; document it in steadyrl/metrics.py first")
         self._met |= new
         lines = "".join(to_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from steadyrl.evaluate import Evaluator
 from steadyrl.model.routing import check_recording, check_replay, is_moe
 from steadyrl.prepare import Prepared, prepare
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.terminal import tell
 from steadyrl.train.trainer import LocalTrainer
 from steadyrl.types import Sampling
 
@@ -47,10 +48,7 @@ def open_parts(ready: Prepared) -> Iterator[Parts]:
     recipe, task = ready.recipe, ready.task
     with open_pool(recipe, task) as pool:  # a reward function is rejected before a weight is loaded
         if pool.lacking:
-            print(
-                f"steadyrl: the verifier's workers run without {', '.join(pool.lacking)}; see SECURITY.md",
-                file=sys.stderr,
-            )
+            tell(f"the verifier's workers run without {', '.join(pool.lacking)}; see SECURITY.md")
         policy = build_policy(recipe)
         refuse_contradictions(recipe, policy.model, task)
         if recipe.update.replay != "none":

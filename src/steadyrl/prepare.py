@@ -37,7 +37,7 @@ class Prepared:
     """What the model will be asked, looked at."""
     ends: frozenset[int]
     """Tokens that end a response."""
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
     """What is allowed, but may not be what was meant."""
 
 
@@ -50,8 +50,8 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
         TemplateError: the chat template raises, never ends, or loses the question.
         RecipeError: nothing ends a response.
     """
-    if recipe.hold.threads:
-        torch.set_num_threads(recipe.hold.threads)
+    if recipe.runtime.threads:
+        torch.set_num_threads(recipe.runtime.threads)
     check_kv_cache(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     refuse_sizes(recipe, task)
@@ -86,7 +86,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
             task=task,
             prompts=prompts,
             ends=ends,
-            notices=(*chat.notices(), *odd, *said),
+            warnings=(*chat.warnings(), *odd, *said),
         )
 
 

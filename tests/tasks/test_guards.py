@@ -266,7 +266,7 @@ def test_a_run_without_home_or_working_directory(task: dict, tmp_path: Path, clo
         "from steadyrl.tasks import RewardPool, RewardRequest\n"
         "os.environ.pop('HOME', None); os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
         f"with RewardPool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=5, closed={closed}) as pool:\n"
-        "    print(pool.rewards([RewardRequest(split='train', index=0, completion='2.5')])[0].reward)\n"
+        "    print(pool.rewards([RewardRequest(split='train', index=0, completion='2.5')])[0].value)\n"
     )
     command = [sys.executable, "-c", code, json.dumps(task)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)

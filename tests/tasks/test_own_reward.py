@@ -487,8 +487,8 @@ def test_a_verl_function_in_a_worker(spec: Callable) -> None:
     answer = Questions(**{k: v for k, v in task.items() if k != "kind"}).example("train", 0).answer
     with open_pool(task) as pool:
         right, wrong = pool.rewards([RewardRequest(split="train", index=0, completion=c) for c in (answer, "no")])
-    assert (right.reward, dict(right.parts)) == (1.0, {"acc": 1.0})
-    assert (wrong.reward, dict(wrong.parts)) == (0.0, {"acc": 0.0})
+    assert (right.value, dict(right.parts)) == (1.0, {"acc": 1.0})
+    assert (wrong.value, dict(wrong.parts)) == (0.0, {"acc": 0.0})
 
 
 # ---- what is returned

@@ -201,7 +201,7 @@ def test_all_spellings_of_a_question_are_on_one_side(tmp_path: Path, spellings: 
         sides = {split for split in ("train", "held_out") if set(spellings) & set(ALL[split](task))}
         assert len(sides) == 1
         assert len(train(task)) + len(held_out(task)) == (len(rows) if sides == {"train"} else others + 1)
-        assert [f"{len(spellings) - 1} question(s) of " in text for text in task.notices()] == [True]
+        assert [f"{len(spellings) - 1} question(s) of " in text for text in task.warnings()] == [True]
 
 
 def test_further_spellings_make_up_the_number_where_questions_are_few(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ ALL = {"train": train, "held_out": held_out}
 def test_questions_that_differ_in_more_are_two(tmp_path: Path, pair: tuple[str, str]) -> None:
     task = questions(write(tmp_path, [{"question": q, "answer": "1"} for q in pair]), reward=REWARD, held_out=1)
     assert {*train(task), *held_out(task)} == set(pair)
-    assert task.notices() == []
+    assert task.warnings() == []
 
 
 def test_a_conversation_is_told_apart_by_all_its_turns_but_not_by_its_system_prompt(tmp_path: Path) -> None:
@@ -271,8 +271,8 @@ def test_unreadable_references_are_rejected_with_their_lines_before_training(tmp
     task = questions(write(tmp_path, rows), skip_bad_rows=True)
     assert len(task.left_out) == 4
     assert len(train(task)) == 28
-    assert "4 row(s) left out; " in task.notices()[0]
-    assert "line 4: `answer`: " in task.notices()[0]
+    assert "4 row(s) left out; " in task.warnings()[0]
+    assert "line 4: `answer`: " in task.warnings()[0]
     listed = [row | {"answer": [row["answer"], "\\$"]} if n == 5 else row for n, row in enumerate(ROWS)]
     with pytest.raises(TaskError, match="line 6: `answer`: "):
         questions(write(tmp_path, listed))
@@ -363,7 +363,7 @@ def test_a_set_is_read_in_the_order_of_its_file_and_never_trained_on(tmp_path: P
     assert held_out(task) == held_out(without)
     assert train(task) == [text for text in train(without) if text not in ("0+0=", "1+1=")]
     gone = len(train(without)) - len(train(task))
-    assert [f"{gone:,} training pair(s)" in text for text in task.notices()] == ([True] if gone else [])
+    assert [f"{gone:,} training pair(s)" in text for text in task.warnings()] == ([True] if gone else [])
     assert task.reward("hard", 2, "2") == 1.0
     assert questions(path, sets=sets, **task.settled()).digest() == task.digest() != without.digest()
     whole = [one | {"path": path, "question_column": "question", "answer_column": "answer"}]

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from steadyrl.tasks.base import Example, RightResponses
-from steadyrl.tasks.gym_table import GymTable, Own, Verdict, markdown, table
+from steadyrl.tasks.gym_table import GymTable, GymVerdict, Own, markdown, table
 from steadyrl.tasks.junk import junk_responses
 from steadyrl.tasks.reasoning import UNREPEATABLE, ReasoningGym
 
@@ -42,7 +42,7 @@ def measure(names: Sequence[str]) -> GymTable:
             program, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=_SECONDS, check=True
         )
     verdicts = json.loads(done.stdout.splitlines()[-1])
-    found = {name: Verdict(**verdict) for name, verdict in verdicts.items()}
+    found = {name: GymVerdict(**verdict) for name, verdict in verdicts.items()}
     return GymTable(version=importlib.metadata.version("reasoning-gym"), datasets=found)
 
 
@@ -84,7 +84,7 @@ def planted(answer: str, mark: str) -> list[str]:
     ]
 
 
-def _here(name: str) -> Verdict:
+def _here(name: str) -> GymVerdict:
     """Measure a dataset in this process. Code comes last: where it runs, it could change the verifier."""
     task = ReasoningGym(seed=0, dataset=name, parameters={}, min_reward=math.inf, allow_code=True)
     best, form, response, near = 0.0, "", "", 0.0
@@ -105,7 +105,7 @@ def _here(name: str) -> Verdict:
         found = (metadata[key] for key in _EXAMPLES if key in metadata)
         texts = (text if isinstance(text, str) else json.dumps(text) for text in found)
         examples.extend(task.raw_reward("train", index, text) for text in texts)
-    return Verdict(
+    return GymVerdict(
         junk=_up(best),
         form=form,
         response=response,

@@ -15,10 +15,10 @@ _HINT = "`python -m steadyrl.tasks.gym_audit` measures the installed version"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class GymVerdict:
     """What was measured for the verifier of one dataset.
 
-    For instance, `Verdict(junk=1.0, form="refusal", response="I do not know.", near=1.0, code=False, own="paid")`.
+    For instance, `GymVerdict(junk=1.0, form="refusal", response="I do not know.", near=1.0, code=False, own="paid")`.
     """
 
     junk: float
@@ -41,7 +41,7 @@ class GymTable:
 
     version: str
     """The version that was measured."""
-    datasets: dict[str, Verdict]
+    datasets: dict[str, GymVerdict]
     """By the dataset's name."""
 
 
@@ -49,7 +49,7 @@ class GymTable:
 def table() -> GymTable:
     """The table that SteadyRL ships."""
     stored = json.loads(files("steadyrl.tasks").joinpath(_FILE).read_text(encoding="utf-8"))
-    return GymTable(version=stored["version"], datasets={n: Verdict(**v) for n, v in stored["datasets"].items()})
+    return GymTable(version=stored["version"], datasets={n: GymVerdict(**v) for n, v in stored["datasets"].items()})
 
 
 def refuse_untrusted(dataset: str, *, min_reward: float, allow_code: bool) -> None:

@@ -179,7 +179,7 @@ class Questions:
                 hashed.update(_canonical(content).encode())
         return hashed.hexdigest()
 
-    def notices(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What a user should know of the data: rows left out, questions nearly alike, questions of the sets."""
         said = []
         if left_out := self.left_out:
