@@ -25,6 +25,7 @@ from steadyrl.algo import Composed, MiniRL, gradient_gap, gram, ledger
 from steadyrl.algo.surrogate import GradientGap, Interval
 from steadyrl.config import Recipe
 from steadyrl.errors import UserError
+from steadyrl.loop import hand_over
 from steadyrl.measure.routes import unrouted
 from steadyrl.measure.step import step_ledger, update_metrics
 from steadyrl.model import checkpoint
@@ -80,7 +81,7 @@ def compare(folder: Path, recipe: Recipe, *, responses: int) -> Iterator[Compare
         trainer, rollouter = parts.trainer, parts.rollouter
         trainer.restore(checkpoint.restore(folder, trainer.policy, trainer.optimizer))
         trainer.progress.step = min(trainer.progress.step, max(1, recipe.steps) - 1)  # the last step, if the run ended
-        rollouter.engine.load_weights(dict(trainer.weights()), policy_version=trainer.version)
+        hand_over(rollouter.engine, trainer)
         yield from _repeat(recipe, rollouter, trainer, responses)
 
 

@@ -10,6 +10,7 @@ updates for π_old of every mini-batch but the first, whose forward is its θ_ol
 
 from steadyrl.cold_start import StopAsked, cold_start
 from steadyrl.config import Recipe
+from steadyrl.engine.base import Engine
 from steadyrl.engine.returned import NotFinite
 from steadyrl.evaluate import Evaluator
 from steadyrl.guard import Guard
@@ -56,7 +57,7 @@ def train(
                 cold_start(recipe, trainer.policy, rollouter, evaluator, run, stop_asked=stop_asked)
             guard.evaluate(evaluator, every_mode=True)
             guard.save()
-        rollouter.engine.load_weights(dict(trainer.weights()), policy_version=trainer.version)
+        hand_over(rollouter.engine, trainer)
         start = trainer.progress.step
         _steps(recipe, rollouter, trainer, evaluator, guard, stop_asked)
     return trainer.progress.step, trainer.progress.step - start
@@ -132,7 +133,7 @@ def global_step(
     if trained is None:
         return skipped, []
     with clock("sync"):
-        rollouter.engine.load_weights(dict(trainer.weights()), policy_version=trainer.version)
+        hand_over(rollouter.engine, trainer)
     seconds = clock.total(trained.seconds)
     tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     measured, ledger = step_metrics(groups, rewards, trained, correct_at=recipe.task.correct_at)
@@ -146,3 +147,8 @@ def global_step(
         "memory/peak_gib": peak_memory(trainer.policy.device),
     }
     return metrics, ledger
+
+
+def hand_over(engine: Engine, trainer: LocalTrainer) -> None:
+    """Give the engine the weights of now."""
+    engine.load_weights(dict(trainer.weights()), policy_version=trainer.version)
