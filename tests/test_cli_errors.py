@@ -16,12 +16,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
-from steadyrl import cold_start, plan, rollout, session
+from steadyrl import cold_start, plan
+from steadyrl.build import load_config
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
+from steadyrl.rollout import rollouter
 
 EXPERTS = TINY["model"]["config"]
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
@@ -603,7 +605,7 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monke
 def poison(monkeypatch, *, first: int) -> None:
     """From this rollout on (a call for 4 responses), the checked log-probabilities are NaN."""
     monkeypatch.undo()
-    check, count = rollout.check_answers, 0
+    check, count = rollouter.check_answers, 0
 
     def poisoned(answered, asked):
         nonlocal count
@@ -613,7 +615,7 @@ def poison(monkeypatch, *, first: int) -> None:
             return out
         return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
 
-    monkeypatch.setattr(rollout, "check_answers", poisoned)
+    monkeypatch.setattr(rollouter, "check_answers", poisoned)
 
 
 # ---- commands that go well
@@ -645,7 +647,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capf
 def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
     def cache(sequences: int) -> float:
         recipe = resolve(merged(TINY, {"engine": {"max_sequences": sequences}}), source="test")
-        return plan._memory(recipe, session.model_config(recipe), 20_064)["engine's keys and values"]
+        return plan._memory(recipe, load_config(recipe), 20_064)["engine's keys and values"]
 
     assert cache(16) == cache(32) / 2  # 8 × 4 responses, 16 problems in an evaluation
     assert cache(32) == cache(10_000)

@@ -91,7 +91,7 @@ def test_a_killed_run_resumes_to_the_same_end(moment, home, expected, tmp_path):
 def die(argv: list[str], place: str, call: int) -> None:
     """Run a command in a process of its own, which kills itself by SIGKILL at that call of a function."""
     context = get_context("forkserver")  # imports torch once for all of them, and has never used it
-    context.set_forkserver_preload(["processes_for_tests", "steadyrl.loop", "steadyrl.session", "steadyrl.run"])
+    context.set_forkserver_preload(["processes_for_tests", "steadyrl.loop", "steadyrl.parts", "steadyrl.run"])
     process = context.Process(target=train_and_die, args=(argv, place, call))
     process.start()
     process.join(120)

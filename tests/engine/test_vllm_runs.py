@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from steadyrl.session import open_session
+from steadyrl.update import old_pass
 
 from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
@@ -24,8 +26,6 @@ from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.rollout import reward_groups, sample_groups, with_advantages
-from steadyrl.session import open_session
-from steadyrl.update import old_pass
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 

@@ -6,15 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from builders import dense_policy, random_ids, tiny_policy
-from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
 from steadyrl.disagreement import route_metrics
-from steadyrl.engine.local import LocalEngine
-from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
-from steadyrl.types import Completion, Response, Sampling
 from steadyrl.update import (
     OldPass,
     Outcome,
@@ -28,6 +20,14 @@ from steadyrl.update import (
     update,
     update_metrics,
 )
+from torch import Tensor, nn
+
+from builders import dense_policy, random_ids, tiny_policy
+from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
+from steadyrl.engine.local import LocalEngine
+from steadyrl.model.loading import Policy
+from steadyrl.model.packing import pack_responses
+from steadyrl.types import Completion, Response, Sampling
 
 PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]
 RESPONSES = 4

@@ -5,8 +5,11 @@ import torch
 
 from builders import response
 from steadyrl.config import Advantage
-from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics, with_advantages
+from steadyrl.measure.step import rollout_metrics
+from steadyrl.rollout.advantages import with_advantages
+from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.tasks.base import Example
+from steadyrl.train.trainer import denominators, minibatches
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
 
@@ -18,18 +21,29 @@ def rewards(values: torch.Tensor = REWARDS, known: torch.Tensor | None = None) -
     return Rewards(values=values, known=known, parts={}, failures=failures)
 
 
-def groups(*cut: tuple[int, int]) -> list[Group]:
-    """Two groups of three responses; those in `cut` reached the length limit."""
-    ends = [["length" if (i, j) in cut else "stop" for j in range(3)] for i in range(2)]
+def groups(*cut: tuple[int, int], count: int = 2, lengths: tuple[int, ...] = (1, 2, 3)) -> list[Group]:
+    """Groups of responses of these lengths; those in `cut` reached the length limit."""
+    ends = [["length" if (i, j) in cut else "stop" for j in range(len(lengths))] for i in range(count)]
     example = Example(question="?", answer="!", solution="!")
     completions = [
-        tuple(response((1,), range(2, 3 + j), finish_reason=end).completion for j, end in enumerate(row))
+        tuple(
+            response((1,), range(2, 2 + length), finish_reason=end).completion
+            for length, end in zip(lengths, row, strict=True)
+        )
         for row in ends
     ]
     return [
         Group(index=i, example=example, prompt_text="", prompt_ids=(1,), completions=c)
         for i, c in enumerate(completions)
     ]
+
+
+def divided_by(earned: Rewards, *, parts: int, lengths: tuple[int, ...] | None = None, **options: bool) -> list[tuple]:
+    """What each mini-batch is divided by: responses, groups, tokens."""
+    count, samples = earned.values.shape
+    asked = groups(count=count, lengths=lengths or tuple(range(1, samples + 1)))
+    found = with_advantages(asked, earned, normalise=False, options=Advantage(**options))
+    return [tuple(denominators(part).values()) for part in minibatches(found, parts)]
 
 
 def advantages(*cut: tuple[int, int], normalise: bool = False, **options: bool) -> list[list[float]]:
@@ -59,28 +73,18 @@ def test_their_tokens_stay_in_the_denominator() -> None:
 
 
 def test_each_mini_batch_counts_its_own_groups() -> None:
-    values = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]])
-    every, filtered = Advantage(), Advantage(filter_groups=True)
-    assert counted(rewards(values), parts=2, options=every) == [Counted(responses=4, groups=2)] * 2
-    assert counted(rewards(values), parts=2, options=filtered) == [
-        Counted(responses=2, groups=1),
-        Counted(responses=0, groups=0),
-    ]
-    assert counted(rewards(values), parts=1, options=filtered) == [Counted(responses=2, groups=1)]
+    earned = rewards(torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]))  # lengths 1 and 2
+    assert divided_by(earned, parts=2) == [(4, 2, 6)] * 2
+    assert divided_by(earned, parts=2, filter_groups=True) == [(2, 1, 3), (0, 0, 0)]
+    assert divided_by(earned, parts=1, filter_groups=True) == [(2, 1, 3)]
 
 
 def test_a_missing_reward_counts_in_no_denominator() -> None:
     values = torch.tensor([[1.0, 0.0, 0.0], [1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     known = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 0, 0], [1, 1, 1]]).bool()
-    some = rewards(values, known)
-    assert counted(some, parts=2, options=Advantage()) == [
-        Counted(responses=3, groups=2),
-        Counted(responses=3, groups=1),
-    ]
-    assert counted(some, parts=2, options=Advantage(filter_groups=True)) == [
-        Counted(responses=2, groups=1),
-        Counted(responses=3, groups=1),
-    ]
+    some = rewards(values, known)  # lengths 1, 2 and 3
+    assert divided_by(some, parts=2) == [(3, 2, 3 + 1), (3, 1, 6)]
+    assert divided_by(some, parts=2, filter_groups=True) == [(2, 1, 3), (3, 1, 6)]
 
 
 def test_the_tokens_of_a_response_without_a_reward_are_not_in_its_groups_sum() -> None:
@@ -93,14 +97,11 @@ def test_the_tokens_of_a_response_without_a_reward_are_not_in_its_groups_sum() -
 
 
 def test_each_mini_batch_counts_the_tokens_of_its_own_groups() -> None:
-    # lengths 1, 2, 3 of each; the second group is uniform
-    found = with_advantages(groups(), rewards(), normalise=False, options=Advantage())
-    assert counted_tokens(found, rewards(), parts=2, options=Advantage()) == [6, 6]
-    assert counted_tokens(found, rewards(), parts=2, options=Advantage(filter_groups=True)) == [6, 0]
-    assert counted_tokens(found, rewards(), parts=1, options=Advantage(filter_groups=True)) == [6]
+    assert divided_by(rewards(), parts=2) == [(3, 1, 6), (3, 1, 6)]
+    assert divided_by(rewards(), parts=2, filter_groups=True) == [(3, 1, 6), (0, 0, 0)]  # the second group is uniform
+    assert divided_by(rewards(), parts=1, filter_groups=True) == [(3, 1, 6)]
     some = rewards(known=torch.tensor([[True, False, True], [False, False, False]]))
-    found = with_advantages(groups(), some, normalise=False, options=Advantage())
-    assert counted_tokens(found, some, parts=2, options=Advantage()) == [1 + 3, 0]
+    assert divided_by(some, parts=2) == [(2, 1, 1 + 3), (0, 0, 0)]
 
 
 def test_epsilon_softens_the_division_by_the_deviation() -> None:

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from builders import random_ids, response, tiny_policy
-from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
+from steadyrl.measure.routes import replay_effect, route_metrics, unrouted
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.routing import record
-from steadyrl.types import Completion, Response, Sampling
-from steadyrl.update import old_pass
+from steadyrl.train.forward import old_pass
+from steadyrl.types import Completion, MicroBatch, Response, Sampling
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)
 
@@ -28,9 +28,14 @@ def sampled(policy: Policy, precision: str) -> list[Response]:
     ]
 
 
+def packed(policy: Policy, responses: list[Response]) -> list[MicroBatch]:
+    return pack_responses(responses, micro_tokens=4096, one_block=policy.one_block, device=policy.device)
+
+
 def measured(policy: Policy, responses: list[Response]) -> dict[str, float]:
-    micros = pack_responses(responses, micro_tokens=4096, one_block=policy.one_block, device=policy.device)
-    return route_metrics([old_pass(policy, micro, mode="none", temperature=1.0) for micro in micros])
+    return route_metrics(
+        [old_pass(policy, micro, replay="none", temperature=1.0) for micro in packed(policy, responses)]
+    )
 
 
 def with_routes(one: Response, routes: torch.Tensor) -> Response:
@@ -83,14 +88,14 @@ def test_all_experts_chosen_is_no_tie() -> None:
 
 def test_replay_brings_engines_of_different_precision_closer() -> None:
     policy = tiny_policy()
-    metrics = replay_effect(policy, sampled(policy, "fp8"), micro_tokens=4096, temperature=1.0)
+    metrics = replay_effect(policy, packed(policy, sampled(policy, "fp8")), temperature=1.0)
     assert 0.0 < metrics["replay/k3_replayed"] < metrics["replay/k3_natural"]
     assert metrics["replay/removed"] == pytest.approx(1 - metrics["replay/k3_replayed"] / metrics["replay/k3_natural"])
 
 
 def test_replay_of_equal_routes_removes_nothing() -> None:
     policy = tiny_policy()
-    metrics = replay_effect(policy, sampled(policy, "native"), micro_tokens=4096, temperature=1.0)
+    metrics = replay_effect(policy, packed(policy, sampled(policy, "native")), temperature=1.0)
     assert metrics["replay/k3_natural"] == metrics["replay/k3_replayed"]
 
 
