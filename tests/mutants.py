@@ -29,9 +29,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 ALGO = [f"algo/test_{n}.py" for n in ("trust", "advantage", "ratio", "surrogate", "ledger", "enumeration", "objective")]
 OTHERS = {
-    "routing": ["model/test_routing.py", "test_update.py"],
+    "routing": ["model/test_routing.py", "train/test_update.py"],
     "packing": ["model/test_packing.py", "invariants/test_packed_responses.py"],
-    "update": ["test_update.py", "invariants/test_objective_equivalences.py"],
+    "forward": ["train/test_update.py"],
+    "step": ["train/test_update.py", "invariants/test_objective_equivalences.py"],
+    "trainer": ["train/test_update.py", "rollout/test_advantages.py"],
 }
 """The tests of what is mutated outside `algo/`."""
 PATIENCE, LEAST = 10, 30.0

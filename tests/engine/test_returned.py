@@ -16,6 +16,7 @@ from recipes_for_tests import command, write_recipe
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.returned import NotFinite, checked_routes
+from steadyrl.model.loading import Policy
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.tasks.build import build_task
 from steadyrl.types import Sampling

@@ -2,31 +2,22 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 
 import pytest
 import torch
-from steadyrl.disagreement import route_metrics
-from steadyrl.update import (
-    OldPass,
-    Outcome,
-    first_forward,
-    later_forward,
-    learning_rate,
-    old_pass,
-    old_pass_metrics,
-    step_ledger,
-    traced,
-    update,
-    update_metrics,
-)
 from torch import Tensor, nn
 
 from builders import dense_policy, random_ids, tiny_policy
 from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
 from steadyrl.engine.local import LocalEngine
+from steadyrl.measure.routes import route_metrics
+from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
+from steadyrl.train.forward import OldPass, Replay, old_pass, update_at_old, update_later
+from steadyrl.train.step import Update, update
+from steadyrl.train.trainer import micro_batches
 from steadyrl.types import Completion, Response, Sampling
 
 PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]
@@ -63,11 +54,11 @@ def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Seque
 
 
 def old_passes(
-    policy: Policy, groups: Sequence[Sequence[Response]], *, mode: str, micro_tokens: int = 4096
+    policy: Policy, groups: Sequence[Sequence[Response]], *, mode: Replay, micro_tokens: int = 4096
 ) -> list[OldPass]:
     flat = [response for group in groups for response in group]
     micros = pack_responses(flat, micro_tokens=micro_tokens, one_block=False, device=policy.device)
-    return [old_pass(policy, micro, mode=mode, temperature=TEMPERATURE) for micro in micros]
+    return [old_pass(policy, micro, replay=mode, temperature=TEMPERATURE) for micro in micros]
 
 
 def take_update(
@@ -79,19 +70,17 @@ def take_update(
     objective: Objective | None = None,
     lr: float = 0.0,
     max_grad_norm: float | None = None,
-) -> Outcome | None:
+) -> Update | None:
+    loss = partial(objective or MiniRL(), responses=groups * RESPONSES, groups=groups)
     return update(
-        policy,
+        policy.model,
         optimizer or torch.optim.SGD(policy.model.parameters(), lr=lr),
-        objective or MiniRL(),
-        [later_forward(policy, old, temperature=TEMPERATURE) for old in minibatch if old.micro.moves],
-        responses=groups * RESPONSES,
-        groups=groups,
+        [partial(update_later, policy, old, loss, temperature=TEMPERATURE) for old in minibatch if old.micro.moves],
         max_grad_norm=max_grad_norm,
     )
 
 
-def factors(passes: Sequence[OldPass], *outcomes: Outcome | None) -> dict[str, float]:
+def factors(passes: Sequence[OldPass], *outcomes: Update | None) -> dict[str, float]:
     """`mismatch/`, `staleness/` and `weight/` of a step."""
     return ledger.summary(step_ledger(passes, outcomes, policy_version=0))
 
@@ -137,36 +126,6 @@ def agreement(used: Sequence[Sequence[Tensor]], routes: Sequence[Tensor]) -> flo
     return torch.cat(equal).float().mean().item()
 
 
-# ---- the learning rate, by hand
-
-
-@pytest.mark.parametrize(
-    ("schedule", "warmup", "expected"),
-    [
-        ("constant", 0, [1.0, 1.0, 1.0, 1.0]),
-        ("constant", 2, [0.5, 1.0, 1.0, 1.0]),
-        ("linear", 0, [1.0, 0.75, 0.5, 0.25]),
-        ("linear", 2, [0.5, 1.0, 1.0, 0.5]),
-        ("cosine", 0, [1.0, 0.5 + math.sqrt(0.5) / 2, 0.5, 0.5 - math.sqrt(0.5) / 2]),
-        ("cosine", 1, [1.0, 1.0, 0.75, 0.25]),
-        ("linear", 4, [0.25, 0.5, 0.75, 1.0]),
-        ("cosine", 9, [1 / 9, 2 / 9, 3 / 9, 4 / 9]),
-    ],
-)
-def test_learning_rate_by_hand(schedule, warmup, expected):
-    found = [learning_rate(step, peak=1.0, total=4, warmup=warmup, schedule=schedule) for step in (1, 2, 3, 4)]
-    assert found == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_a_schedule_would_reach_zero_just_after_the_last_step(schedule):
-    rates = [learning_rate(step, peak=3e-4, total=50, warmup=10, schedule=schedule) for step in range(1, 52)]
-    assert rates[9] == rates[10] == max(rates) == 3e-4
-    assert all(before > after for before, after in pairwise(rates[10:]))
-    assert rates[49] > 0.0
-    assert rates[50] == pytest.approx(0.0, abs=1e-12)
-
-
 # ---- the ratio to π_old
 
 
@@ -198,7 +157,7 @@ def test_only_the_first_of_two_minibatches_is_on_policy(mode):
 # ---- Routing Replay
 
 
-def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[OldPass]]]:
+def two_minibatches(mode: Replay, lr: float) -> tuple[float, float, list[list[OldPass]]]:
     """N=2 with a first update that moves routes; how far the θ_old pass and the second update took e^μ and `replayed`.
 
     Returns:
@@ -210,10 +169,11 @@ def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[OldPa
     with experts_used(policy) as used:
         parts = [old_passes(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
     rollout = agreement(used, [s.micro.batch.routes for part in parts for s in part])
+    own = [s.replayed for s in old_passes(policy, groups[2:], mode="R2")]
     take_update(policy, parts[0], groups=2, lr=lr)
     with experts_used(policy) as used:
         take_update(policy, parts[1], groups=2, lr=0.0)
-    wanted = [s.micro.batch.routes if mode == "R3" else s.preferred for s in parts[1]]
+    wanted = [s.micro.batch.routes for s in parts[1]] if mode == "R3" else own
     return rollout, agreement(used, wanted), parts
 
 
@@ -228,7 +188,7 @@ def test_r2_replays_the_trainers_own_experts_of_the_old_pass():
     rollout, later, parts = two_minibatches("R2", lr=0.5)
     assert 0.5 < rollout < 0.995  # the θ_old pass routes by itself
     assert later == 1.0
-    assert all(s.replayed is s.preferred for part in parts for s in part)
+    assert all(s.replayed is not None for part in parts for s in part)
 
 
 def test_r3_replays_the_rollouts_experts_in_the_old_pass_and_in_the_updates():
@@ -309,20 +269,23 @@ def test_the_first_update_may_be_its_own_old_pass_in_one_forward(mode, recompute
         micros = pack_responses([r for g in groups for r in g], micro_tokens=80, one_block=False, device=policy.device)
         assert len(micros) > 1
         with experts_used(policy) as used:
-            forwards = [
-                first_forward(policy, micro, mode=mode, temperature=TEMPERATURE)
-                if together
-                else later_forward(
-                    policy, old_pass(policy, micro, mode=mode, temperature=TEMPERATURE), temperature=TEMPERATURE
-                )
-                for micro in micros
-            ]
+            loss, how = partial(MiniRL(), responses=16, groups=4), {"replay": mode, "temperature": TEMPERATURE}
+            if together:
+                backwards = [partial(update_at_old, policy, micro, loss, **how) for micro in micros]
+            else:
+                passes = [old_pass(policy, micro, **how) for micro in micros]
+                backwards = [partial(update_later, policy, old, loss, temperature=TEMPERATURE) for old in passes]
             optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.0)
-            outcome = update(policy, optimizer, MiniRL(), forwards, responses=16, groups=4, max_grad_norm=None)
+            outcome = update(policy.model, optimizer, backwards, max_grad_norm=None)
         assert outcome is not None
         assert len(used[0]) == len(micros) * (1 + recompute + (not together))
         found.append(
-            (outcome, gradient(policy), old_pass_metrics(traced([outcome])), factors(traced([outcome]), outcome))
+            (
+                outcome,
+                gradient(policy),
+                old_pass_metrics(micro_batches([outcome])),
+                factors(micro_batches([outcome]), outcome),
+            )
         )
     (one, grad, measured, moving), (two, *others) = found
     assert one.objective == two.objective
