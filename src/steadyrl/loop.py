@@ -8,6 +8,7 @@ Sampling waits for the weights of the step before; the rewards for all responses
 updates for π_old of every mini-batch but the first, whose forward is its θ_old pass; the hand-over for all updates.
 """
 
+from steadyrl.clock import Clock, peak_memory
 from steadyrl.cold_start import StopAsked, cold_start
 from steadyrl.config import Recipe
 from steadyrl.engine.base import Engine
@@ -15,7 +16,6 @@ from steadyrl.engine.returned import NotFinite
 from steadyrl.evaluate import Evaluator
 from steadyrl.guard import Guard
 from steadyrl.jsonl import Row, Value
-from steadyrl.measure.clock import Clock, peak_memory
 from steadyrl.measure.routes import replay_effect, unrouted
 from steadyrl.measure.step import step_metrics
 from steadyrl.model.attention import describe_rows

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from steadyrl.algo import Objective
-from steadyrl.measure.clock import Clock
+from steadyrl.clock import Clock
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.train.forward import Loss, OldPass, Replay, Trace, old_pass, update_at_old, update_later
