@@ -36,17 +36,16 @@ class Clock:
         self.seconds["seconds/step"] = self._now() - self._start
         return self.seconds["seconds/step"]
 
+    def peak_memory(self) -> float:
+        """Return the largest GiB in use: of the GPU since the last call where there is one, else of this process."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device) / 2**30
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return peak
+        unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
     def _now(self) -> float:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         return time.perf_counter()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Return the largest GiB in use: of the GPU since the last call where there is one, else of this process."""
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device) / 2**30
-        torch.cuda.reset_peak_memory_stats(device)
-        return peak
-    unit = 1 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -14,7 +14,7 @@ from steadyrl.model.checkpoint import CheckpointError, NoRoomError, NotFiniteErr
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run import Run
 from steadyrl.train.forward import OldPass
-from steadyrl.train.trainer import BROKEN, LocalTrainer
+from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
 
 BRIEF = 64
 """Tokens of the forward that looks at a model before it is saved."""
@@ -45,6 +45,20 @@ class Guard:
         with torch.no_grad():
             ids = (torch.tensor([p.token_ids[: BRIEF if brief else None]], device=model.device) for p in prompts)
             return all(bool(model(input_ids=one, use_cache=False).logits.isfinite().all()) for one in ids)
+
+    def skip(self, error: NotFinite) -> None:
+        """Count a step whose responses came with log-probs that are not finite, where the trainer's are not either.
+
+        Raises:
+            NotFinite: the engine alone errs.
+            TrainingStopped: too many steps in a row were like this.
+        """
+        if self.finite():
+            raise error
+        try:
+            self.trainer.skip()
+        except Diverged as diverged:
+            self.stop(str(diverged))
 
     def evaluate(self, evaluator: Evaluator, *, every_mode: bool) -> None:
         """Evaluate the weights that the engine holds, and write down what came of it.

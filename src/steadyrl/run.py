@@ -36,13 +36,17 @@ from steadyrl.metrics import (
 )
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
+from steadyrl.model.moved import unmoved
 from steadyrl.progress import Bar
 from steadyrl.renamed import translate_inputs
 from steadyrl.report import write_report
+from steadyrl.responses import Text, chosen_groups, rollout_rows
+from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.terminal import tell
 from steadyrl.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.train.forward import OldPass
 from steadyrl.trouble import Watch, fields, unreached
+from steadyrl.types import Response
 
 
 class RunDirectoryError(UserError):
@@ -309,6 +313,9 @@ class Run:
             tracker.log(step, metrics)
         for trouble in found:
             self._tell_once(trouble.kind.name, f"step {step}: {trouble.says}. {trouble.kind.advice}")
+        warm = step * self.recipe.update.minibatches > self.recipe.optimizer.warmup_steps
+        if warm and (lost := unmoved(metrics, step=step, dtype=self.recipe.runtime.dtype)):
+            self._tell_once("unmoved", lost)
 
     def _tell_once(self, kind: str, message: str) -> None:
         if kind not in self._told:
@@ -319,10 +326,21 @@ class Run:
         """Write down what samples: engine, version, device and precision as they are in force."""
         write_atomically(self.path / "engine.json", json.dumps(dict(facts), indent=2))
 
-    def log_rollouts(self, step: int, failures: Sequence[str], rows: Sequence[Row]) -> None:
-        """Write down responses of a step, and why the verifier failed."""
-        for reason, count in Counter(failures).items():
+    def log_rollouts(
+        self,
+        step: int,
+        groups: Sequence[Group],
+        rewards: Rewards,
+        responses: Sequence[Sequence[Response]],
+        *,
+        text: Text,
+    ) -> None:
+        """Write down some responses of a step, and why the verifier failed."""
+        for reason, count in Counter(rewards.failed).items():
             self._failures.log(step, {"reason": reason, "responses": count})
+        options = self.recipe.rollouts
+        chosen = chosen_groups(step, len(groups), groups=options.groups, every=options.every)
+        rows = rollout_rows(text, groups, rewards, responses, chosen=chosen)
         self._rollouts.log(step, *rows, sync=False)  # as the ledger
 
     def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from steadyrl.algo import informative, ledger, mismatch, product, staleness, surrogate_error, value_gap
 from steadyrl.algo.ratio import begins
+from steadyrl.clock import Clock
+from steadyrl.jsonl import Value
 from steadyrl.measure.routes import route_metrics, routed
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.train.forward import OldPass
@@ -19,24 +21,31 @@ from steadyrl.types import MicroBatch
 
 
 def step_metrics(
-    groups: Sequence[Group], rewards: Rewards, trained: Trained, *, correct_at: float
-) -> tuple[dict[str, float], list[ledger.Row]]:
-    """What a step sampled, earned, and did to the policy: its metrics, and its ledger.
+    groups: Sequence[Group], rewards: Rewards, trained: Trained, clock: Clock, *, correct_at: float
+) -> tuple[dict[str, Value], list[ledger.Row]]:
+    """What a step sampled, earned, and did to the policy, and how long it took: its metrics, and its ledger.
 
     Args:
         groups: the responses.
         rewards: what they earned.
         trained: what the trainer did with them.
+        clock: of the step, which ends now.
         correct_at: a response with this reward is right.
     """
+    seconds = clock.total(trained.seconds)
+    tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     rows = step_ledger(trained.old, trained.updates, policy_version=trained.version)
-    metrics = {
+    metrics: dict[str, Value] = {
+        "policy_version": groups[0].completions[0].policy_version,
         **rollout_metrics(groups, rewards, correct_at=correct_at),
         **old_pass_metrics(trained.old),
         **ledger.summary(rows),
         **route_metrics(trained.old),
         **update_metrics(trained.updates, responses=int(rewards.known.sum())),
         "update/learning_rate": trained.learning_rate,
+        **clock.seconds,
+        "throughput/tokens_per_second": tokens / seconds,
+        "memory/peak_gib": clock.peak_memory(),
     }
     return metrics, rows
 
