@@ -12,9 +12,8 @@ from unittest.mock import patch
 from _measure import seconds, show, sized
 from steadyrl import loop, update
 from steadyrl.config import ColdStart, Evaluate, Recipe, load
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import MetricsLog
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import MetricsLog, read_jsonl
 from steadyrl.session import open_session
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
@@ -57,7 +56,7 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
-        stack.enter_context(patch("steadyrl.run.write_report"))
+        stack.enter_context(patch("steadyrl.loop.redraw"))
         yield spent
 
 

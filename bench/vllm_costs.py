@@ -21,7 +21,7 @@ from steadyrl.engine import vllm
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.loop import Progress, global_step
 from steadyrl.model.loading import build_tiny
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
 from steadyrl.session import open_session
 from steadyrl.types import Sampling
 

@@ -22,7 +22,7 @@ from trl import GRPOConfig, GRPOTrainer
 from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
 from steadyrl.config import resolve
 from steadyrl.loop import Progress, global_step
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
 from steadyrl.session import Session, build_policy, open_session
 
 STEPS, MARK = sized(6, 1), "step: "

@@ -11,7 +11,7 @@ from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Response, Sampling
 from steadyrl.update import old_pass
 

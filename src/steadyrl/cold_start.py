@@ -11,15 +11,15 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
 from steadyrl.evaluate import evaluate, held_out
-from steadyrl.metrics import MetricsLog
 from steadyrl.model.forward import feed
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import moe_blocks
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
 from steadyrl.rollout import require_rewards
+from steadyrl.routing import moe_blocks
+from steadyrl.run.logs import MetricsLog
 from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task
 from steadyrl.types import TokenBatch

@@ -4,9 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from steadyrl.engine.base import Engine
-from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
-from steadyrl.jsonl import Row
-from steadyrl.responses import sample_rows, written
+from steadyrl.measure.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
 from steadyrl.rollout import (
     Group,
     Rewards,
@@ -16,6 +14,8 @@ from steadyrl.rollout import (
     sample_groups,
     too_many_failures,
 )
+from steadyrl.run.logs import Row
+from steadyrl.run.rows import sample_rows, written
 from steadyrl.session import Session, unquantised_engine
 from steadyrl.tasks.base import Split
 from steadyrl.types import Sampling

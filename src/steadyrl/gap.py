@@ -26,10 +26,10 @@ from steadyrl.config import Recipe
 from steadyrl.disagreement import unrouted
 from steadyrl.errors import UserError
 from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packed, sample_step, take_update
-from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
 from steadyrl.rollout import counted, counted_tokens, require_rewards, reward_groups, with_advantages
+from steadyrl.run import checkpoint
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
 from steadyrl.update import OldPass, Outcome, later_forward, old_pass, step_ledger, traced, update_metrics

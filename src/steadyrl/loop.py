@@ -23,15 +23,12 @@ from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import RunStopped
 from steadyrl.evaluate import evaluation
-from steadyrl.jsonl import Row, Value
 from steadyrl.model.attention import describe_rows
-from steadyrl.model.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
 from steadyrl.model.moved import LEAST_MOVED, unmoved
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
-from steadyrl.progress import Bar
-from steadyrl.responses import rollout_rows
+from steadyrl.report.page import redraw
 from steadyrl.rollout import (
     Counted,
     Group,
@@ -43,7 +40,12 @@ from steadyrl.rollout import (
     sample_groups,
     with_advantages,
 )
-from steadyrl.run import Run
+from steadyrl.run.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
+from steadyrl.run.directory import Run
+from steadyrl.run.incident import save_incident
+from steadyrl.run.logs import Row, Value
+from steadyrl.run.progress import Bar
+from steadyrl.run.rows import rollout_rows
 from steadyrl.session import Session
 from steadyrl.types import MicroBatch, Response
 from steadyrl.update import (
@@ -121,13 +123,13 @@ def _train(session: Session, run: Run, stop_asked: Callable[[], bool]) -> tuple[
     progress = Progress(**restored)
     if not restored:
         if recipe.cold_start is not None:
-            with run.bar("cold start", sum(stage.steps for stage in recipe.cold_start.stages)) as bar:
+            with Bar("cold start", sum(stage.steps for stage in recipe.cold_start.stages)) as bar:
                 cold_start(session, recipe.cold_start, run.cold_start, on_step=_watched(bar, stop_asked))
         _evaluate(session, run, progress, every_mode=True)
         _save(session, run, progress)
     hand_over(session, progress)
     start, said = progress.step, False
-    with run.bar("training", recipe.steps, done=progress.step) as bar:
+    with Bar("training", recipe.steps, done=progress.step) as bar:
         while progress.step < recipe.steps:
             metrics, ledger_rows = global_step(session, run, progress)
             said = said or _say_if_unmoved(recipe, progress.step, metrics)
@@ -357,7 +359,7 @@ def _give_up(
     """Keep the last good weights and the batch, and stop. No skipped update has touched the weights."""
     broken = progress.broken or not _is_usable(session, progress)
     try:
-        where = run.save_incident(session.policy, session.optimizer, vars(progress), minibatch, broken=broken)
+        where = save_incident(run.path, session.policy, session.optimizer, vars(progress), minibatch, broken=broken)
         good = (where / "model").is_dir()
         kept = f"The last good state and the batch are in {where}" if good else "No good state was saved before"
     except (OSError, SafetensorError, NoRoomError, CheckpointError) as error:
@@ -402,6 +404,7 @@ def _evaluate(session: Session, run: Run, progress: Progress, *, every_mode: boo
             raise  # the engine alone errs
         _give_up(session, run, progress, [], f"log-probabilities were not finite in the evaluation, {BROKEN}")
     run.log_evaluation(progress.step, found.rows, found.samples)
+    redraw(run.path)
     require_rewards(found.last, limit=session.recipe.verifier.max_failures)
 
 

@@ -31,12 +31,12 @@ from steadyrl.model.loading import (
     load_tokenizer,
     recompute_activations,
 )
-from steadyrl.model.routing import check_recording, check_replay, is_moe
 from steadyrl.model.template import EndlessTemplate, Renderer, TemplateError
 from steadyrl.model.text import end_tokens
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
+from steadyrl.routing import check_recording, check_replay, is_moe
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool

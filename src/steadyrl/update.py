@@ -17,7 +17,7 @@ from steadyrl.algo.ratio import begins
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import Moved, moved_since, sampled
-from steadyrl.model.routing import Recorder, is_moe, record, replay
+from steadyrl.routing import Recorder, is_moe, record, replay
 from steadyrl.types import MicroBatch, Routes
 
 
@@ -79,7 +79,8 @@ def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]
     if not is_moe(policy.model):
         yield None
         return
-    watched = record(policy.model, margins=True) if routes is None else replay(policy.model, routes, margins=True)
+    model = policy.model
+    watched = record(model, margins=True) if routes is None else replay(model, routes, margins=True, checked=True)
     with watched as recorder:
         yield recorder
 
@@ -122,7 +123,7 @@ def later_forward(
     policy: Policy, old: OldPass, *, temperature: float
 ) -> Iterator[tuple[Float[Tensor, "tokens"], OldPass]]:
     """A forward at a later θ, with the experts that were fixed at θ_old; log π_θ, and what was known."""
-    with nullcontext() if old.replayed is None else replay(policy.model, old.replayed):
+    with nullcontext() if old.replayed is None else replay(policy.model, old.replayed, checked=True):
         yield response_logprobs(policy.model, old.micro.batch, temperature=temperature)[0], old
 
 

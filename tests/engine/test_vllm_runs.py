@@ -19,11 +19,10 @@ from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.rollout import reward_groups, sample_groups, with_advantages
+from steadyrl.run.logs import MetricsLog, read_jsonl
 from steadyrl.session import open_session
 from steadyrl.update import old_pass
 
@@ -87,9 +86,7 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
     }
     recipe = resolve(merged(TINY, changes), source="test")
     with open_session(recipe) as session, repeatable(session.policy.device):
-        cold_start(
-            session, recipe.cold_start, MetricsLog(tmp_path / "cold.jsonl", COLD_START_FIELDS), on_step=lambda *_: None
-        )
+        cold_start(session, recipe.cold_start, MetricsLog(tmp_path / "cold.jsonl"), on_step=lambda *_: None)
         session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=1)
         groups = sample_groups(
             session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"

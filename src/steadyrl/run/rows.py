@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steadyrl.jsonl import Row
 from steadyrl.rollout import Group, Rewards, response_text
+from steadyrl.run.logs import Row
 from steadyrl.session import Session
 from steadyrl.types import Response
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
-from steadyrl.jsonl import Row, last_step_rows, read_jsonl, stream_jsonl
+from steadyrl.measure.trouble import Trouble, Watch
 from steadyrl.renamed import translate_row
-from steadyrl.trouble import Trouble, Watch
+from steadyrl.run.logs import Row, last_step_rows, read_jsonl, stream_jsonl
 
 MOST_BUCKETS = 400
 """Points of a curve: about as many as a picture has columns."""

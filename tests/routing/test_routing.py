@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from builders import ALPHABET, FAMILIES, MOE, SMALL, dense_policy, tiny_policy
 from steadyrl.model.loading import build_tiny
-from steadyrl.model.routing import (
+from steadyrl.routing import (
     RoutingError,
     check_recording,
     check_replay,
