@@ -14,6 +14,7 @@ from steadyrl.disagreement import route_metrics
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
+from steadyrl.routing import hooks
 from steadyrl.types import Completion, Response, Sampling
 from steadyrl.update import (
     OldPass,
@@ -222,6 +223,14 @@ def test_without_replay_the_experts_change_between_engines_and_after_an_update()
     assert 0.5 < rollout < 0.995
     assert later < 0.995
     assert all(s.replayed is None for part in parts for s in part)
+
+
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_the_trainer_does_not_check_again_what_was_checked_where_it_came_in(mode, monkeypatch):
+    policy = tiny_policy()
+    responses = rewarded_responses(roll_out(policy))
+    monkeypatch.setattr(hooks, "check_ids", lambda *_: pytest.fail("the ids were checked again"))
+    assert take_update(policy, old_passes(policy, responses, mode=mode), groups=4) is not None
 
 
 def test_r2_replays_the_trainers_own_experts_of_the_old_pass():

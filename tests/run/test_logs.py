@@ -1,5 +1,6 @@
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,7 @@ def test_truncate_is_atomic(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(metrics.os, "replace", killed)
+    monkeypatch.setattr(os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         log.truncate(1)
     assert [row["step"] for row in read_jsonl(path)] == [1, 2]
@@ -88,6 +89,6 @@ def test_truncate_is_atomic(path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 @pytest.mark.parametrize(("sync", "times"), [(True, 1), (False, 0)])
 def test_the_disk_has_a_line_before_log_returns(sync: bool, times: int, path: Path, monkeypatch) -> None:
     log, synced = MetricsLog(path), []
-    monkeypatch.setattr(metrics.os, "fsync", lambda handle: synced.append(path.read_bytes()))
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(path.read_bytes()))
     log.log(1, {"reward/mean": 0.5}, sync=sync)
     assert [b'"step": 1' in text for text in synced] == [True] * times
