@@ -472,6 +472,7 @@ def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
 
 def _print_accuracy(path: Path) -> None:
     """Accuracy and mean reward before and now, of every set, mode and precision that was looked at both times."""
+    from steadyrl.report.reading import is_partial
     from steadyrl.run.logs import read_jsonl
 
     rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
@@ -484,7 +485,7 @@ def _print_accuracy(path: Path) -> None:
     for after in (row for row in rows if row["step"] == last):
         if before := first.get(_where(after)):
             print(f"  {_where(after)} {_with_interval(before)} → {_with_interval(after)}")
-            if _partial(before) or _partial(after):
+            if is_partial(before) or is_partial(after):
                 print(f"  {'':17} {_reward(before)} → {_reward(after)}")
 
 
@@ -492,11 +493,6 @@ def _where(row: Mapping[str, Any]) -> str:
     """Mode and precision, and the set where it is not the held-out one."""
     name = row.get("set", "held_out")
     return f"{row['mode']:8} {row['precision']:8}" + (f" {name}" if name != "held_out" else "")
-
-
-def _partial(row: Mapping[str, Any]) -> bool:
-    """Whether the mean reward says something that the accuracy does not."""
-    return row.get("reward") is not None and row["reward"] != row["accuracy"]
 
 
 def _reward(row: Mapping[str, Any]) -> str:

@@ -28,7 +28,7 @@ from steadyrl.report.charts import (
     draw,
 )
 from steadyrl.report.drawing import COLOUR, LIGHT, PALETTE, STYLE, svg, white_card
-from steadyrl.report.reading import Reading, by_group, by_mode, last_ledger, read_run
+from steadyrl.report.reading import Reading, by_group, by_mode, is_partial, last_ledger, read_run
 from steadyrl.run.logs import Row, write_atomically
 from steadyrl.terminal import escape as spelled
 from steadyrl.terminal import is_visible, tell, visible
@@ -73,7 +73,7 @@ def write_report(run: Path) -> Path:
             label: rows if len(rows) <= _LISTED else [rows[0], *rows[1 - _LISTED :]] for label, rows in series.items()
         },
         several=sorted({name for row in read.evals for name in row if "@" in name}, key=_by_size),
-        partial=_partial(read.evals),
+        partial=any(map(is_partial, read.evals)),
         unreached=unreached(_last_evaluation(read.evals), correct_at=read.recipe.task.correct_at),
         last=read.steps.buckets[-1].last if read.steps.buckets else 0,
         shortened_list=any(len(rows) > _LISTED for rows in series.values()),
@@ -123,7 +123,7 @@ def _cards(run: Reading) -> Iterator[Card]:
     """Every picture for which the run has numbers."""
     sources: list[tuple[Chart, Any]] = [
         (ACCURACY, run.evals),
-        *([(HELD_OUT_REWARD, run.evals)] if _partial(run.evals) else []),
+        *([(HELD_OUT_REWARD, run.evals)] if any(map(is_partial, run.evals)) else []),
         *((chart, run.steps) for chart in CHARTS),
         *((chart, run.cold_start) for chart in COLD_START),
     ]
@@ -142,11 +142,6 @@ def _trained_on(run: Reading) -> tuple[list[list[Row]], list[Row]]:
     groups, size = by_group(run.rollouts), run.recipe.rollout.responses
     best = [sorted(rows, key=lambda row: -(row["advantage"] or 0.0)) for rows in groups.values() if len(rows) >= size]
     return [rows[:_RESPONSES] for rows in best], [row for rows in groups.values() if len(rows) < size for row in rows]
-
-
-def _partial(evals: Sequence[Row]) -> bool:
-    """Whether the mean reward says something that the accuracy does not."""
-    return any(row.get("reward") is not None and row["reward"] != row["accuracy"] for row in evals)
 
 
 def _last_evaluation(evals: Sequence[Row]) -> list[Row]:

@@ -188,6 +188,11 @@ def _set(row: Row) -> str:
     return row.get("set", "held_out")
 
 
+def is_partial(row: Row) -> bool:
+    """Whether the mean reward of an evaluation says something that its accuracy does not."""
+    return row.get("reward") is not None and row["reward"] != row["accuracy"]
+
+
 def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
     """Of one step, the factors' rows by split and bucket; a split whose tokens all lie in one bucket says nothing.
 
