@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.recipes_for_tests import coin_questions, tree, write_recipe
 
+from recipes_for_tests import coin_questions, tree, write_recipe
 from steadyrl.cli import main
 from steadyrl.config import QuestionsTask, RecipeError, load, resolve
 from steadyrl.renamed import FIELDS, translate_inputs
