@@ -12,11 +12,10 @@ from unittest.mock import patch
 from _measure import seconds, show, sized
 from steadyrl import loop
 from steadyrl.config import ColdStart, Evaluate, Recipe, load
-from steadyrl.jsonl import read_jsonl
 from steadyrl.measure import step
-from steadyrl.metrics import MetricsLog
 from steadyrl.parts import prepared_parts
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import MetricsLog, read_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 STEPS, WARM_UP, IMITATED = sized(20, 2), 3, sized(40, 2)
@@ -58,7 +57,7 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
-        stack.enter_context(patch("steadyrl.run.write_report"))
+        stack.enter_context(patch("steadyrl.loop.redraw"))
         yield spent
 
 

@@ -15,7 +15,7 @@ from steadyrl.config import load
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import Recorder, record, replay
+from steadyrl.routing import Recorder, record, replay
 from steadyrl.types import TokenBatch
 
 ROUNDS, SEQUENCES, LENGTH, PROMPT = sized(150, 2), sized(128, 8), 60, 20

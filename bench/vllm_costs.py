@@ -23,7 +23,7 @@ from steadyrl.guard import Guard
 from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
 from steadyrl.parts import prepared_parts
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
 from steadyrl.types import Sampling
 
 PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = sized(16, 4), sized(16, 2), sized(64, 8), sized(5, 1)

@@ -25,7 +25,7 @@ from steadyrl.config import resolve
 from steadyrl.guard import Guard
 from steadyrl.loop import global_step
 from steadyrl.parts import prepared_parts
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
 
 STEPS, MARK = sized(6, 1), "step: "
 PROMPTS, RESPONSES, NEW_TOKENS = sized(16, 2), sized(16, 4), sized(96, 16)

@@ -14,8 +14,8 @@ from steadyrl import loop
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.returned import NotFinite
 from steadyrl.guard import Guard
-from steadyrl.jsonl import read_jsonl
 from steadyrl.rollout import rollouter
+from steadyrl.run.logs import read_jsonl
 
 KEPT = {"every": 1, "keep": 1}
 
@@ -166,7 +166,7 @@ def test_an_incident_that_cannot_be_written_still_tells_why_the_run_stopped(tmp_
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("steadyrl.run.shutil.copytree", full)
+    monkeypatch.setattr("steadyrl.run.incident.shutil.copytree", full)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints=KEPT)
     assert command("train", recipe, "--run", run) == 1

@@ -21,7 +21,6 @@ from steadyrl.build import load_config
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
 from steadyrl.rollout import rollouter
 
@@ -480,15 +479,15 @@ FULL = """
 import resource, signal, sys
 from recipes_for_tests import command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from steadyrl import run
-save, calls = run.checkpoint.save, 0
+from steadyrl.run import checkpoint
+save, calls = checkpoint.save, 0
 def filling(*args):
     global calls
     calls += 1
     if calls == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
     save(*args)
-run.checkpoint.save = filling
+checkpoint.save = filling
 sys.exit(command(*sys.argv[1:]))
 """
 
@@ -512,7 +511,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path):
 
 
 def test_a_disk_that_is_full_where_metrics_are_written(tmp_path, monkeypatch, capfd):
-    from steadyrl.metrics import MetricsLog
+    from steadyrl.run.logs import MetricsLog
 
     def full(self, step, *rows, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "metrics.jsonl"))
@@ -529,7 +528,8 @@ def test_a_file_that_may_not_be_read_is_no_matter_of_room(finished, monkeypatch,
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("steadyrl.reading.read_jsonl", denied)  # whoever runs the tests may be allowed everything
+    # whoever runs the tests may be allowed everything
+    monkeypatch.setattr("steadyrl.report.reading.read_jsonl", denied)
     assert status("show", finished) == 2
     assert "Permission denied: " in (err := capfd.readouterr().err)
     assert "give the permission" in err

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import coin_questions, command, train
 from steadyrl import cli, gap
-from steadyrl.model.routing import record, replay
+from steadyrl.routing import record, replay
 from steadyrl.train.trainer import LocalTrainer
 from steadyrl.types import Response
 

@@ -11,11 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
 from steadyrl import loop
 from steadyrl.config import load, resolve
-from steadyrl.jsonl import read_jsonl
 from steadyrl.measure import step as measure_step
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
+from steadyrl.measure.glossary import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
 from steadyrl.rollout import rollouter
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.run.logs import read_jsonl
 from steadyrl.train import trainer
 from steadyrl.train.schedule import Schedule
 

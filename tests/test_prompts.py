@@ -12,7 +12,6 @@ from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.template import TemplateError
 from steadyrl.parts import prepared_parts
 from steadyrl.prepare import prepare

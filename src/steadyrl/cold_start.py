@@ -16,11 +16,11 @@ from steadyrl.model.forward import feed
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import moe_blocks
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
 from steadyrl.rollout.rollouter import Rollouter
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
+from steadyrl.run.progress import Bar
 from steadyrl.tasks.base import Example
 from steadyrl.types import TokenBatch
 
@@ -46,7 +46,7 @@ def cold_start(
     options, optimizer = recipe.cold_start, build_optimizer(policy.model, recipe.optimizer, lr=0.0)
     assert options is not None
     step = 0
-    with run.bar("cold start", sum(stage.steps for stage in options.stages)) as bar:
+    with Bar("cold start", sum(stage.steps for stage in options.stages)) as bar:
         for number, stage in enumerate(options.stages, start=1):
             task = stage_task(recipe, stage, rollouter.task)
             _set_learning_rate(optimizer, stage.learning_rate)

@@ -10,7 +10,7 @@ from steadyrl.build import build_objective, stage_task
 from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.model.decoding import rope_length
-from steadyrl.model.routing import is_moe
+from steadyrl.routing import is_moe
 from steadyrl.tasks.base import Split, Task
 
 

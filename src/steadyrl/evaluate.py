@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 
 from steadyrl.config import Recipe
 from steadyrl.engine.base import Engine
-from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
-from steadyrl.jsonl import Row
-from steadyrl.responses import sample_rows, written
+from steadyrl.measure.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.run.logs import Row
+from steadyrl.run.rows import sample_rows, written
 from steadyrl.tasks.base import Split
 from steadyrl.types import Sampling
 

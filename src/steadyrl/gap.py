@@ -28,13 +28,13 @@ from steadyrl.errors import UserError
 from steadyrl.loop import hand_over
 from steadyrl.measure.routes import unrouted
 from steadyrl.measure.step import step_ledger, update_metrics
-from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
 from steadyrl.parts import prepared_parts
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.run import checkpoint
 from steadyrl.train.forward import OldPass, gradient_of
 from steadyrl.train.step import Update
 from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches

@@ -10,9 +10,11 @@ from safetensors import SafetensorError
 from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import RunStopped
 from steadyrl.evaluate import Evaluator
-from steadyrl.model.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
+from steadyrl.report.page import redraw
 from steadyrl.rollout.rollouter import Rollouter
-from steadyrl.run import Run
+from steadyrl.run.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
+from steadyrl.run.directory import Run
+from steadyrl.run.incident import save_incident
 from steadyrl.train.forward import OldPass
 from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
 
@@ -75,6 +77,7 @@ class Guard:
                 raise  # the engine alone errs
             self.stop(f"log-probabilities were not finite in the evaluation, {BROKEN}")
         self.run.log_evaluation(self.trainer.progress.step, found.rows, found.samples)
+        redraw(self.run.path)
         evaluator.require(found)
 
     def save(self) -> None:
@@ -105,7 +108,7 @@ class Guard:
         broken = trainer.progress.broken or self._fault() is not None
         state = trainer.state()
         try:
-            where = self.run.save_incident(trainer.policy, trainer.optimizer, state, minibatch, broken=broken)
+            where = save_incident(self.run.path, trainer.policy, trainer.optimizer, state, minibatch, broken=broken)
             good = (where / "model").is_dir()
             kept = f"The last good state and the batch are in {where}" if good else "No good state was saved before"
         except (OSError, SafetensorError, NoRoomError, CheckpointError) as error:

@@ -15,14 +15,15 @@ from steadyrl.engine.base import Engine
 from steadyrl.engine.returned import NotFinite
 from steadyrl.evaluate import Evaluator
 from steadyrl.guard import Guard
-from steadyrl.jsonl import Row, Value
 from steadyrl.measure.routes import replay_effect, unrouted
 from steadyrl.measure.step import step_metrics
 from steadyrl.model.attention import describe_rows
 from steadyrl.model.repeatable import repeatable
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import Row, Value
+from steadyrl.run.progress import Bar
 from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
 
 
@@ -56,7 +57,7 @@ def train(
             guard.save()
         hand_over(rollouter.engine, trainer)
         start, every = trainer.progress.step, recipe.evaluate.every
-        with run.bar("training", recipe.steps, done=start) as bar:
+        with Bar("training", recipe.steps, done=start) as bar:
             for step in range(start + 1, recipe.steps + 1):
                 metrics, ledger = global_step(recipe, rollouter, trainer, guard)
                 run.log(step, metrics, ledger)

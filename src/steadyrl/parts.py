@@ -9,9 +9,9 @@ from steadyrl.build import build_engine, build_policy, build_trainer, open_pool,
 from steadyrl.config import Recipe
 from steadyrl.consistency import refuse_contradictions
 from steadyrl.evaluate import Evaluator
-from steadyrl.model.routing import check_recording, check_replay, is_moe
 from steadyrl.prepare import Prepared, prepare
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.routing import check_recording, check_replay, is_moe
 from steadyrl.terminal import tell
 from steadyrl.train.trainer import LocalTrainer
 from steadyrl.types import Sampling

@@ -13,7 +13,7 @@ from steadyrl.engine.local import LocalEngine, sample
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Routes, Sampling
 
 PROMPTS = [random_ids(n, seed=n) for n in (7, 1, 12, 3, 7)]  # mixed lengths, one of a single token

@@ -22,7 +22,7 @@ from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.repeatable import repeatable
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Sampling
 
 pytestmark = [pytest.mark.vllm, needs_vllm]

@@ -19,11 +19,11 @@ from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.repeatable import repeatable
 from steadyrl.parts import prepared_parts
 from steadyrl.rollout.advantages import with_advantages
-from steadyrl.run import Run
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import read_jsonl
 from steadyrl.train.forward import old_pass
 
 pytestmark = [pytest.mark.vllm, needs_vllm]

@@ -11,7 +11,7 @@ from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import replay_effect, route_metrics, unrouted
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.train.forward import old_pass
 from steadyrl.types import Completion, MicroBatch, Response, Sampling
 

@@ -15,6 +15,7 @@ from steadyrl.measure.routes import route_metrics
 from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
+from steadyrl.routing import hooks
 from steadyrl.train.forward import OldPass, Replay, old_pass, update_at_old, update_later
 from steadyrl.train.step import Update, update
 from steadyrl.train.trainer import micro_batches
@@ -182,6 +183,14 @@ def test_without_replay_the_experts_change_between_engines_and_after_an_update()
     assert 0.5 < rollout < 0.995
     assert later < 0.995
     assert all(s.replayed is None for part in parts for s in part)
+
+
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+def test_the_trainer_does_not_check_again_what_was_checked_where_it_came_in(mode, monkeypatch):
+    policy = tiny_policy()
+    responses = rewarded_responses(roll_out(policy))
+    monkeypatch.setattr(hooks, "check_ids", lambda *_: pytest.fail("the ids were checked again"))
+    assert take_update(policy, old_passes(policy, responses, mode=mode), groups=4) is not None
 
 
 def test_r2_replays_the_trainers_own_experts_of_the_old_pass():

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
-from steadyrl.model.routing import RoutingError, check_routes, is_moe, route_dtype
+from steadyrl.routing import RoutingError, check_routes, is_moe, route_dtype
 from steadyrl.types import Completion, Routes, Sampling
 
 ROUNDING = 1e-3

@@ -35,7 +35,7 @@ from steadyrl.engine.refusals import MEMORY_HINT, REFUSALS, exceptions_logged, l
 from steadyrl.engine.returned import checked_routes
 from steadyrl.errors import UserError
 from steadyrl.model.decoding import rope_length
-from steadyrl.model.routing import moe_blocks, slots_of
+from steadyrl.routing import moe_blocks, slots_of
 from steadyrl.types import Completion, Sampling
 
 

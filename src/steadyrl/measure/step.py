@@ -11,7 +11,6 @@ from torch import Tensor
 from steadyrl.algo import informative, ledger, mismatch, product, staleness, surrogate_error, value_gap
 from steadyrl.algo.ratio import begins
 from steadyrl.clock import Clock
-from steadyrl.jsonl import Value
 from steadyrl.measure.routes import route_metrics, routed
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.train.forward import OldPass
@@ -22,7 +21,7 @@ from steadyrl.types import MicroBatch
 
 def step_metrics(
     groups: Sequence[Group], rewards: Rewards, trained: Trained, clock: Clock, *, correct_at: float
-) -> tuple[dict[str, Value], list[ledger.Row]]:
+) -> tuple[dict[str, float], list[ledger.Row]]:
     """What a step sampled, earned, and did to the policy, and how long it took: its metrics, and its ledger.
 
     Args:
@@ -35,7 +34,7 @@ def step_metrics(
     seconds = clock.total(trained.seconds)
     tokens = sum(len(completion.token_ids) for group in groups for completion in group.completions)
     rows = step_ledger(trained.old, trained.updates, policy_version=trained.version)
-    metrics: dict[str, Value] = {
+    metrics = {
         "policy_version": groups[0].completions[0].policy_version,
         **rollout_metrics(groups, rewards, correct_at=correct_at),
         **old_pass_metrics(trained.old),

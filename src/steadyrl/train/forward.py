@@ -16,7 +16,7 @@ from torch import Tensor
 from steadyrl.algo import Terms, ledger
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
-from steadyrl.model.routing import Recorder, is_moe, record, replay
+from steadyrl.routing import Recorder, is_moe, record, replay
 from steadyrl.types import MicroBatch, Routes, Tokens
 
 Replay = Literal["none", "R2", "R3"]
@@ -116,7 +116,11 @@ def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]
     if not is_moe(policy.model):
         yield None
         return
-    watched = record(policy.model, margins=True) if routes is None else replay(policy.model, routes, margins=True)
+    watched = (
+        record(policy.model, margins=True)
+        if routes is None
+        else replay(policy.model, routes, margins=True, checked=True)
+    )
     with watched as recorder:
         yield recorder
 
@@ -126,7 +130,7 @@ def _replaying(policy: Policy, routes: Routes | None) -> Iterator[None]:
     if routes is None:
         yield
         return
-    with replay(policy.model, routes):
+    with replay(policy.model, routes, checked=True):
         yield
 
 

@@ -15,9 +15,9 @@ import pytest
 from processes_for_tests import train_and_die
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl import cold_start, loop
-from steadyrl.jsonl import read_jsonl
-from steadyrl.model import checkpoint
-from steadyrl.run import Run
+from steadyrl.run import checkpoint
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import read_jsonl
 
 STEADYRL = Path(sys.executable).with_name("steadyrl")
 
@@ -65,12 +65,12 @@ def names(run: Path) -> list[str]:
 
 MOMENTS = {
     "in the cold start": ("steadyrl.cold_start:_imitate", 3, []),
-    "within the first checkpoint": ("steadyrl.model.checkpoint:_moments", 1, []),
+    "within the first checkpoint": ("steadyrl.run.checkpoint:_moments", 1, []),
     "between the updates of a step": ("steadyrl.loop:update", 6, [0, 2]),
-    "before a step is written down": ("steadyrl.run:Run.log", 5, [0, 2, 4]),
-    "before an evaluation is written down": ("steadyrl.run:Run.log_evaluation", 2, [0, 2]),
-    "within a later checkpoint": ("steadyrl.model.checkpoint:_manifest", 4, [0, 2, 4]),
-    "before old checkpoints are dropped": ("steadyrl.model.checkpoint:prune", 4, [0, 2, 4, 6]),
+    "before a step is written down": ("steadyrl.run.directory:Run.log", 5, [0, 2, 4]),
+    "before an evaluation is written down": ("steadyrl.run.directory:Run.log_evaluation", 2, [0, 2]),
+    "within a later checkpoint": ("steadyrl.run.checkpoint:_manifest", 4, [0, 2, 4]),
+    "before old checkpoints are dropped": ("steadyrl.run.checkpoint:prune", 4, [0, 2, 4, 6]),
 }
 """A function, the number of the call that a kill comes before, and the steps whose checkpoints are there then."""
 
@@ -102,7 +102,7 @@ def test_a_run_killed_twice_and_killed_again_in_its_resumption_ends_the_same(hom
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, **changes(home))
     die(["train", str(recipe), "--run", str(run)], "steadyrl.loop:update", 7)
-    die(["resume", str(run)], "steadyrl.model.checkpoint:_manifest", 1)
+    die(["resume", str(run)], "steadyrl.run.checkpoint:_manifest", 1)
     die(["resume", str(run)], "steadyrl.loop:update", 5)
     assert names(run) == ["step-000000", "step-000002", "step-000004"]
     assert command("resume", run) == 0
@@ -274,7 +274,7 @@ def test_a_run_goes_on_from_an_earlier_checkpoint_to_the_same_end(name, copy, ex
     checkpoint.verify(copy / "checkpoints" / "step-000008")
 
 
-@pytest.mark.parametrize("moment", ["steadyrl.model.checkpoint.drop_after", "steadyrl.metrics.MetricsLog.truncate"])
+@pytest.mark.parametrize("moment", ["checkpoint.drop_after", "logs.MetricsLog.truncate"])
 def test_a_kill_while_going_back_loses_no_line(moment, copy, expected, monkeypatch):
     """The newer checkpoints go before the lines that belong to them: the next start cannot skip over a gap."""
 
@@ -282,7 +282,7 @@ def test_a_kill_while_going_back_loses_no_line(moment, copy, expected, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(moment, killed)
+        patch.setattr(f"steadyrl.run.{moment}", killed)
         assert command("resume", copy, "--checkpoint", "step-000004") == 130
     assert command("resume", copy) == 0
     assert comparable(copy) == expected

@@ -15,10 +15,10 @@ import pytest
 
 from machine import require_namespaces
 from recipes_for_tests import command, comparable, train, write_recipe
-from steadyrl import run as run_module
 from steadyrl.config import load
-from steadyrl.lock import Lock, LockedError
-from steadyrl.run import Run, RunDirectoryError
+from steadyrl.report import page
+from steadyrl.run.directory import Run, RunDirectoryError
+from steadyrl.run.lock import Lock, LockedError
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,13 @@ def copy(finished, tmp_path):
 
 # ---- the lock
 
-TAKE = "import sys; from pathlib import Path; from steadyrl.lock import Lock; Lock(Path(sys.argv[1])); print('taken')"
+TAKE = """
+import sys
+from pathlib import Path
+from steadyrl.run.lock import Lock
+Lock(Path(sys.argv[1]))
+print("taken")
+"""
 
 
 def taken_by_another(run: Path) -> bool:
@@ -101,7 +107,7 @@ def test_a_kill_while_a_run_directory_is_made_is_no_dead_end(function, tmp_path,
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"steadyrl.run.{function}", killed)
+        patch.setattr(f"steadyrl.run.directory.{function}", killed)
         assert command("train", recipe, "--run", run) == 130
     again = ["resume", run] if run.exists() else ["train", recipe, "--run", run]
     assert command(*again) == 0
@@ -159,7 +165,7 @@ def test_a_report_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capfd
     def broken(*_: object) -> None:
         raise RuntimeError("no fonts")
 
-    monkeypatch.setattr(run_module, "write_report", broken)
+    monkeypatch.setattr(page, "write_report", broken)
     assert command("train", write_recipe(tmp_path, steps=1), "--run", tmp_path / "run", report=True) == 0
     assert "the report was not drawn (RuntimeError: no fonts)" in capfd.readouterr().err
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
-from steadyrl.jsonl import Row, last_step_rows, read_jsonl, stream_jsonl
+from steadyrl.measure.trouble import Trouble, Watch
 from steadyrl.renamed import translate_row
-from steadyrl.trouble import Trouble, Watch
+from steadyrl.run.logs import Row, last_step_rows, read_jsonl, stream_jsonl
 
 MOST_BUCKETS = 400
 """Points of a curve: about as many as a picture has columns."""
@@ -186,6 +186,11 @@ def by_mode(evals: Iterable[Row]) -> dict[str, list[Row]]:
 
 def _set(row: Row) -> str:
     return row.get("set", "held_out")
+
+
+def is_partial(row: Row) -> bool:
+    """Whether the mean reward of an evaluation says something that its accuracy does not."""
+    return row.get("reward") is not None and row["reward"] != row["accuracy"]
 
 
 def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:

@@ -4,8 +4,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from steadyrl.jsonl import Row
 from steadyrl.rollout.groups import Group, Rewards
+from steadyrl.run.logs import Row
 from steadyrl.types import Completion, Response
 
 LONGEST = 8192

@@ -5,7 +5,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from steadyrl.conformance.families import build, named_config
-from steadyrl.model.routing import record, replay
+from steadyrl.routing import record, replay
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11]])
 ADAPTERS = {

@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from builders import dense_policy, tiny_policy
-from steadyrl.model import checkpoint
-from steadyrl.model.checkpoint import (
+from steadyrl.model.loading import Policy
+from steadyrl.run import checkpoint
+from steadyrl.run.checkpoint import (
     CheckpointError,
     NoRoomError,
     NotFiniteError,
@@ -23,7 +24,6 @@ from steadyrl.model.checkpoint import (
     save,
     verify,
 )
-from steadyrl.model.loading import Policy
 
 IDS = torch.tensor([[5, 9, 20, 11], [7, 7, 3, 30]])
 

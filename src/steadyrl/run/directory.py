@@ -15,37 +15,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from safetensors.torch import save_file
 from torch.optim import Optimizer
 
 from steadyrl.config import SEEN, Recipe, load
 from steadyrl.errors import UserError
-from steadyrl.inputs import Inputs, changes, told
-from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
-from steadyrl.lock import Lock, runs
-from steadyrl.metrics import (
-    COLD_START_FIELDS,
-    EVAL_FIELDS,
-    FAILURE_FIELDS,
-    LEDGER_FIELDS,
-    METRICS,
-    ROLLOUT_FIELDS,
-    SAMPLE_FIELDS,
-    MetricsLog,
-)
-from steadyrl.model import checkpoint
+from steadyrl.measure.glossary import LOGS
+from steadyrl.measure.trouble import Watch, fields, unreached
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import unmoved
-from steadyrl.progress import Bar
 from steadyrl.renamed import translate_inputs
-from steadyrl.report import write_report
-from steadyrl.responses import Text, chosen_groups, rollout_rows
 from steadyrl.rollout.groups import Group, Rewards
+from steadyrl.run import checkpoint
+from steadyrl.run.inputs import Inputs, changes, told
+from steadyrl.run.lock import Lock, runs
+from steadyrl.run.logs import MetricsLog, Row, Value, read_jsonl, stream_jsonl, write_atomically
+from steadyrl.run.rows import Text, chosen_groups, rollout_rows
+from steadyrl.run.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.terminal import tell
-from steadyrl.trackers import TrackerError, forget_curves, open_trackers, require_trackers
-from steadyrl.train.forward import OldPass
-from steadyrl.trouble import Watch, fields, unreached
 from steadyrl.types import Response
 
 
@@ -107,17 +93,8 @@ class Run:
                 raise RunDirectoryError(f"{path} has no checkpoint {start_from}; it has {known}")
             forget_curves(path)
         self._trackers = open_trackers(recipe.trackers, path, recipe.model_dump(mode="json"))
-        self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
-        self._ledger = MetricsLog(path / "ledger.jsonl", LEDGER_FIELDS)
-        self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
-        self._samples = MetricsLog(path / "samples.jsonl", SAMPLE_FIELDS)
-        self._failures = MetricsLog(path / "failures.jsonl", FAILURE_FIELDS)
-        self._rollouts = MetricsLog(path / "rollouts.jsonl", ROLLOUT_FIELDS)
-        self.cold_start = MetricsLog(path / "cold_start.jsonl", COLD_START_FIELDS)
-        self._by_step = (
-            *(self._metrics, self._ledger, self._evaluations),
-            *(self._samples, self._rollouts, self._failures),
-        )
+        self._logs = {name: MetricsLog(path / name) for name in LOGS}
+        self.cold_start = self._logs["cold_start.jsonl"]
         self._watch = Watch()
         self._told: set[str] = set()  # kinds of trouble that this process has spoken of
 
@@ -236,14 +213,15 @@ class Run:
                     f"{self.path} has {len(logged)} steps in metrics.jsonl and no checkpoint in {self._checkpoints}: "
                     "put the checkpoints back, or start a new run with a different --run"
                 )
-            for log in (*self._by_step, self.cold_start):
+            for log in self._logs.values():
                 log.truncate(-1)
             return {}
         chosen = known[-1] if self._start_from is None else self._checkpoints / self._start_from
         state = checkpoint.restore(chosen, policy, optimizer)
         checkpoint.drop_after(self._checkpoints, chosen)  # before the logs: a kill in between leaves lines too many
-        for log in self._by_step:
-            log.truncate(state["step"])
+        for log in self._logs.values():
+            if log is not self.cold_start:
+                log.truncate(state["step"])
         self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
         return state
 
@@ -253,62 +231,18 @@ class Run:
         Raises:
             CheckpointError: it could not be written; the earlier ones are intact.
         """
-        self._ledger.sync()
-        self._rollouts.sync()
+        self._logs["ledger.jsonl"].sync()
+        self._logs["rollouts.jsonl"].sync()
         checkpoint.save(self._checkpoints / f"step-{state['step']:06d}", policy, optimizer, state)
         if not doubtful:
             checkpoint.prune(self._checkpoints, self.recipe.checkpoints.keep)
-
-    def save_incident(
-        self,
-        policy: Policy,
-        optimizer: Optimizer,
-        state: Mapping[str, Any],
-        minibatch: Sequence[OldPass],
-        *,
-        broken: bool,
-    ) -> Path:
-        """Keep the weights and the mini-batch that a run stopped over, in place of those of an earlier stop.
-
-        Where the weights are `broken`, those of the newest checkpoint take their place, if there is one.
-
-        Raises:
-            OSError, SafetensorError, CheckpointError, NoRoomError: it cannot be written.
-        """
-        folder, newest = self.path / "incident", checkpoint.listed(self._checkpoints)[-1:]
-        shutil.rmtree(folder, ignore_errors=True)
-        if not broken:
-            checkpoint.save(folder, policy, optimizer, state)
-        elif newest:
-            shutil.copytree(newest[0], folder)
-        else:
-            folder.mkdir()
-        tensors = {}
-        for number, old in enumerate(minibatch):
-            fields = {
-                "input_ids": old.micro.batch.input_ids,
-                "position_ids": old.micro.batch.position_ids,
-                "blocks": torch.tensor(old.micro.batch.blocks),
-                "cells": old.micro.batch.cells,
-                "targets": old.micro.batch.targets,
-                "predicting": old.micro.batch.predicting,
-                "advantages": old.micro.advantages,
-                "rollout_logprobs": old.micro.rollout_logprobs,
-                "old_logprobs": old.old_logprobs,
-            }
-            if old.replayed is not None:
-                fields["routes"] = old.replayed
-            tensors |= {f"{number}.{name}": value.contiguous() for name, value in fields.items()}
-        if tensors:
-            save_file(tensors, folder / "batch.safetensors")
-        return folder
 
     def log(self, step: int, metrics: Mapping[str, Value], ledger: Sequence[Row]) -> None:
         """Write down a global step, and what trouble it has; of each kind, the first time is told in the terminal."""
         found = self._watch.see({"step": step, **metrics})
         metrics = {**metrics, **fields(trouble.kind for trouble in found)}
-        self._ledger.log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
-        self._metrics.log(step, metrics)
+        self._logs["ledger.jsonl"].log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
+        self._logs["metrics.jsonl"].log(step, metrics)
         for tracker in self._trackers:
             tracker.log(step, metrics)
         for trouble in found:
@@ -337,32 +271,20 @@ class Run:
     ) -> None:
         """Write down some responses of a step, and why the verifier failed."""
         for reason, count in Counter(rewards.failed).items():
-            self._failures.log(step, {"reason": reason, "responses": count})
+            self._logs["failures.jsonl"].log(step, {"reason": reason, "responses": count})
         options = self.recipe.rollouts
         chosen = chosen_groups(step, len(groups), groups=options.groups, every=options.every)
         rows = rollout_rows(text, groups, rewards, responses, chosen=chosen)
-        self._rollouts.log(step, *rows, sync=False)  # as the ledger
+        self._logs["rollouts.jsonl"].log(step, *rows, sync=False)  # as the ledger
 
     def log_evaluation(self, step: int, rows: Sequence[Row], samples: Sequence[Row]) -> None:
-        """Write down an evaluation, and draw the report anew."""
-        self._evaluations.log(step, *rows)
-        self._samples.log(step, *samples)
+        """Write down an evaluation."""
+        self._logs["eval.jsonl"].log(step, *rows)
+        self._logs["samples.jsonl"].log(step, *samples)
         for tracker in self._trackers:
             tracker.log(step, {name: value for row in rows for name, value in _evaluation_curves(row).items()})
         if warning := unreached(rows, correct_at=self.recipe.task.correct_at):
             self._tell_once("unreached", f"evaluation at step {step}: {warning}.")
-        self._draw()
-
-    def _draw(self) -> None:
-        """Draw the report; one that cannot be drawn is told, and stops nothing."""
-        try:
-            write_report(self.path)
-        except Exception as error:  # the report is optional, whatever goes wrong in it
-            tell(f"the report was not drawn ({type(error).__name__}: {error}); `steadyrl show {self.path}` tries again")
-
-    def bar(self, title: str, total: int, *, done: int = 0) -> Bar:
-        """A progress bar."""
-        return Bar(title, total, done=done)
 
     def close(self) -> None:
         """Flush the trackers, and let others open it; once more does nothing."""

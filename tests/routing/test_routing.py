@@ -12,10 +12,12 @@ from transformers import PreTrainedModel
 
 from builders import ALPHABET, FAMILIES, MOE, SMALL, dense_policy, tiny_policy
 from steadyrl.model.loading import build_tiny
-from steadyrl.model.routing import (
+from steadyrl.routing import (
     RoutingError,
     check_recording,
     check_replay,
+    check_routes,
+    hooks,
     is_moe,
     moe_blocks,
     record,
@@ -376,6 +378,19 @@ def test_what_does_not_fit_is_refused_with_its_sizes_before_a_forward() -> None:
     for right in (row_of(routes, 255, 255), row_of(routes, 7, 0)):
         with replay(model, right):
             logits_of(model)
+
+
+def test_checked_routes_are_replayed_alike_and_their_ids_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_policy().model
+    routes = row_of(foreign(model), 255, 255)
+    check_routes(model, routes)
+    with replay(model, routes):
+        expected = logits_of(model)
+    monkeypatch.setattr(hooks, "check_ids", lambda *_: pytest.fail("the ids were checked again"))
+    with replay(model, routes, checked=True):
+        assert torch.equal(logits_of(model), expected)
+    with pytest.raises(RoutingError, match="routes have 1 layers"), replay(model, routes[:, :1], checked=True):
+        pytest.fail("the context was entered")
 
 
 def test_another_number_of_positions_is_refused_by_the_first_block() -> None:

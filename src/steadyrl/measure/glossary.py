@@ -1,20 +1,14 @@
 """What a run measures, and where the numbers go.
 
 `METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
-steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `trackers.py` has the optional
-copies.
+steadyrl.measure.glossary``). `LOGS` has the fields of every JSON Lines file of a run directory.
 """
 
-import os
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
-from steadyrl import trouble
-from steadyrl.jsonl import Value, ends_clean, keep_rows, to_line
-from steadyrl.renamed import METRICS as RENAMED
+from steadyrl.measure import trouble
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,59 +255,21 @@ ROLLOUT_FIELDS: tuple[Metric, ...] = (
 reward, up to 32 a step."""
 
 
-class MetricsLog:
-    """One JSON Lines file of a run, such as `metrics.jsonl`; unless told otherwise, `log` returns once the disk has it.
-
-    JSON has no NaN and no infinity: such values are written as null. A last line that a kill left half
-    written is dropped when the file is opened, so that the next line starts clean.
-    """
-
-    def __init__(self, path: Path, fields: Iterable[Metric] = METRICS) -> None:
-        """Open `path`, or create it; `fields` are the names it may hold."""
-        self._path = path
-        self._known = re.compile("|".join(_pattern(field.name) for field in fields))
-        self._met: set[str] = set()
-        path.touch()
-        if not ends_clean(path):
-            keep_rows(path, lambda row: True)
-
-    def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
-        """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
-
-        Raises:
-            ValueError: a name is not among the file's fields.
-            TypeError: a value is not a plain number, string, bool or None.
-        """
-        new = {name for row in rows for name in row} - self._met
-        if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
-            named = (f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in unknown)
-            raise ValueError(f"{self._path.name}: unknown {', '.join(named)}; document it in steadyrl/metrics.py first")
-        self._met |= new
-        lines = "".join(to_line({"step": step, **row}) for row in rows)
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(lines)
-        if sync:
-            self.sync()
-
-    def sync(self) -> None:
-        """Wait until the disk has every line."""
-        with self._path.open("a") as file:
-            os.fsync(file.fileno())
-
-    def truncate(self, step: int) -> None:
-        """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
-        keep_rows(self._path, lambda row: row["step"] <= step)
-
-
-def _pattern(name: str) -> str:
-    """A documented name as a regular expression: `<n>` stands for digits, `<name>` for a name that a user chose."""
-    return re.escape(name).replace("<n>", r"\d+").replace("<name>", ".+")
-
+LOGS: dict[str, tuple[str, tuple[Metric, ...]]] = {
+    "metrics.jsonl": ("one line per global step", METRICS),
+    "ledger.jsonl": ("one line per global step, factor, split and bucket", LEDGER_FIELDS),
+    "eval.jsonl": ("one line per evaluation, set, mode and precision", EVAL_FIELDS),
+    "cold_start.jsonl": ("one line per gradient step", COLD_START_FIELDS),
+    "failures.jsonl": ("one line per step and reason, where the verifier failed", FAILURE_FIELDS),
+    "samples.jsonl": ("a few responses of every evaluation", SAMPLE_FIELDS),
+    "rollouts.jsonl": ("a few groups of every step, one line per response", ROLLOUT_FIELDS),
+}
+"""The JSON Lines files of a run directory: what a line is, and the fields that it may have."""
 
 _PREFACE = """\
 # What a run measures
 
-<!-- Printed by `python -m steadyrl.metrics`; edit src/steadyrl/metrics.py. -->
+<!-- Printed by `python -m steadyrl.measure.glossary`; edit src/steadyrl/measure/glossary.py. -->
 
 A run directory holds JSON Lines files: one object per line, each with its `step`. NaN and infinities are
 written as `null`. A mean or share runs over the response tokens, or the responses, of the whole step; that of
@@ -325,18 +281,12 @@ the weights now. Both policies are taken at the sampling temperature.
 
 def docs() -> str:
     """The page `docs/metrics.md`."""
-    parts = [_PREFACE, "## `metrics.jsonl`: one line per global step\n"]
-    for prefix, group in groupby(METRICS, key=lambda metric: metric.name.rpartition("/")[0]):
-        parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
-    for title, fields in (
-        ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),
-        ("`eval.jsonl`: one line per evaluation, set, mode and precision", EVAL_FIELDS),
-        ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
-        ("`failures.jsonl`: one line per step and reason, where the verifier failed", FAILURE_FIELDS),
-        ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
-        ("`rollouts.jsonl`: a few groups of every step, one line per response", ROLLOUT_FIELDS),
-    ):
-        parts += [f"## {title}\n", _table(fields)]
+    parts = [_PREFACE]
+    for name, (what, fields) in LOGS.items():
+        parts.append(f"## `{name}`: {what}\n")
+        grouped = groupby(fields, key=lambda metric: metric.name.rpartition("/")[0] if fields is METRICS else "")
+        for prefix, group in grouped:
+            parts += [f"### {prefix}\n" * bool(prefix), _table(group)]
     return "\n".join(filter(None, parts))
 
 

@@ -6,11 +6,14 @@ They are read as a stream: a ledger of 20,000 steps has hundreds of megabytes.
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from steadyrl.errors import UserError
+from steadyrl.measure.glossary import LOGS
+from steadyrl.renamed import METRICS as RENAMED
 
 Value = float | int | str | bool | None
 Row = dict[str, Any]
@@ -126,3 +129,52 @@ def write_atomically(path: Path, text: str | Iterable[str]) -> None:
     except (OSError, DamagedLog):
         part.unlink(missing_ok=True)
         raise
+
+
+class MetricsLog:
+    """One JSON Lines file of a run, such as `metrics.jsonl`; unless told otherwise, `log` returns once the disk has it.
+
+    JSON has no NaN and no infinity: such values are written as null. A last line that a kill left half
+    written is dropped when the file is opened, so that the next line starts clean.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`, or create it; its name says which fields it may have (`glossary.LOGS`)."""
+        self._path = path
+        self._known = re.compile("|".join(_pattern(field.name) for field in LOGS[path.name][1]))
+        self._met: set[str] = set()
+        path.touch()
+        if not ends_clean(path):
+            keep_rows(path, lambda row: True)
+
+    def log(self, step: int, *rows: Mapping[str, Value], sync: bool = True) -> None:
+        """Append a line for each row: `step`, then its numbers; without `sync`, the disk has them after `sync()`.
+
+        Raises:
+            ValueError: a name is not among the file's fields.
+            TypeError: a value is not a plain number, string, bool or None.
+        """
+        new = {name for row in rows for name in row} - self._met
+        if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
+            named = (f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in unknown)
+            raise ValueError(f"{self._path.name}: unknown {', '.join(named)}; document it in measure/glossary.py first")
+        self._met |= new
+        lines = "".join(to_line({"step": step, **row}) for row in rows)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(lines)
+        if sync:
+            self.sync()
+
+    def sync(self) -> None:
+        """Wait until the disk has every line."""
+        with self._path.open("a") as file:
+            os.fsync(file.fileno())
+
+    def truncate(self, step: int) -> None:
+        """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
+        keep_rows(self._path, lambda row: row["step"] <= step)
+
+
+def _pattern(name: str) -> str:
+    """A documented name as a regular expression: `<n>` stands for digits, `<name>` for a name that a user chose."""
+    return re.escape(name).replace("<n>", r"\d+").replace("<name>", ".+")

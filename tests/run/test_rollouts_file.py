@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, write_recipe
-from steadyrl.jsonl import read_jsonl
-from steadyrl.responses import LONGEST, MOST_FAILED, chosen_groups, shortened
+from steadyrl.run.logs import read_jsonl
+from steadyrl.run.rows import LONGEST, MOST_FAILED, chosen_groups, shortened
 
 PARTS = {"prompts": 4, "responses": 3, "max_new_tokens": 6}
 SMALL = {"rollout": PARTS, "evaluate": {"prompts": 4}, "steps": 3}

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, write_recipe
-from steadyrl import report
 from steadyrl.config import resolve
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import METRICS, MetricsLog
+from steadyrl.measure.glossary import METRICS
+from steadyrl.measure.trouble import KINDS, Seen, Watch, fields, look, unreached
+from steadyrl.report import page as report
+from steadyrl.run.logs import MetricsLog, read_jsonl
 from steadyrl.terminal import visible
-from steadyrl.trouble import KINDS, Seen, Watch, fields, look, unreached
 
 HEALTHY = {
     "reward/mean": 0.4,

@@ -9,7 +9,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from steadyrl.jsonl import Value
+from steadyrl.run.logs import Value
 
 SECONDS_BETWEEN_LINES = 15.0
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl import report
 from steadyrl.config import Recipe, resolve
-from steadyrl.jsonl import last_step_rows
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, ROLLOUT_FIELDS, SAMPLE_FIELDS, MetricsLog
-from steadyrl.reading import MOST_BUCKETS, Course, RunError
+from steadyrl.report import charts
+from steadyrl.report import page as report
+from steadyrl.report.reading import MOST_BUCKETS, Course, RunError
+from steadyrl.run.logs import MetricsLog, last_step_rows
 
 RECIPE = {
     "steps": 120,
@@ -83,8 +83,8 @@ def fill(run: Path, steps: int, *, seed: int = 0) -> Path:
     """Train for `steps`, in appearance."""
     draw = random.Random(seed)
     log = MetricsLog(run / "metrics.jsonl")
-    evals = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
-    samples = MetricsLog(run / "samples.jsonl", SAMPLE_FIELDS)
+    evals = MetricsLog(run / "eval.jsonl")
+    samples = MetricsLog(run / "samples.jsonl")
     for step in range(steps + 1):
         if step:
             log.log(step, step_metrics(step, draw))
@@ -96,7 +96,7 @@ def fill(run: Path, steps: int, *, seed: int = 0) -> Path:
                 text = f"{index}+4=4;4-7=7;>{7 if right else 3}"
                 row = {"question": f"{index}+4-7=", "answer": "7", "completion": text, "reward": float(right)}
                 samples.log(step, row)
-    cold = MetricsLog(run / "cold_start.jsonl", COLD_START_FIELDS)
+    cold = MetricsLog(run / "cold_start.jsonl")
     for step in range(1, 201):
         looked = {"accuracy": 0.4 * step / 200} if step % 20 == 0 else {}
         cold.log(step, {"loss": 2.5 * math.exp(-step / 40) + 0.2 * draw.lognormvariate(0, 0.1), **looked})
@@ -111,7 +111,7 @@ def ledger_row(factor: str, split: str, bucket: str, k3: float | None, tokens: i
 def test_the_ledger_of_the_last_step(tmp_path: Path) -> None:
     """Splits stand together; one whose tokens are all in one bucket is left out; what was not measured is a dash."""
     run = new_run(tmp_path / "demo")
-    log = MetricsLog(run / "ledger.jsonl", LEDGER_FIELDS)
+    log = MetricsLog(run / "ledger.jsonl")
     log.log(1, ledger_row("mismatch", "all", "all", 0.5))
     log.log(
         2,
@@ -169,7 +169,7 @@ def test_says_what_was_run_and_how_it_went(page: str) -> None:
 
 
 def test_shows_every_chart(page: str) -> None:
-    titles = [chart.title for chart in (report.ACCURACY, *report.CHARTS, *report.COLD_START)]
+    titles = [chart.title for chart in (charts.ACCURACY, *charts.CHARTS, *charts.COLD_START)]
     assert re.findall(r"<figure.*?<h3>(.*?)</h3>", page, re.DOTALL) == titles
 
 
@@ -198,10 +198,10 @@ def test_nothing_but_a_recipe(tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [0.5, 0.0, None])
 def test_one_step(tmp_path: Path, value: float | None) -> None:
     run = new_run(tmp_path / "demo")
-    names = [name for chart in report.CHARTS for name in chart.fields] + ["seconds/step"]
+    names = [name for chart in charts.CHARTS for name in chart.fields] + ["seconds/step"]
     MetricsLog(run / "metrics.jsonl").log(1, dict.fromkeys(names, value))
     row = {**evaluation(0, "sampled", "fp8"), "accuracy": value, "low": value, "high": value}
-    MetricsLog(run / "eval.jsonl", EVAL_FIELDS).log(0, row)
+    MetricsLog(run / "eval.jsonl").log(0, row)
     page = report.write_report(run).read_text()
     assert ("<h3>Reward</h3>" in page) == (value is not None)
     assert "NaN" not in page
@@ -264,7 +264,7 @@ def test_the_glossary_knows_metrics_that_are_numbered(tmp_path: Path) -> None:
 
 
 def test_running_mean_skips_what_is_not_finite() -> None:
-    assert report._running_mean([1.0, math.nan, 3.0, 5.0], 1) == [1.0, 2.0, 4.0, 4.0]
+    assert charts._running_mean([1.0, math.nan, 3.0, 5.0], 1) == [1.0, 2.0, 4.0, 4.0]
 
 
 def test_overview_stands_alone(tmp_path: Path) -> None:
@@ -289,7 +289,7 @@ def response_row(step: int, problem: int, sample: int, **changes) -> dict:
 
 def test_responses_of_a_group_stand_together_above_the_curves(tmp_path: Path) -> None:
     run = fill(new_run(tmp_path / "demo", rollout={"prompts": 16, "responses": 3}), 2)
-    log = MetricsLog(run / "rollouts.jsonl", ROLLOUT_FIELDS)
+    log = MetricsLog(run / "rollouts.jsonl")
     log.log(1, *(response_row(1, 5, sample, response="of an earlier step") for sample in range(3)))
     marks = {"reward": 1.0, "advantage": 0.75, "reward/form": 0.5, "finish_reason": "length"}
     failing = {"reward": None, "failure": "raised ValueError: \x1b[31m<b>"}
@@ -326,7 +326,7 @@ def test_mean_reward_and_several_samples_have_columns(tmp_path: Path) -> None:
     run = new_run(tmp_path / "demo")
     row = {**evaluation(0, "sampled", "fp8"), "set": "held_out", "accuracy": 0.0, "low": 0.0, "high": 0.1}
     row |= {"reward": 0.65, "reward_low": 0.61, "reward_high": 0.69, "reward_max": 0.9}
-    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    log = MetricsLog(run / "eval.jsonl")
     log.log(0, row | {"pass@2": 0.25, "pass@16": 0.5, "maj@2": None}, row | {"set": "hard", "reward": 0.125})
     page = report.write_report(run).read_text()
     heads = re.findall(r"<th[^>]*>(.*?)</th>", page[page.index("<h2>Evaluations") :])
@@ -338,7 +338,7 @@ def test_mean_reward_and_several_samples_have_columns(tmp_path: Path) -> None:
 
 def test_many_series_of_evaluations_share_six_colours(tmp_path: Path) -> None:
     run = new_run(tmp_path / "demo")
-    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    log = MetricsLog(run / "eval.jsonl")
     log.log(0, *({**evaluation(0, "sampled", "fp8"), "set": f"set-{number}"} for number in range(9)))
     assert "set-8" in report.write_report(run).read_text()
 
@@ -410,7 +410,7 @@ def test_the_last_step_is_read_from_the_end(tmp_path: Path, torn: str, width: in
 
 def test_many_evaluations_are_listed_in_part(tmp_path: Path) -> None:
     run = new_run(tmp_path / "demo")
-    log = MetricsLog(run / "eval.jsonl", EVAL_FIELDS)
+    log = MetricsLog(run / "eval.jsonl")
     for step in range(60):
         log.log(step, evaluation(step, "sampled", "fp8"))
     table = report.write_report(run).read_text()

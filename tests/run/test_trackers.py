@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import command, write_recipe
-from steadyrl.jsonl import read_jsonl
-from steadyrl.trackers import MissingTracker, TrackerError, forget_curves, open_trackers
+from steadyrl.run.logs import read_jsonl
+from steadyrl.run.trackers import MissingTracker, TrackerError, forget_curves, open_trackers
 
 
 class FakeTracker:

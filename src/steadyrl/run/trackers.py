@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from steadyrl.errors import UserError
-from steadyrl.jsonl import Value, write_atomically
+from steadyrl.run.logs import Value, write_atomically
 
 
 class Tracker(Protocol):

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import fully_shard
 
 from steadyrl.conformance.checks import IDS, foreign, gradients_of
 from steadyrl.conformance.families import build, named_config
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
 
 RANKS = 2
 
