@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from builders import response
+from builders import completion
 from steadyrl.config import Advantage
 from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics, with_advantages
 from steadyrl.tasks.base import Example
@@ -22,10 +22,7 @@ def groups(*cut: tuple[int, int]) -> list[Group]:
     """Two groups of three responses; those in `cut` reached the length limit."""
     ends = [["length" if (i, j) in cut else "stop" for j in range(3)] for i in range(2)]
     example = Example(question="?", answer="!", solution="!")
-    completions = [
-        tuple(response((1,), range(2, 3 + j), finish_reason=end).completion for j, end in enumerate(row))
-        for row in ends
-    ]
+    completions = [tuple(completion(range(2, 3 + j), finish_reason=end) for j, end in enumerate(row)) for row in ends]
     return [
         Group(index=i, example=example, prompt_text="", prompt_ids=(1,), completions=c)
         for i, c in enumerate(completions)

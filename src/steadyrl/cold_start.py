@@ -95,13 +95,13 @@ def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
     policy = session.policy
     prompts = [prompt.token_ids for prompt in session.prompts(examples)]
     answers = [encode_response(policy.tokenizer, example.solution) for example in examples]
-    return pack_sequences(
+    packed = pack_sequences(
         [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
         [len(prompt) for prompt in prompts],
         micro_tokens=session.recipe.update.micro_tokens,
         one_block=policy.one_block,
-        device=policy.device,
     )
+    return [batch.to(policy.device) for batch in packed]
 
 
 def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:

@@ -8,8 +8,8 @@ from torch import Tensor
 from steadyrl.algo import ledger, mismatch
 from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
-from steadyrl.types import Completion, Response
+from steadyrl.model.packing import pack
+from steadyrl.types import Completion, Trajectory
 from steadyrl.update import OldPass, old_pass, routed
 
 
@@ -61,16 +61,17 @@ def _differences(old: OldPass) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def replay_effect(
-    policy: Policy, responses: Sequence[Response], *, micro_tokens: int, temperature: float
+    policy: Policy, trajectories: Sequence[Trajectory], *, micro_tokens: int, temperature: float
 ) -> dict[str, float]:
-    """D_KL[μ‖π_old], by k3, of the same responses with the trainer's experts and with the rollout's.
+    """D_KL[μ‖π_old], by k3, of the same trajectories with the trainer's experts and with the rollout's.
 
     `replay/removed` is 1 − (with the rollout's)/(with the trainer's): the share of it that stems from routing. It is
-    noisy, for it rests on a few responses, and negative where replay makes the engines differ more.
+    noisy, for it rests on a few trajectories, and negative where replay makes the engines differ more.
     """
-    if any(r.completion.routes is None for r in responses):
+    if any(t.routes is None for t in trajectories):
         return {}
-    micros = pack_responses(responses, micro_tokens=micro_tokens, one_block=policy.one_block, device=policy.device)
+    packed = pack(trajectories, micro_tokens=micro_tokens, one_block=policy.one_block)
+    micros = [micro.to(policy.device) for micro in packed]
     rollout = torch.cat([m.rollout_logprobs for m in micros])
     natural, replayed = (
         ledger.k3(

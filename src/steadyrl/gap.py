@@ -31,7 +31,7 @@ from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
 from steadyrl.rollout import counted, counted_tokens, require_rewards, reward_groups, with_advantages
 from steadyrl.session import Session, open_session
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 from steadyrl.update import OldPass, Outcome, later_forward, old_pass, step_ledger, traced, update_metrics
 
 PARTS = 16
@@ -111,7 +111,7 @@ def _measured(outcome: Outcome, version: int, responses: int) -> dict[str, float
 
 
 def _blocks(
-    session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int
+    session: Session, groups: Sequence[Sequence[Trajectory]], responses: int, *, seed: int
 ) -> list[list[OldPass]]:
     """Randomly chosen responses with an advantage, in blocks that differ by one at most, each after its θ_old pass."""
     moving = [r for group in groups for r in group if r.advantage != 0.0]

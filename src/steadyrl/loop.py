@@ -27,7 +27,7 @@ from steadyrl.jsonl import Row, Value
 from steadyrl.model.attention import describe_rows
 from steadyrl.model.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
 from steadyrl.model.moved import LEAST_MOVED, unmoved
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
@@ -45,7 +45,7 @@ from steadyrl.rollout import (
 )
 from steadyrl.run import Run
 from steadyrl.session import Session
-from steadyrl.types import MicroBatch, Response
+from steadyrl.types import MicroBatch, Trajectory
 from steadyrl.update import (
     Forward,
     OldPass,
@@ -208,7 +208,7 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         hand_over(session, progress)
     progress.step = step
     seconds = time.perf_counter() - start
-    sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
+    sampled = sum(t.sampled_tokens for group in responses for t in group)
     passes = [*before, *traced(outcomes[:1])]
     rows = step_ledger(passes, outcomes, policy_version=version)
     metrics = {
@@ -270,7 +270,7 @@ def sample_step(session: Session, step: int) -> list[Group]:
 
 
 def begin_updates(
-    session: Session, responses: Sequence[Sequence[Response]]
+    session: Session, responses: Sequence[Sequence[Trajectory]]
 ) -> tuple[Sequence[Sequence[Forward]], list[OldPass]]:
     """The forwards of the N updates, not yet begun, and the θ_old pass of what they do not compute themselves."""
     recipe, policy = session.recipe, session.policy
@@ -286,20 +286,20 @@ def begin_updates(
     return forwards, [*resting, *(s for part in passes for s in part)]
 
 
-def minibatches(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Sequence[Response]]]:
+def minibatches(groups: Sequence[Sequence[Trajectory]], parts: int) -> list[Sequence[Sequence[Trajectory]]]:
     """N mini-batches of whole groups, in the order of the prompts."""
     size = len(groups) // parts
     return [groups[n * size : (n + 1) * size] for n in range(parts)]
 
 
-def packed(session: Session, groups: Sequence[Sequence[Response]]) -> list[MicroBatch]:
+def packed(session: Session, groups: Sequence[Sequence[Trajectory]]) -> list[MicroBatch]:
     """Groups as micro-batches."""
-    return pack_responses(
-        [response for group in groups for response in group],
+    micros = pack(
+        [trajectory for group in groups for trajectory in group],
         micro_tokens=session.recipe.update.micro_tokens,
         one_block=session.policy.one_block,
-        device=session.policy.device,
     )
+    return [micro.to(session.policy.device) for micro in micros]
 
 
 def _update(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from steadyrl.jsonl import Row
 from steadyrl.rollout import Group, Rewards, response_text
 from steadyrl.session import Session
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 
 LONGEST = 8192
 """Bytes of a text that are kept, in UTF-8."""
@@ -61,7 +61,7 @@ def chosen_groups(step: int, prompts: int, *, groups: int, every: int) -> list[i
 
 
 def rollout_rows(
-    session: Session, step: int, groups: Sequence[Group], rewards: Rewards, responses: Sequence[Sequence[Response]]
+    session: Session, step: int, groups: Sequence[Group], rewards: Rewards, responses: Sequence[Sequence[Trajectory]]
 ) -> list[Row]:
     """Rows of `rollouts.jsonl`: the chosen groups, and up to `MOST_FAILED` other responses whose verifier failed."""
     options = session.recipe.rollouts

@@ -17,7 +17,7 @@ from steadyrl.order import seed_of
 from steadyrl.session import Session
 from steadyrl.tasks.base import Context, Example, Split, TaskError
 from steadyrl.tasks.pool import RewardRequest
-from steadyrl.types import Completion, Response, Sampling
+from steadyrl.types import Completion, Sampling, Trajectory
 
 _MOST_PARTS = 64  # names of parts that a step logs
 _TAKEN = frozenset({"mean", "min", "max", "accuracy", "failures", "uniform_groups"})  # `reward/…` of our own
@@ -180,7 +180,7 @@ def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "g
 
 def with_advantages(
     groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
-) -> list[list[Response]]:
+) -> list[list[Trajectory]]:
     """Responses with their advantage, group by group."""
     values, known = rewards.values, rewards.known
     if options.leave_one_out:
@@ -191,19 +191,20 @@ def with_advantages(
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
         found, excess = without_truncated(found, cut), without_truncated(excess, cut)
-    both = torch.stack([found, excess], dim=-1).tolist()
+    both, every = torch.stack([found, excess], dim=-1).tolist(), _counts(rewards, options).tolist()
     return [
         [
-            Response(
-                prompt_ids=group.prompt_ids,
-                completion=completion,
+            Trajectory.single(
+                group.prompt_ids,
+                completion,
                 advantage=advantage,
                 group_tokens=tokens,
                 excess=over_others,
+                counted=counts,
             )
-            for completion, (advantage, over_others) in zip(group.completions, row, strict=True)
+            for completion, (advantage, over_others), counts in zip(group.completions, row, counted, strict=True)
         ]
-        for group, row, tokens in zip(groups, both, _group_tokens(groups, known), strict=True)
+        for group, row, counted, tokens in zip(groups, both, every, _group_tokens(groups, known), strict=True)
     ]
 
 
@@ -233,7 +234,7 @@ def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted
 
 
 def counted_tokens(
-    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
+    groups: Sequence[Sequence[Trajectory]], rewards: Rewards, *, parts: int, options: Advantage
 ) -> list[int]:
     """The tokens of those responses, in each of the mini-batches."""
     tokens = torch.tensor([group[0].group_tokens for group in groups])

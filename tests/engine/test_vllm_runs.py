@@ -21,7 +21,7 @@ from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.model.repeatable import repeatable
 from steadyrl.rollout import reward_groups, sample_groups, with_advantages
 from steadyrl.session import open_session
@@ -97,7 +97,7 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         rewards = reward_groups(session, "held_out", groups)
         answered = with_advantages(groups, rewards, normalise=False, options=session.recipe.advantage)
         responses = [response for group in answered for response in group]
-        micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
+        micros = pack(responses, micro_tokens=8192, one_block=False)
         natural, replayed = (per_response(session.policy, micros, mode) for mode in ("none", "R3"))
     saved = natural - replayed
     mean, error = saved.mean().item(), saved.std().item() / math.sqrt(len(saved))
