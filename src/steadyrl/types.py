@@ -38,26 +38,6 @@ class Sampling:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Completion:
-    """One response, as the inference engine returns it.
-
-    A prompt of 5 tokens answered by 3 has `len(token_ids) == len(logprobs) == 3` and 7 rows of routes: the last
-    sampled token was never fed, so it has none.
-    """
-
-    token_ids: tuple[int, ...]
-    """Sampled tokens; the end-of-sequence token, where one was sampled, is the last."""
-    logprobs: Float[Tensor, "tokens"]
-    """log μ_old(y_t) of each sampled token, under the very distribution that it was sampled from."""
-    routes: Routes | None
-    """e^μ: experts of every fed position, prompt included; None for a dense model."""
-    finish_reason: Literal["stop", "length"]
-    """`stop`: an end token was sampled; `length`: the limit was reached."""
-    policy_version: int
-    """Gradient steps behind the weights that sampled."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Given:
     """Tokens that the policy reads and did not choose: a prompt, the output of a tool, a message of an environment."""
 
@@ -70,13 +50,25 @@ class Sampled:
     """Tokens that one policy version sampled."""
 
     token_ids: tuple[int, ...]
-    """Its tokens."""
+    """Sampled tokens; the end-of-sequence token, where one was sampled, is the last."""
     logprobs: Float[Tensor, "tokens"]
-    """As in `Completion`."""
-    policy_version: int
-    """As in `Completion`."""
+    """log μ_old(y_t) of each sampled token, under the very distribution that it was sampled from."""
     finish_reason: Literal["stop", "length"]
-    """As in `Completion`."""
+    """`stop`: an end token was sampled; `length`: the limit was reached."""
+    policy_version: int
+    """Gradient steps behind the weights that sampled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion(Sampled):
+    """One response, as the inference engine returns it: a sampled span, with the routes of the prompt before it.
+
+    A prompt of 5 tokens answered by 3 has `len(token_ids) == len(logprobs) == 3` and 7 rows of routes: the last
+    sampled token was never fed, so it has none.
+    """
+
+    routes: Routes | None
+    """e^μ: experts of every fed position, prompt included; None for a dense model."""
 
 
 Span = Given | Sampled
@@ -140,14 +132,8 @@ class Trajectory:
         counted: bool = True,
     ) -> "Trajectory":
         """Make the trajectory of a single turn: a prompt, and what an engine returned for it."""
-        sampled = Sampled(
-            token_ids=completion.token_ids,
-            logprobs=completion.logprobs,
-            policy_version=completion.policy_version,
-            finish_reason=completion.finish_reason,
-        )
         return cls(
-            spans=(Given(token_ids=tuple(prompt_ids)), sampled),
+            spans=(Given(token_ids=tuple(prompt_ids)), completion),
             routes=completion.routes,
             advantage=advantage,
             group_tokens=group_tokens,
