@@ -26,7 +26,7 @@ def packed(policy: Policy) -> TokenBatch:
     """One micro-batch of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 18, (SEQUENCES, LENGTH), generator=generator).tolist()
-    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False, device=policy.device)
+    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False)
     return batch
 
 

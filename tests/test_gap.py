@@ -14,7 +14,7 @@ from recipes_for_tests import coin_questions, command, train
 from steadyrl import cli, gap
 from steadyrl.routing import record, replay
 from steadyrl.train.trainer import LocalTrainer
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 
 MINIBATCHES, RESPONSES = 2, 4
 
@@ -79,24 +79,24 @@ def seen(monkeypatch):
     return found
 
 
-def forward(model, response: Response, routes: Tensor | None) -> Tensor:
+def forward(model, response: Trajectory, routes: Tensor | None) -> Tensor:
     """log π of the response's tokens at temperature 0.8, alone in its batch."""
-    ids = torch.tensor([[*response.prompt_ids, *response.completion.token_ids]])
+    ids, prompt = torch.tensor([response.token_ids]), len(response.spans[0].token_ids)
     with nullcontext() if routes is None else replay(model, routes):
-        logits = model(input_ids=ids[:, :-1]).logits[0, len(response.prompt_ids) - 1 :] / 0.8
-    return logits.log_softmax(dim=-1).gather(1, ids[0, len(response.prompt_ids) :, None]).squeeze(1)
+        logits = model(input_ids=ids[:, :-1]).logits[0, prompt - 1 :] / 0.8
+    return logits.log_softmax(dim=-1).gather(1, ids[0, prompt:, None]).squeeze(1)
 
 
-def fixed_routes(model, response: Response, mode: str) -> Tensor | None:
+def fixed_routes(model, response: Trajectory, mode: str) -> Tensor | None:
     """What the updates must use, the model being at θ_old."""
     if mode != "R2":
-        return response.completion.routes if mode == "R3" else None
+        return response.routes if mode == "R3" else None
     with record(model) as recorder, torch.no_grad():
         forward(model, response, None)
     return recorder.routes()
 
 
-def over_others(seen: dict[str, Any], response: Response) -> float:
+def over_others(seen: dict[str, Any], response: Trajectory) -> float:
     """Its reward, which is 0 or 1 here, less the mean of the others of its group."""
     (group,) = [group for group in seen["responses"] if response in group]
     lowest = min(r.advantage for r in group)
@@ -121,12 +121,12 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
         for level in (token, sequence):
             model.zero_grad()
             logprobs = forward(model, r, way)
-            ratios = (logprobs.detach() - r.completion.logprobs).double().exp()
+            ratios = (logprobs.detach() - r.sampled[0].logprobs).double().exp()
             weight = ratios if level is token else ratios.prod()
             (weight * r.advantage * logprobs.double()).sum().backward()
             level.append(torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None]))
             levels.append(ratios)
-        mismatches.append(before - r.completion.logprobs.double())
+        mismatches.append(before - r.sampled[0].logprobs.double())
         moves.append(logprobs.detach().double() - before)
         each = levels[0].tolist()
         excess = over_others(seen, r)

@@ -107,13 +107,13 @@ def _imitate(
 def _worked(recipe: Recipe, policy: Policy, rollouter: Rollouter, examples: Sequence[Example]) -> list[TokenBatch]:
     prompts = [prompt.token_ids for prompt in rollouter.prompts(examples)]
     answers = [encode_response(policy.tokenizer, example.solution) for example in examples]
-    return pack_sequences(
+    packed = pack_sequences(
         [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
         [len(prompt) for prompt in prompts],
         micro_tokens=recipe.update.micro_tokens,
         one_block=policy.one_block,
-        device=policy.device,
     )
+    return [batch.to(policy.device) for batch in packed]
 
 
 def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:

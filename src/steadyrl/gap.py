@@ -38,7 +38,7 @@ from steadyrl.run import checkpoint
 from steadyrl.train.forward import OldPass, gradient_of
 from steadyrl.train.step import Update
 from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 
 PARTS = 16
 """Blocks of responses that the bootstrap draws from."""
@@ -118,7 +118,7 @@ def _measured(done: Update, version: int, responses: int) -> dict[str, float]:
 
 
 def _blocks(
-    trainer: LocalTrainer, groups: Sequence[Sequence[Response]], responses: int, *, seed: int
+    trainer: LocalTrainer, groups: Sequence[Sequence[Trajectory]], responses: int, *, seed: int
 ) -> list[list[OldPass]]:
     """Randomly chosen responses with an advantage, in blocks that differ by one at most, each with its θ_old pass."""
     moving = [r for group in groups for r in group if r.advantage != 0.0]

@@ -40,7 +40,7 @@ def tokens(answers: Answers) -> list[tuple[int, ...]]:
 def trained(policy: Policy, prompt: tuple[int, ...], completion: Completion) -> tuple[Tensor, Routes | None]:
     """Log-probabilities and routes as the trainer computes them for this one sequence."""
     sequence = (*prompt, *completion.token_ids)
-    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False, device=policy.device)
+    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False)
     with record(policy.model) as recorder:
         logprobs, _ = response_logprobs(policy.model, batch, temperature=WARM.temperature)
     return logprobs, recorder.routes() if completion.routes is not None else None

@@ -75,9 +75,7 @@ def apart(
     for prompt, group in zip(prompts, answers, strict=True):
         for completion in group:
             sequence = (*prompt, *completion.token_ids)
-            (batch,) = pack_sequences(
-                [sequence], [len(prompt)], micro_tokens=512, one_block=False, device=policy.device
-            )
+            (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=512, one_block=False)
             with record(policy.model) as recorder:
                 logprobs, _ = response_logprobs(policy.model, batch, temperature=temperature)
             differences.append((logprobs - completion.logprobs.roll(late)).abs())

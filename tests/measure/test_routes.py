@@ -5,41 +5,34 @@ from dataclasses import replace
 import pytest
 import torch
 
-from builders import random_ids, response, tiny_policy
+from builders import completion, random_ids, tiny_policy
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import replay_effect, route_metrics, unrouted
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.routing import record
 from steadyrl.train.forward import old_pass
-from steadyrl.types import Completion, MicroBatch, Response, Sampling
+from steadyrl.types import Completion, MicroBatch, Sampling, Trajectory
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)
 
 
-def sampled(policy: Policy, precision: str) -> list[Response]:
+def sampled(policy: Policy, precision: str) -> list[Trajectory]:
     prompt = random_ids(7, seed=0)
     engine = LocalEngine(policy.model, end_tokens=set(), precision=precision)
     (group,) = engine.generate([prompt], responses=6, sampling=SAMPLING, seed=0)
-    return [
-        replace(response(prompt, c.token_ids, advantage=1.0, logprobs=c.logprobs, routes=c.routes), completion=c)
-        for c in group
-    ]
+    return [Trajectory.single(prompt, c, advantage=1.0, group_tokens=10) for c in group]
 
 
-def packed(policy: Policy, responses: list[Response]) -> list[MicroBatch]:
-    return pack_responses(responses, micro_tokens=4096, one_block=policy.one_block, device=policy.device)
+def packed(policy: Policy, responses: list[Trajectory]) -> list[MicroBatch]:
+    return pack(responses, micro_tokens=4096, one_block=policy.one_block)
 
 
-def measured(policy: Policy, responses: list[Response]) -> dict[str, float]:
+def measured(policy: Policy, responses: list[Trajectory]) -> dict[str, float]:
     return route_metrics(
         [old_pass(policy, micro, replay="none", temperature=1.0) for micro in packed(policy, responses)]
     )
-
-
-def with_routes(one: Response, routes: torch.Tensor) -> Response:
-    return replace(one, completion=replace(one.completion, routes=routes))
 
 
 def test_engines_that_agree() -> None:
@@ -52,12 +45,12 @@ def test_a_layer_that_differs_is_named() -> None:
     """One expert of layer 1 is changed at the three last positions of one response."""
     policy = tiny_policy()
     responses = sampled(policy, "native")
-    own = responses[0].completion.routes
+    own = responses[0].routes
     assert own is not None
     changed = own.clone()
     for row in changed[-3:, 1]:
         row[0] = next(e for e in range(8) if e not in row.tolist())
-    responses[0] = with_routes(responses[0], changed)
+    responses[0] = replace(responses[0], routes=changed)
     metrics = measured(policy, responses)
     positions = 7 + 6 * 23  # the prompt is computed once
     assert metrics["routes/layer_0"] == 0.0
@@ -103,7 +96,7 @@ def blank(count: int, rows: int = 10) -> Completion:
     routes = torch.zeros(rows, 2, 2, dtype=torch.uint8)
     routes[:, :, 1] = 1
     routes[:count] = 255
-    return response((1, 2), tuple(range(3, 3 + rows - 1)), logprobs=torch.zeros(rows - 1), routes=routes).completion
+    return completion(tuple(range(3, 3 + rows - 1)), logprobs=torch.zeros(rows - 1), routes=routes)
 
 
 def test_positions_without_routes_are_counted_and_limited() -> None:
@@ -117,28 +110,28 @@ def test_positions_without_routes_are_counted_and_limited() -> None:
 def test_a_position_without_routes_in_any_layer_counts() -> None:
     """Whichever layer it is: the trainer routes there by itself."""
     for layer in (0, 1):
-        completion = blank(0)
-        assert completion.routes is not None
-        routes = completion.routes.clone()
+        one = blank(0)
+        assert one.routes is not None
+        routes = one.routes.clone()
         routes[3, layer] = 255
         with pytest.raises(EngineError, match=r"no experts for 10.0% of the positions"):
-            unrouted([replace(completion, routes=routes)], limit=0.09)
+            unrouted([replace(one, routes=routes)], limit=0.09)
 
 
 def test_a_layer_without_routes_differs_from_nothing() -> None:
     policy = tiny_policy()
     one = sampled(policy, "native")[0]
-    assert one.completion.routes is not None
+    assert one.routes is not None
     before = measured(policy, [one])
     assert before["routes/disagreement"] == 0.0
     for layer in (0, 1):
-        routes = one.completion.routes.clone()
+        routes = one.routes.clone()
         routes[::2, layer] = 255
-        found = measured(policy, [with_routes(one, routes)])
+        found = measured(policy, [replace(one, routes=routes)])
         assert found["routes/disagreement"] == found["routes/layer_0"] == found["routes/layer_1"] == 0.0
         # a set that does differ is counted among those that are known
         routes[1, layer, 0] = next(e for e in range(8) if e not in routes[1, layer].tolist())
-        rows, apart = len(routes), measured(policy, [with_routes(one, routes)])
+        rows, apart = len(routes), measured(policy, [replace(one, routes=routes)])
         known = rows - len(routes[::2])
         assert apart[f"routes/layer_{layer}"] == pytest.approx(1 / known)
         assert apart["routes/disagreement"] == pytest.approx(1 / (rows + known))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from builders import response
+from builders import completion
 from steadyrl.config import Advantage
 from steadyrl.measure.step import rollout_metrics
 from steadyrl.rollout.advantages import with_advantages
@@ -26,10 +26,7 @@ def groups(*cut: tuple[int, int], count: int = 2, lengths: tuple[int, ...] = (1,
     ends = [["length" if (i, j) in cut else "stop" for j in range(len(lengths))] for i in range(count)]
     example = Example(question="?", answer="!", solution="!")
     completions = [
-        tuple(
-            response((1,), range(2, 2 + length), finish_reason=end).completion
-            for length, end in zip(lengths, row, strict=True)
-        )
+        tuple(completion(range(2, 2 + length), finish_reason=end) for length, end in zip(lengths, row, strict=True))
         for row in ends
     ]
     return [

@@ -14,12 +14,12 @@ from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import route_metrics
 from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.routing import hooks
 from steadyrl.train.forward import OldPass, Replay, old_pass, update_at_old, update_later
 from steadyrl.train.step import Update, update
 from steadyrl.train.trainer import micro_batches
-from steadyrl.types import Completion, Response, Sampling
+from steadyrl.types import Completion, Sampling, Trajectory
 
 PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]
 RESPONSES = 4
@@ -33,7 +33,9 @@ def roll_out(policy: Policy, *, precision: str = "fp8", tokens: int = 12) -> lis
     return engine.generate(PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
 
 
-def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()) -> list[list[Response]]:
+def rewarded_responses(
+    groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()
+) -> list[list[Trajectory]]:
     """Responses with made-up advantages; those of the groups in `resting` are all zero."""
     draw = torch.Generator().manual_seed(11)
     out = []
@@ -42,11 +44,8 @@ def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Seque
         advantages = torch.zeros(len(group)) if number in resting else rewards - rewards.mean()
         out.append(
             [
-                Response(
-                    prompt_ids=prompt,
-                    completion=completion,
-                    advantage=advantage,
-                    group_tokens=sum(len(c.token_ids) for c in group),
+                Trajectory.single(
+                    prompt, completion, advantage=advantage, group_tokens=sum(len(c.token_ids) for c in group)
                 )
                 for completion, advantage in zip(group, advantages.tolist(), strict=True)
             ]
@@ -55,10 +54,10 @@ def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Seque
 
 
 def old_passes(
-    policy: Policy, groups: Sequence[Sequence[Response]], *, mode: Replay, micro_tokens: int = 4096
+    policy: Policy, groups: Sequence[Sequence[Trajectory]], *, mode: Replay, micro_tokens: int = 4096
 ) -> list[OldPass]:
     flat = [response for group in groups for response in group]
-    micros = pack_responses(flat, micro_tokens=micro_tokens, one_block=False, device=policy.device)
+    micros = pack(flat, micro_tokens=micro_tokens, one_block=False)
     return [old_pass(policy, micro, replay=mode, temperature=TEMPERATURE) for micro in micros]
 
 
@@ -212,7 +211,7 @@ def test_r3_brings_the_engines_closer():
     groups = rewarded_responses(roll_out(policy, tokens=48))
     passes = {mode: old_passes(policy, groups, mode=mode) for mode in ("none", "R2", "R3")}
     found = {mode: factors(parts) for mode, parts in passes.items()}
-    tokens = sum(len(r.completion.token_ids) for group in groups for r in group)
+    tokens = sum(r.sampled_tokens for group in groups for r in group)
     assert tokens > 200
     assert route_metrics(passes["none"])["routes/disagreement"] > 0.02
     assert found["R3"]["mismatch/k3"] < 0.8 * found["none"]["mismatch/k3"]
@@ -275,7 +274,7 @@ def test_the_first_update_may_be_its_own_old_pass_in_one_forward(mode, recompute
         if recompute:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()
-        micros = pack_responses([r for g in groups for r in g], micro_tokens=80, one_block=False, device=policy.device)
+        micros = pack([r for g in groups for r in g], micro_tokens=80, one_block=False)
         assert len(micros) > 1
         with experts_used(policy) as used:
             loss, how = partial(MiniRL(), responses=16, groups=4), {"replay": mode, "temperature": TEMPERATURE}
@@ -441,11 +440,11 @@ def test_the_gradient_is_that_of_the_objective_written_out():
     policy.model.zero_grad()
     total = torch.zeros(())
     for response in (r for group in groups for r in group):
-        ids = torch.tensor([[*response.prompt_ids, *response.completion.token_ids]])
-        logits = policy.model(input_ids=ids).logits[0, len(response.prompt_ids) - 1 : -1] / TEMPERATURE
-        chosen = ids[0, len(response.prompt_ids) :, None]
+        ids, prompt = torch.tensor([response.token_ids]), len(response.spans[0].token_ids)
+        logits = policy.model(input_ids=ids).logits[0, prompt - 1 : -1] / TEMPERATURE
+        chosen = ids[0, prompt:, None]
         logprobs = logits.log_softmax(dim=-1).gather(1, chosen).squeeze(1)
-        weight = (logprobs.detach() - response.completion.logprobs).exp().clamp(max=5.0)
+        weight = (logprobs.detach() - response.sampled[0].logprobs).exp().clamp(max=5.0)
         total = total + (weight * response.advantage * logprobs).sum() / 16
     (-total).backward()
     torch.testing.assert_close(found, gradient(policy), atol=1e-5, rtol=1e-3)

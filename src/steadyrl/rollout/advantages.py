@@ -9,12 +9,12 @@ from torch import Tensor
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 from steadyrl.config import Advantage
 from steadyrl.rollout.groups import Group, Rewards
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 
 
 def with_advantages(
     groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
-) -> list[list[Response]]:
+) -> list[list[Trajectory]]:
     """Give each response its advantage, and say whether it counts in the denominators.
 
     Args:
@@ -38,9 +38,9 @@ def with_advantages(
     )
     return [
         [
-            Response(
-                prompt_ids=group.prompt_ids,
-                completion=completion,
+            Trajectory.single(
+                group.prompt_ids,
+                completion,
                 advantage=advantage,
                 group_tokens=tokens,
                 excess=over_others,

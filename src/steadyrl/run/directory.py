@@ -32,7 +32,7 @@ from steadyrl.run.logs import MetricsLog, Row, Value, read_jsonl, stream_jsonl, 
 from steadyrl.run.rows import Text, chosen_groups, rollout_rows
 from steadyrl.run.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.terminal import tell
-from steadyrl.types import Response
+from steadyrl.types import Trajectory
 
 
 class RunDirectoryError(UserError):
@@ -265,7 +265,7 @@ class Run:
         step: int,
         groups: Sequence[Group],
         rewards: Rewards,
-        responses: Sequence[Sequence[Response]],
+        responses: Sequence[Sequence[Trajectory]],
         *,
         text: Text,
     ) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.run.logs import Row
-from steadyrl.types import Completion, Response
+from steadyrl.types import Completion, Trajectory
 
 LONGEST = 8192
 """Bytes of a text that are kept, in UTF-8."""
@@ -66,7 +66,7 @@ def rollout_rows(
     text: Text,
     groups: Sequence[Group],
     rewards: Rewards,
-    responses: Sequence[Sequence[Response]],
+    responses: Sequence[Sequence[Trajectory]],
     *,
     chosen: Sequence[int],
 ) -> list[Row]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from steadyrl.algo import Objective
 from steadyrl.clock import Clock
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.train.forward import Loss, OldPass, Replay, Trace, old_pass, update_at_old, update_later
 from steadyrl.train.schedule import Schedule
 from steadyrl.train.step import Update, update
-from steadyrl.types import MicroBatch, Response
+from steadyrl.types import MicroBatch, Trajectory
 
 MAX_SKIPPED = 3
 """So many updates in a row without a finite loss and gradient stop a run."""
@@ -23,8 +23,8 @@ MAX_SKIPPED = 3
 BROKEN = "in the trainer too: the model is broken"
 """Where log-probs are not finite because of the weights, and not of the engine."""
 
-Groups = Sequence[Sequence[Response]]
-"""The responses of a step, group by group."""
+Groups = Sequence[Sequence[Trajectory]]
+"""The trajectories of a step, group by group."""
 
 
 @dataclass
@@ -143,13 +143,10 @@ class LocalTrainer:
         return moving, [*resting, *(old for part in passes for old in part)]
 
     def pack(self, groups: Groups) -> list[MicroBatch]:
-        """Lay out groups as micro-batches."""
-        return pack_responses(
-            [response for group in groups for response in group],
-            micro_tokens=self.micro_tokens,
-            one_block=self.policy.one_block,
-            device=self.policy.device,
-        )
+        """Lay out groups as micro-batches, on the device."""
+        flat = [trajectory for group in groups for trajectory in group]
+        micros = pack(flat, micro_tokens=self.micro_tokens, one_block=self.policy.one_block)
+        return [micro.to(self.policy.device) for micro in micros]
 
     def old_pass(self, micro: MicroBatch) -> OldPass:
         """Compute π_old of a micro-batch."""
