@@ -7,7 +7,7 @@ import torch
 
 from builders import random_ids, response, tiny_policy
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
@@ -21,7 +21,7 @@ SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)
 def sampled(policy: Policy, precision: str) -> list[Response]:
     prompt = random_ids(7, seed=0)
     engine = LocalEngine(policy.model, end_tokens=set(), precision=precision)
-    (group,) = engine.generate([prompt], responses=6, sampling=SAMPLING, seed=0)
+    (group,) = generate(engine, [prompt], responses=6, sampling=SAMPLING, seed=0)
     return [
         replace(response(prompt, c.token_ids, advantage=1.0, logprobs=c.logprobs, routes=c.routes), completion=c)
         for c in group

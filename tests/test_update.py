@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from builders import dense_policy, random_ids, tiny_policy
 from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
 from steadyrl.disagreement import route_metrics
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
@@ -38,7 +39,7 @@ def roll_out(policy: Policy, *, precision: str = "fp8", tokens: int = 12) -> lis
     """Four responses to each of four prompts, of different lengths: token 1 ends one."""
     engine = LocalEngine(policy.model, end_tokens={1, 5, 9}, precision=precision)
     sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=tokens)
-    return engine.generate(PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
+    return generate(engine, PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
 
 
 def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()) -> list[list[Response]]:

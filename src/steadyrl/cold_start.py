@@ -61,7 +61,7 @@ def cold_start(
             on_step(step, loss, accuracy)
             if accuracy is not None and accuracy >= options.stop_at:
                 break
-    session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
+    session.engine.update_weights(session.policy.model.named_parameters(), version=0)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -119,7 +119,7 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
 
 
 def _look(session: Session) -> float:
-    session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
+    session.engine.update_weights(session.policy.model.named_parameters(), version=0)
     result, _, rewards = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
     require_rewards(rewards, limit=session.recipe.verifier.max_failures)
     return result.value

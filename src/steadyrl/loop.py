@@ -390,8 +390,7 @@ def _save(session: Session, run: Run, progress: Progress) -> None:
 
 def hand_over(session: Session, progress: Progress) -> None:
     """Give the engine the weights of now."""
-    weights = dict(session.policy.model.named_parameters())
-    session.engine.load_weights(weights, policy_version=progress.policy_version)
+    session.engine.update_weights(session.policy.model.named_parameters(), version=progress.policy_version)
 
 
 def _evaluate(session: Session, run: Run, progress: Progress, *, every_mode: bool) -> None:

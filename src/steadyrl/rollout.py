@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
 from steadyrl.config import Advantage
-from steadyrl.engine.base import Engine, EngineError
+from steadyrl.engine.base import Engine, EngineError, Request
 from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response
 from steadyrl.order import seed_of
@@ -77,13 +77,13 @@ def sample_groups(
     """
     examples = [session.task.example(split, index) for index in indices]
     prompts = session.prompts(examples)
+    seed = seed_of(session.recipe.seed, key)
+    requests = [
+        Request(token_ids=tuple(prompt.token_ids), responses=responses, sampling=sampling, seed=seed, place=place)
+        for place, prompt in enumerate(prompts)
+    ]
     try:
-        answered = engine.generate(
-            [prompt.token_ids for prompt in prompts],
-            responses=responses,
-            sampling=sampling,
-            seed=seed_of(session.recipe.seed, key),
-        )
+        engine.submit(requests)
     except EngineError as error:
         if error.prompt is None:
             raise
@@ -91,23 +91,20 @@ def sample_groups(
         raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
     asked = Asked(
         model=session.policy.model,
-        prompts=[prompt.token_ids for prompt in prompts],
-        responses=responses,
-        sampling=sampling,
+        requests=requests,
         ends=session.ends,
         policy_version=engine.policy_version,
     )
+    answered = {answer.place: answer.completions for answer in check_answers(engine.collect(), asked)}
     return [
         Group(
             index=index,
             example=example,
             prompt_text=prompt.text,
             prompt_ids=prompt.token_ids,
-            completions=completions,
+            completions=answered[place],
         )
-        for index, example, prompt, completions in zip(
-            indices, examples, prompts, check_answers(answered, asked), strict=True
-        )
+        for place, (index, example, prompt) in enumerate(zip(indices, examples, prompts, strict=True))
     ]
 
 

@@ -14,7 +14,7 @@ from builders import dense_policy, random_ids, tiny_policy
 from machine import needs_fp8_cache, needs_vllm, without_fp8_instructions
 from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import vllm
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.precision import quantised_weights, round_e4m3
 from steadyrl.engine.vllm import VLLMEngine
@@ -60,7 +60,7 @@ def fp32() -> tuple[Policy, VLLMEngine]:
 def ask(
     engine: VLLMEngine, prompts=PROMPTS, *, responses: int = 4, sampling: Sampling = WARM, seed: int = 0
 ) -> Answers:
-    return engine.generate(prompts, responses=responses, sampling=sampling, seed=seed)
+    return generate(engine, prompts, responses=responses, sampling=sampling, seed=seed)
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ def test_planted_faults_are_caught(bf16) -> None:
 
 def test_sixteen_responses_share_a_prompt(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     with seen(engine) as outputs:
         (group,) = answers = ask(engine, PROMPTS[-1:], responses=16)
     assert outputs[0].num_cached_tokens == 64  # two blocks of 32 of its 70 tokens
@@ -131,7 +131,7 @@ def test_sixteen_responses_share_a_prompt(fp32) -> None:
 
 def test_the_second_request_of_a_prompt_has_the_routes_of_the_first(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     prompts = [PROMPTS[-1]] * 2
     with seen(engine) as outputs:
         first, second = answers = ask(engine, prompts, responses=1)
@@ -142,7 +142,7 @@ def test_the_second_request_of_a_prompt_has_the_routes_of_the_first(fp32) -> Non
 
 def test_how_responses_end(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     completions = [c for group in ask(engine, responses=8) for c in group]
     for completion in completions:
         ids = completion.token_ids
@@ -200,7 +200,7 @@ def test_a_dense_model_has_no_routes(fp32) -> None:  # vLLM makes its groups for
 )
 def test_an_update_arrives(build: Callable[..., Policy], more: dict[str, bool]) -> None:
     engine, other = engine_of(build(**SIZES, **more)), build(seed=1, **SIZES, **more)
-    engine.load_weights(weights(other), policy_version=1)
+    engine.update_weights(weights(other), version=1)
     assert max(apart(other, ask(engine))) < 1e-4
 
 
@@ -210,19 +210,19 @@ def test_after_an_update_an_fp8_engine_is_one_that_began_with_the_new_weights() 
     with repeatable(policy.device):
         expected = ask(fresh)
         assert not same(ask(engine), expected)
-        engine.load_weights(weights(other), policy_version=1)
+        engine.update_weights(weights(other), version=1)
         assert same(ask(engine), expected)
 
 
 def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     prompts, other = PROMPTS[-1:], tiny_policy(seed=1, **SIZES)
     assert apart(policy, ask(engine, prompts), prompts)[0] < 1e-4
     with patch.object(engine, "_forget_prompts", lambda: None):  # an update that left the prefix: caught
-        engine.load_weights(weights(other), policy_version=1)
+        engine.update_weights(weights(other), version=1)
         assert apart(other, ask(engine, prompts), prompts)[0] > 1e-2
-    engine.load_weights(weights(other), policy_version=2)
+    engine.update_weights(weights(other), version=2)
     answers = ask(engine, prompts)
     assert max(apart(other, answers, prompts)) < 1e-4
     assert apart(policy, answers, prompts)[0] > 0.1
@@ -231,21 +231,21 @@ def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
 
 def test_an_update_that_cannot_reset_the_prefix_cache_is_none(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
+    engine.update_weights(weights(policy), version=4)
     with patch.object(engine._llm, "reset_prefix_cache", return_value=False) as reset:
         with pytest.raises(EngineError, match="did not reset its prefix cache"):
-            engine.load_weights(weights(policy), policy_version=5)
+            engine.update_weights(weights(policy), version=5)
         reset.assert_called_once()
     assert engine.policy_version == 4
     with pytest.raises(EngineError, match="Load the weights again"):
         ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
+    engine.update_weights(weights(policy), version=5)
 
 
 def test_each_update_packs_the_experts_anew(fp32) -> None:
     _, engine = fp32
     for seed in (1, 2, 1):
-        engine.load_weights(weights(tiny_policy(seed=seed, **SIZES)), policy_version=seed)
+        engine.update_weights(weights(tiny_policy(seed=seed, **SIZES)), version=seed)
         assert max(apart(tiny_policy(seed=seed, **SIZES), ask(engine))) < 1e-4
     left = {version: replace(what, keeps_expert_kernels=False) for version, what in vllm.SUPPORTED.items()}
     with (
@@ -258,13 +258,13 @@ def test_each_update_packs_the_experts_anew(fp32) -> None:
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
 def test_weights_that_do_not_fit_change_nothing(fp32, fault: str) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
+    engine.update_weights(weights(policy), version=4)
     bad = weights(tiny_policy(seed=1, **SIZES))
     name = next(iter(bad))
     tensor = bad.pop(name)
     bad |= {"unknown": {name: tensor, "other": tensor}, "shape": {name: tensor[:-1]}}.get(fault, {})
     with pytest.raises(EngineError, match=name if fault != "unknown" else "other"):
-        engine.load_weights(bad, policy_version=5)
+        engine.update_weights(bad, version=5)
     assert engine.policy_version == 4
     assert max(apart(policy, ask(engine))) < 1e-4
 
@@ -272,17 +272,17 @@ def test_weights_that_do_not_fit_change_nothing(fp32, fault: str) -> None:
 def stops_until_a_good_one(policy: Policy, engine: VLLMEngine, fault: AbstractContextManager, words: str) -> None:
     """After version 4 an update under the fault raises, the version stays, and nothing is sampled until one is good."""
     with fault, pytest.raises(EngineError, match=words):
-        engine.load_weights(weights(policy), policy_version=5)
+        engine.update_weights(weights(policy), version=5)
     assert engine.policy_version == 4
     with pytest.raises(EngineError, match="may hold half of them"):
         ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
+    engine.update_weights(weights(policy), version=5)
     assert max(apart(policy, ask(engine))) < 1e-4
 
 
 def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, monkeypatch) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
+    engine.update_weights(weights(policy), version=4)
     write = engine._write
     monkeypatch.setattr(vllm, "MEMORY", tmp_path)
 
@@ -298,7 +298,7 @@ def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, mon
 @pytest.mark.parametrize("lost", ["embed_tokens", "layers.0.input_layernorm", "k_proj", "experts.7.up_proj"])
 def test_a_file_that_lacks_a_tensor_is_no_update(fp32, lost: str) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
+    engine.update_weights(weights(policy), version=4)
     names = engine._checkpoint
 
     def lacking(new) -> dict[str, torch.Tensor]:
@@ -309,9 +309,9 @@ def test_a_file_that_lacks_a_tensor_is_no_update(fp32, lost: str) -> None:
 
 def test_greedy_is_the_embedded_engines(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     certain = Sampling(temperature=0.0, max_new_tokens=16)
-    embedded = LocalEngine(policy.model, end_tokens=ENDS).generate(PROMPTS, responses=2, sampling=certain, seed=0)
+    embedded = generate(LocalEngine(policy.model, end_tokens=ENDS), PROMPTS, responses=2, sampling=certain, seed=0)
     for ours, theirs in zip(ask(engine, sampling=certain, responses=2), embedded, strict=True):
         assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
         assert not any(c.logprobs.any() for c in ours)  # a certainty
@@ -331,7 +331,7 @@ def test_the_same_completions_whatever_came_before(bf16) -> None:
 
 def test_a_call_takes_nothing_from_the_cache_of_earlier_ones(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     with seen(engine) as outputs:
         ask(engine, PROMPTS[-1:], responses=1)
         ask(engine, PROMPTS[-1:], responses=1)
@@ -348,7 +348,7 @@ def same(one: Answers, two: Answers) -> bool:
 
 def test_it_samples_from_the_policy(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     (group,) = ask(engine, [PROMPTS[0]], responses=1500, sampling=replace(WARM, max_new_tokens=1))
     logits = policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1].detach()
     counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(logits))
@@ -358,7 +358,7 @@ def test_it_samples_from_the_policy(fp32) -> None:
 
 def test_truncated_sampling(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy), version=0)
     narrow = ask(engine, sampling=replace(WARM, top_k=2))
     assert (torch.cat([c.logprobs for group in narrow for c in group]) > -10).all()
     for prompt, group in zip(PROMPTS, narrow, strict=True):
@@ -451,8 +451,8 @@ def test_no_room_for_the_weights_in_the_memory_folder(bf16, tmp_path, monkeypatc
         with pytest.raises(EngineError, match=r"a file in .*, which has 9\.31e-07 GiB free; they take 0\.000"):
             engine_of(policy)
         with pytest.raises(EngineError, match=r"did not reach vLLM: .*GiB free"):
-            engine.load_weights(weights(policy), policy_version=1)
-    engine.load_weights(weights(policy), policy_version=0)
+            engine.update_weights(weights(policy), version=1)
+    engine.update_weights(weights(policy), version=0)
     assert not list(tmp_path.iterdir())
 
 
@@ -479,7 +479,7 @@ def test_a_closed_engine_samples_no_more(fp32) -> None:
     engine.close()
     with pytest.raises(EngineError, match="this engine was closed"):
         ask(engine)
-    other.load_weights(weights(policy), policy_version=0)  # and another one goes on
+    other.update_weights(weights(policy), version=0)  # and another one goes on
     assert max(apart(policy, ask(other))) < 1e-4
 
 

@@ -90,7 +90,7 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         cold_start(
             session, recipe.cold_start, MetricsLog(tmp_path / "cold.jsonl", COLD_START_FIELDS), on_step=lambda *_: None
         )
-        session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=1)
+        session.engine.update_weights(session.policy.model.named_parameters(), version=1)
         groups = sample_groups(
             session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
         )
