@@ -56,7 +56,7 @@ def furthest(policy: Policy, answers: Answers) -> tuple[float, float]:
             if routes is not None and completion.routes is not None:
                 assert completion.routes.shape == routes.shape  # every fed position, the prompt's included
                 disagreements.append(routes_differ(completion.routes, routes).float().mean(dim=-1).max().item())
-    return max(differences), max(disagreements)
+    return torch.tensor(differences).max().item(), torch.tensor(disagreements).max().item()  # NaN if one is
 
 
 SLIDING = {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}
