@@ -208,7 +208,7 @@ class RowsTask(AnyTask):
 
 
 class ReasoningGymTask(AnyTask):
-    """Any dataset of reasoning-gym, verified by its own verifier."""
+    """Any dataset of reasoning-gym, with its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: Name

@@ -140,7 +140,7 @@ METRICS: tuple[Metric, ...] = (
     ),
     *(Metric(f"trouble/{kind.name}", "0 or 1", kind.rule) for kind in trouble.KINDS),
     Metric("seconds/sampling", "s", "Sampling the responses."),
-    Metric("seconds/rewards", "s", "The verifier."),
+    Metric("seconds/rewards", "s", "The rewards of the responses, from the verifier."),
     Metric(
         "seconds/logprobs",
         "s",
@@ -226,7 +226,7 @@ COLD_START_FIELDS: tuple[Metric, ...] = (
 )
 
 FAILURE_FIELDS: tuple[Metric, ...] = (
-    Metric("step", "steps", "Global step whose responses these were."),
+    Metric("step", "steps", "Global step of the responses."),
     Metric("reason", "–", "Why the verifier failed, such as `raised ValueError: …` or `took longer than 10 s`."),
     Metric("responses", "responses", "How many responses of the step it failed for in this way."),
 )

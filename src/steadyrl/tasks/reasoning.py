@@ -1,4 +1,4 @@
-"""Any dataset of reasoning-gym, verified by that dataset's own verifier."""
+"""Any dataset of reasoning-gym, with that dataset's own verifier."""
 
 import dataclasses
 import functools
