@@ -17,8 +17,8 @@ import torch
 
 from _measure import MODEL, show, sized
 from steadyrl.config import load
-from steadyrl.engine import vllm
-from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.engine.base import generate
+from steadyrl.engine.vllm import VLLMEngine, answers
 from steadyrl.guard import Guard
 from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
@@ -78,12 +78,12 @@ def routes() -> dict[str, float]:
         timed(RoutedExpertsCapturer, "capture", spent),
         timed(RoutedExpertsManager, "store_batch", spent),
         timed(RoutedExpertsManager, "get", spent),
-        timed(vllm, "checked_routes", spent),
+        timed(answers, "read_routes", spent),
     ):
         for number in range(ROUNDS + 1):
             spent.append(0.0)
             start = time.perf_counter()
-            engine.generate(prompts, responses=RESPONSES, sampling=sampling, seed=number)
+            generate(engine, prompts, responses=RESPONSES, sampling=sampling, seed=number)
             whole.append(time.perf_counter() - start)
     return {
         "seconds of sampling": statistics.median(whole[1:]),

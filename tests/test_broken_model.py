@@ -88,15 +88,15 @@ def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeyp
 
 
 def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, capfd):
-    original = LocalEngine.generate
+    original = LocalEngine.collect
 
-    def broken(self, prompts, *, responses, **options):
-        groups = original(self, prompts, responses=responses, **options)
-        if responses == 4:
-            groups[0][0].logprobs.fill_(math.nan)
-        return groups
+    def broken(self):
+        for answer in original(self):
+            if answer.place == 0 and len(answer.completions) == 4:
+                answer.completions[0].logprobs.fill_(math.nan)
+            yield answer
 
-    monkeypatch.setattr(LocalEngine, "generate", broken)
+    monkeypatch.setattr(LocalEngine, "collect", broken)
     recipe = write_recipe(tmp_path, steps=2)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     told = capfd.readouterr().err
@@ -110,8 +110,9 @@ def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
 
     def once(answered, asked):
         nonlocal count
-        count += asked.responses == 4
-        if asked.responses == 4 and count == 2:
+        responses = asked.requests[0].responses
+        count += responses == 4
+        if responses == 4 and count == 2:
             raise NotFinite("planted")
         return check(answered, asked)
 
@@ -150,7 +151,7 @@ def test_a_model_that_was_broken_before_the_first_checkpoint_is_one_sentence(tmp
         original(recipe, policy, rollouter, *arguments, **options)
         with torch.no_grad():
             next(policy.model.parameters()).fill_(math.nan)
-        rollouter.engine.load_weights(dict(policy.model.named_parameters()), policy_version=0)
+        rollouter.engine.update_weights(policy.model.named_parameters(), version=0)
 
     monkeypatch.setattr(loop, "cold_start", breaking)
     recipe = write_recipe(tmp_path, steps=2, cold_start={"stages": [{"steps": 1}]})

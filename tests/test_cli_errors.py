@@ -602,6 +602,11 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monke
     assert batch["0.routes"].shape == (*batch["0.input_ids"].shape, 2, 2)
 
 
+def with_nan(one):
+    """The same completion with log-probs of NaN."""
+    return replace(one, logprobs=torch.full_like(one.logprobs, math.nan))
+
+
 def poison(monkeypatch, *, first: int) -> None:
     """From this rollout on (a call for 4 responses), the checked log-probabilities are NaN."""
     monkeypatch.undo()
@@ -609,11 +614,12 @@ def poison(monkeypatch, *, first: int) -> None:
 
     def poisoned(answered, asked):
         nonlocal count
-        out = check(answered, asked)
-        count += asked.responses == 4
-        if asked.responses != 4 or count < first:
+        out = list(check(answered, asked))
+        responses = asked.requests[0].responses
+        count += responses == 4
+        if responses != 4 or count < first:
             return out
-        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
+        return [replace(one, completions=tuple(map(with_nan, one.completions))) for one in out]
 
     monkeypatch.setattr(rollouter, "check_answers", poisoned)
 

@@ -415,17 +415,23 @@ def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, m
     assert not (run / "incident").exists()
 
 
+def with_nan(one):
+    """The same completion with log-probs of NaN."""
+    return replace(one, logprobs=torch.full_like(one.logprobs, math.nan))
+
+
 def poison_rollouts(monkeypatch, *, steps):
     """The checked log-probabilities are NaN in these of the rollouts, which are the calls for 4 responses."""
     check, count = rollouter.check_answers, 0
 
     def poisoned(answered, asked):
         nonlocal count
-        out = check(answered, asked)
-        count += asked.responses == 4
-        if asked.responses != 4 or count not in steps:
+        out = list(check(answered, asked))
+        responses = asked.requests[0].responses
+        count += responses == 4
+        if responses != 4 or count not in steps:
             return out
-        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
+        return [replace(one, completions=tuple(map(with_nan, one.completions))) for one in out]
 
     monkeypatch.setattr(rollouter, "check_answers", poisoned)
 

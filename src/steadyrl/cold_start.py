@@ -73,7 +73,7 @@ def cold_start(
 
 
 def _load(rollouter: Rollouter, policy: Policy) -> None:
-    rollouter.engine.load_weights(dict(policy.model.named_parameters()), policy_version=0)
+    rollouter.engine.update_weights(policy.model.named_parameters(), version=0)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:

@@ -113,4 +113,4 @@ def global_step(
 
 def hand_over(engine: Engine, trainer: LocalTrainer) -> None:
     """Give the engine the weights of now."""
-    engine.load_weights(dict(trainer.weights()), policy_version=trainer.version)
+    engine.update_weights(trainer.weights(), version=trainer.version)

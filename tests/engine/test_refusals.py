@@ -3,11 +3,11 @@
 import logging
 
 import pytest
+from steadyrl.engine.refusals import exceptions_logged, last_cause
 
 from recipes_for_tests import TINY, merged
 from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.refusals import exceptions_logged, last_cause
 from steadyrl.parts import prepared_parts
 
 PYDANTIC = """1 validation error for ModelConfig

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from builders import completion, random_ids, tiny_policy
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import replay_effect, route_metrics, unrouted
 from steadyrl.model.loading import Policy
@@ -21,7 +21,7 @@ SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)
 def sampled(policy: Policy, precision: str) -> list[Trajectory]:
     prompt = random_ids(7, seed=0)
     engine = LocalEngine(policy.model, end_tokens=set(), precision=precision)
-    (group,) = engine.generate([prompt], responses=6, sampling=SAMPLING, seed=0)
+    (group,) = generate(engine, [prompt], responses=6, sampling=SAMPLING, seed=0)
     return [Trajectory.single(prompt, c, advantage=1.0, group_tokens=10) for c in group]
 
 

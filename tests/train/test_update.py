@@ -30,7 +30,7 @@ def roll_out(policy: Policy, *, precision: str = "fp8", tokens: int = 12) -> lis
     """Four responses to each of four prompts, of different lengths: token 1 ends one."""
     engine = LocalEngine(policy.model, end_tokens={1, 5, 9}, precision=precision)
     sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=tokens)
-    return engine.generate(PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
+    return generate(engine, PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
 
 
 def rewarded_responses(

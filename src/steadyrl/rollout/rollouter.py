@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from steadyrl.engine.base import Engine, EngineError
+from steadyrl.engine.base import Engine, EngineError, Request
 from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response
 from steadyrl.order import problem_indices, seed_of
@@ -67,34 +67,30 @@ class Rollouter:
                 returned cannot be right (`engine.returned`).
         """
         examples = [self.task.example(split, index) for index in indices]
-        prompts = self.prompts(examples)
-        ids = [prompt.token_ids for prompt in prompts]
+        prompts, seed = self.prompts(examples), seed_of(self.seed, key)
+        requests = [
+            Request(token_ids=prompt.token_ids, responses=responses, sampling=sampling, seed=seed, place=place)
+            for place, prompt in enumerate(prompts)
+        ]
         try:
-            answered = self.engine.generate(ids, responses=responses, sampling=sampling, seed=seed_of(self.seed, key))
+            self.engine.submit(requests)
         except EngineError as error:
             if error.prompt is None:
                 raise
             question = examples[error.prompt].question
             raise EngineError(f"{split} problem {indices[error.prompt]}, {question[:60]!r}: {error}") from error
-        asked = Asked(
-            model=self.model,
-            prompts=ids,
-            responses=responses,
-            sampling=sampling,
-            ends=self.ends,
-            policy_version=self.engine.policy_version,
-        )
+        version = self.engine.policy_version
+        asked = Asked(model=self.model, requests=requests, ends=self.ends, policy_version=version)
+        answered = {answer.place: answer.completions for answer in check_answers(self.engine.collect(), asked)}
         return [
             Group(
                 index=index,
                 example=example,
                 prompt_text=prompt.text,
                 prompt_ids=prompt.token_ids,
-                completions=completions,
+                completions=answered[place],
             )
-            for index, example, prompt, completions in zip(
-                indices, examples, prompts, check_answers(answered, asked), strict=True
-            )
+            for place, (index, example, prompt) in enumerate(zip(indices, examples, prompts, strict=True))
         ]
 
     def rewards(self, split: Split, groups: Sequence[Group]) -> Rewards:
