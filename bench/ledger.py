@@ -57,7 +57,7 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
-        stack.enter_context(patch("steadyrl.loop.redraw"))
+        stack.enter_context(patch("steadyrl.guard.redraw"))
         yield spent
 
 

@@ -19,6 +19,7 @@ from steadyrl.model.packing import pack_sequences
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
 from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.routing import moe_blocks
 from steadyrl.run.directory import Run
 from steadyrl.run.progress import Bar
 from steadyrl.tasks.base import Example
