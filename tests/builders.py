@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from steadyrl.model.loading import Policy, build_tiny
-from steadyrl.types import Completion, Trajectory
+from steadyrl.types import Completion, Given, Sampled, Trajectory
 
 ALPHABET = "0123456789+-=;> abcdefghijklmnopqrstuvwxyz"
 SMALL = {
@@ -87,6 +87,23 @@ def response(
 ) -> Trajectory:
     """A prompt and its `completion`, on their way to the trainer."""
     return Trajectory.single(prompt, completion(answer, **fields), advantage=advantage, group_tokens=group_tokens)
+
+
+def given_span(*token_ids: int) -> Given:
+    """A given span."""
+    return Given(token_ids=token_ids)
+
+
+def sampled_span(*token_ids: int, policy_version: int = 0) -> Sampled:
+    """A sampled span, with log-probabilities of −1, −2, …"""
+    logprobs = -torch.arange(1.0, 1 + len(token_ids))
+    return Sampled(token_ids=token_ids, logprobs=logprobs, policy_version=policy_version, finish_reason="stop")
+
+
+def two_turns(**fields: Any) -> Trajectory:
+    """The example of `Trajectory`: p0 p1, a0 a1, t0, b0."""
+    spans = (given_span(3, 4), sampled_span(5, 6, policy_version=1), given_span(7), sampled_span(8, policy_version=2))
+    return Trajectory(**{"spans": spans, "routes": None, "advantage": 1.0, "group_tokens": 10, **fields})
 
 
 def random_ids(count: int, *, seed: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 import itertools
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -8,13 +9,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders import dense_policy, family_policy, random_ids, response, tiny_policy
+from builders import (
+    dense_policy,
+    family_policy,
+    given_span,
+    random_ids,
+    response,
+    sampled_span,
+    tiny_policy,
+    two_turns,
+)
 from steadyrl.errors import UserError
 from steadyrl.model import packing
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import layout, pack, pack_sequences
-from steadyrl.types import MicroBatch, TokenBatch, Trajectory
+from steadyrl.model.routing import replay
+from steadyrl.types import MicroBatch, Sampled, Span, TokenBatch, Trajectory
 
 
 def width(block: list[int], lengths: list[int]) -> int:
@@ -287,3 +298,104 @@ def test_a_planted_fault_is_caught(fault) -> None:
     policy, responses = dense_policy(), some_responses(12)
     micros = [replace(micro, batch=fault(micro.batch)) for micro in packed(responses)]
     assert furthest(policy, micros, responses) > 0.05
+
+
+# ---- several turns
+
+
+def test_two_turns_by_hand() -> None:
+    """The example of `Trajectory`, beside a single turn that begins with the same prompt."""
+    single = response((3, 4), (9,), advantage=-2.0, logprobs=torch.tensor([-7.0]), group_tokens=4, policy_version=5)
+    (micro,) = packed([two_turns(), single])
+    batch = micro.batch
+    assert batch.blocks == ((1, 5), (1, 2))
+    assert batch.input_ids.tolist() == [3, 4, 5, 6, 7]  # the single turn feeds the shared prompt only
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 4]
+    assert batch.cells.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert batch.home.tolist() == [0, 1, 2, 3, 4]
+    assert batch.predicting.tolist() == [1, 2, 4, 1]
+    assert batch.targets.tolist() == [5, 6, 8, 9]  # 7 was given
+    assert micro.rollout_logprobs.tolist() == [-1.0, -2.0, -1.0, -7.0]
+    assert micro.advantages.tolist() == [1.0, 1.0, 1.0, -2.0]
+    assert micro.response_tokens.tolist() == [3.0, 3.0, 3.0, 1.0]
+    assert micro.group_tokens.tolist() == [10.0, 10.0, 10.0, 4.0]
+    assert micro.response.tolist() == [0, 0, 0, 1]
+    assert micro.policy_version.tolist() == [1, 1, 2, 5]
+
+
+def test_a_prompt_that_is_fed_whole_by_another_is_padded_with_its_own_last_position(monkeypatch) -> None:
+    """A single sampled token has no position behind the prompt that it shares."""
+    monkeypatch.setattr(packing, "MAX_PADDING", 0.5)
+    (micro,) = packed([two_turns(), response((3, 4), (9,))])
+    assert micro.batch.blocks == ((2, 5),)
+    assert micro.batch.cells.tolist() == [0, 1, 2, 3, 4, 0, 1, 1, 1, 1]
+
+
+spans_after_the_prompt = st.lists(st.tuples(st.booleans(), st.integers(1, 4)), min_size=0, max_size=4)
+shapes = st.lists(
+    st.tuples(st.integers(0, 1), spans_after_the_prompt, st.integers(1, 4), st.integers(0, 1)), min_size=1, max_size=5
+)
+
+
+def trajectories(shapes: Sequence[tuple[int, list[tuple[bool, int]], int, int]]) -> list[Trajectory]:
+    """One for each (prompt, spans behind it, tokens of the last span, routes): some begin alike, some routed alike."""
+    found = []
+    for number, (prompt, between, last, seed) in enumerate(shapes):
+        spans: list[Span] = [given_span(*random_ids(3 + prompt, seed=prompt))]
+        for place, (chosen, count) in enumerate([*between, (True, last)]):
+            ids = random_ids(count, seed=100 * number + place)
+            spans.append(sampled_span(*ids) if chosen else given_span(*ids))
+        fed = sum(len(span.token_ids) for span in spans) - 1
+        experts = torch.rand(fed, 2, 8, generator=torch.Generator().manual_seed(seed))
+        routes = experts.argsort(dim=-1)[..., :2].to(torch.uint8)
+        found.append(Trajectory(spans=tuple(spans), routes=routes, advantage=1.0 + number, group_tokens=1))
+    return found
+
+
+def gradients(policy: Policy) -> torch.Tensor:
+    return torch.cat([p.grad.flatten() for p in policy.model.parameters() if p.grad is not None])
+
+
+def one_by_one(policy: Policy, trajectories: Sequence[Trajectory], *, replayed: bool) -> torch.Tensor:
+    """The gradient of Σ Â · log π over sampled tokens, from plain forwards of transformers."""
+    policy.model.zero_grad(set_to_none=False)
+    for one in trajectories:
+        ids, at = torch.tensor([one.token_ids]), 0
+        assert one.routes is not None
+        with replay(policy.model, one.routes) if replayed else nullcontext():
+            logprobs = policy.model(input_ids=ids[:, :-1], use_cache=False).logits[0].log_softmax(dim=-1)
+            total = torch.zeros(())
+            for span in one.spans:
+                for index in range(at, at + len(span.token_ids)) if isinstance(span, Sampled) else ():
+                    total = total + one.advantage * logprobs[index - 1, ids[0, index]]
+                at += len(span.token_ids)
+            total.backward()
+    return gradients(policy)
+
+
+def all_packed(policy: Policy, micros: Sequence[MicroBatch], *, replayed: bool) -> torch.Tensor:
+    policy.model.zero_grad(set_to_none=False)
+    for micro in micros:
+        assert micro.batch.routes is not None
+        with replay(policy.model, micro.batch.routes) if replayed else nullcontext():
+            logprobs, _ = response_logprobs(policy.model, micro.batch, temperature=1.0)
+            (micro.advantages * logprobs).sum().backward()
+    return gradients(policy)
+
+
+@pytest.mark.parametrize(("build", "replayed"), [(tiny_policy, True), (hybrid_policy, False)])
+def test_packed_gradients_of_any_spans_are_those_of_one_by_one(build, replayed: bool) -> None:
+    policy = build()
+
+    @settings(deadline=None, max_examples=15)
+    @given(shapes, st.integers(24, 64))
+    def check(shapes: list[tuple[int, list[tuple[bool, int]], int, int]], micro_tokens: int) -> None:
+        some = trajectories(shapes)
+        micros = packed(some, micro_tokens=micro_tokens, one_block=policy.one_block)
+        found, expected = (
+            all_packed(policy, micros, replayed=replayed),
+            one_by_one(policy, some, replayed=replayed),
+        )
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+    check()
