@@ -11,7 +11,7 @@ from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
 from steadyrl.config import load, resolve
 from steadyrl.inputs import changes, inputs_of, told
 from steadyrl.jsonl import read_jsonl
-from steadyrl.session import task_fields
+from steadyrl.preflight import task_fields
 from steadyrl.tasks import build_task
 
 FEW = {

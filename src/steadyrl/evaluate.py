@@ -1,11 +1,12 @@
 """What the policy earns on held-out problems: accuracy, mean reward, pass@k and maj@k, with their uncertainty."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from steadyrl.engine.base import Engine
 from steadyrl.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
 from steadyrl.jsonl import Row
+from steadyrl.progress import Bar
 from steadyrl.responses import sample_rows, written
 from steadyrl.rollout import (
     Group,
@@ -86,11 +87,12 @@ class Evaluation:
     """The rewards of the last set, mode and precision. Where scoring failed too often, the others are not made."""
 
 
-def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
+def evaluation(session: Session, *, every_mode: bool, bar: Callable[[str], Bar]) -> Evaluation:
     """Evaluate the weights that the engine holds; `require_scored` then says whether the verifier may go on.
 
     Args:
         every_mode: sampled and greedy, in the engine's precision and unquantised; else only sampled, in the engine's.
+        bar: shows what is being evaluated, such as `Display.bar`.
     """
     rows: list[Row] = []
     samples: list[Row] = []
@@ -102,8 +104,9 @@ def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
         for mode in (("sampled", "greedy") if every_mode else ("sampled",))
         for problems in problem_sets(session)
     ]
-    for precision, engine, mode, problems in asked:
-        row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
+    for number, (precision, engine, mode, problems) in enumerate(asked, start=1):
+        with bar(f"evaluating {problems.split}, {mode}, {precision} ({number} of {len(asked)})"):
+            row, groups, rewards = _evaluation_row(session, engine, problems, greedy=mode == "greedy")
         rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
         made.append(rewards)
         failing = too_many_failures(rewards, limit=limit)

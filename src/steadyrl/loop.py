@@ -385,7 +385,8 @@ def _save(session: Session, run: Run, progress: Progress) -> None:
         _give_up(session, run, progress, [], str(error))
     if not trainer_is_finite(session, progress.step + 1, brief=True):
         _give_up(session, run, progress, [], "the model's logits are not finite: its weights overflow")
-    run.save(session.policy, session.optimizer, vars(progress), doubtful=progress.skipped_in_a_row > 0)
+    with run.bar("writing a checkpoint"):
+        run.save(session.policy, session.optimizer, vars(progress), doubtful=progress.skipped_in_a_row > 0)
 
 
 def hand_over(session: Session, progress: Progress) -> None:
@@ -396,7 +397,7 @@ def hand_over(session: Session, progress: Progress) -> None:
 
 def _evaluate(session: Session, run: Run, progress: Progress, *, every_mode: bool) -> None:
     try:
-        found = evaluation(session, every_mode=every_mode)
+        found = evaluation(session, every_mode=every_mode, bar=run.bar)
     except NotFinite:
         if trainer_is_finite(session, progress.step + 1):
             raise  # the engine alone errs

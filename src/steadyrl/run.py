@@ -20,7 +20,6 @@ from safetensors.torch import save_file
 from torch.optim import Optimizer
 
 from steadyrl.config import SEEN, Recipe, load
-from steadyrl.errors import UserError
 from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
 from steadyrl.lock import Lock, runs
@@ -36,16 +35,13 @@ from steadyrl.metrics import (
 )
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
-from steadyrl.progress import Bar
+from steadyrl.preflight import RunDirectoryError, refuse_existing_run, require_run
+from steadyrl.progress import Display
 from steadyrl.report import write_report
 from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
 from steadyrl.terminal import tell
 from steadyrl.trouble import Watch, fields, unreached
 from steadyrl.update import Scored
-
-
-class RunDirectoryError(UserError):
-    """A run directory that cannot be made or gone on with. The message names it and the way out."""
 
 
 def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
@@ -80,7 +76,7 @@ class Run:
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
-        self.path, self.recipe = path, recipe
+        self.path, self.recipe, self.bar = path, recipe, Display().bar
         self._lock = Lock(path)
         try:
             self._open(start_from)
@@ -129,7 +125,7 @@ class Run:
             RunDirectoryError: it exists, or cannot be written.
             MissingSink, SinkError: a sink's package is not installed, or it cannot be opened. No directory is left.
         """
-        cls.refuse_existing(path)
+        refuse_existing_run(path)
         require_sinks(recipe.sinks)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -146,24 +142,6 @@ class Run:
             shutil.rmtree(path)
             raise
 
-    @staticmethod
-    def refuse_existing(path: Path) -> None:
-        """Leave what is there alone.
-
-        Raises:
-            RunDirectoryError: `path` exists.
-        """
-        try:
-            begun, taken = (path / "recipe.json").is_file(), path.exists() or path.is_symlink()
-        except OSError as error:
-            raise RunDirectoryError(f"cannot make the run directory {path}: {error.strerror}") from error
-        if begun:
-            raise RunDirectoryError(
-                f"{path} exists already. Continue it with `steadyrl resume {path}`, or pass a different --run"
-            )
-        if taken:
-            raise RunDirectoryError(f"{path} exists and is not a run directory; delete it, or pass a different --run")
-
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
         """Go on with a run, from its newest checkpoint or from the one named `start_from`.
@@ -171,8 +149,7 @@ class Run:
         Raises:
             RunDirectoryError: it is not a run directory.
         """
-        if not (path / "recipe.json").is_file():
-            raise RunDirectoryError(f"{path} is not a run directory: it has no recipe.json")
+        require_run(path)
         return cls(path, load(path / "recipe.json"), start_from=start_from)
 
     def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:
@@ -336,13 +313,10 @@ class Run:
     def _draw(self) -> None:
         """Draw the report; one that cannot be drawn is told, and stops nothing."""
         try:
-            write_report(self.path)
+            with self.bar("drawing the report"):
+                write_report(self.path)
         except Exception as error:  # the report is optional, whatever goes wrong in it
             tell(f"the report was not drawn ({type(error).__name__}: {error}); `steadyrl show {self.path}` tries again")
-
-    def bar(self, title: str, total: int, *, done: int = 0) -> Bar:
-        """A progress bar."""
-        return Bar(title, total, done=done)
 
     def close(self) -> None:
         """Flush the sinks, and let others open it; once more does nothing."""

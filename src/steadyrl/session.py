@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
 
 import torch
 from torch import nn
@@ -36,8 +35,9 @@ from steadyrl.model.template import EndlessTemplate, Renderer, TemplateError
 from steadyrl.model.text import end_tokens
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
+from steadyrl.preflight import open_task, refuse_sizes, task_fields
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
-from steadyrl.tasks.base import Split, Task
+from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.scoring import ScorePool
 from steadyrl.types import Sampling
@@ -91,8 +91,12 @@ class Prepared:
 
 
 @contextmanager
-def prepare(recipe: Recipe) -> Iterator[Prepared]:
+def prepare(recipe: Recipe, task: Task | None = None) -> Iterator[Prepared]:
     """Build the task, and render, encode and check its prompts; templates are rendered as long as the context.
+
+    Args:
+        recipe: what is asked for.
+        task: its task, where it has been built.
 
     Raises:
         TaskError, ModelError: the task or the model cannot be had, or prompts cannot be used.
@@ -102,8 +106,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     if recipe.hold.threads:
         torch.set_num_threads(recipe.hold.threads)
     check_kv_cache(recipe)
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
-    refuse_sizes(recipe, task)
+    task = open_task(recipe) if task is None else task
     model, tokenizer = model_config(recipe), _tokenizer(recipe)
     with Renderer() as renderer:
         chat = _chat(tokenizer, renderer, recipe, task)
@@ -265,17 +268,6 @@ def build_policy(recipe: Recipe) -> Policy:
     return policy
 
 
-def task_fields(recipe: Recipe) -> dict[str, Any]:
-    """The task's section as plain values, with the further sets that are evaluated."""
-    own = recipe.task.model_dump()
-    columns = ("question_column", "answer_column")
-    sets = [
-        {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}
-        for other in recipe.evaluate.sets
-    ]
-    return own | {"sets": sets} if sets else own
-
-
 def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
@@ -394,29 +386,3 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
             _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))
-
-
-def refuse_sizes(recipe: Recipe, task: Task) -> None:
-    """Hold the sizes that a recipe asks for against its task and against each other.
-
-    Raises:
-        RecipeError: the task has too few problems, or a response does not fit into a micro-batch.
-    """
-    sizes: tuple[tuple[Split, str, int], ...] = (
-        ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
-        ("train", "rollout.prompts", recipe.rollout.prompts),
-        *((other.name, f"evaluate.sets, {other.name}: prompts", other.prompts or 1) for other in recipe.evaluate.sets),
-    )
-    for split, field, needed in sizes:
-        size = task.size(split)
-        if size is not None and size < needed:
-            way = "; raise task.held_out" if split == "held_out" and needed < (task.size("train") or 0) else ""
-            raise RecipeError(
-                f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problem(s). "
-                f"Use at most {size}{way}"
-            )
-    if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
-        raise RecipeError(
-            f"update.micro_tokens = {recipe.update.micro_tokens} is too small for a prompt and a response of "
-            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}: they must fit into one forward. Raise it"
-        )

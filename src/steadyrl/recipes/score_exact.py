@@ -1,4 +1,4 @@
-"""Your own score function: `score = "examples/score_exact.py:score"` in the task section of a recipe."""
+"""Your own score function: `score = "score_exact.py:score"` in the task section of a recipe."""
 
 import re
 

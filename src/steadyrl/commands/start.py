@@ -1,0 +1,40 @@
+"""What takes seconds before a command does its work: importing torch, and loading a model."""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from steadyrl.config import Recipe
+from steadyrl.progress import Display
+
+if TYPE_CHECKING:
+    from steadyrl.session import Prepared, Session
+
+
+def import_torch() -> None:
+    """Import what every command needs that computes, and say so meanwhile."""
+    with Display().bar("importing torch and transformers"):
+        import steadyrl.session  # noqa: F401
+
+
+@contextlib.contextmanager
+def loaded(recipe: Recipe, ready: "Prepared | None" = None) -> "Iterator[Session]":
+    """The session of a recipe. On a terminal, the bars of the libraries show what is downloaded and loaded.
+
+    Args:
+        recipe: what is asked for.
+        ready: what `session.prepare` found out about it, where that has been done.
+    """
+    from transformers.utils import logging
+
+    from steadyrl.session import open_session
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as shown:
+            if not sys.stderr.isatty():
+                logging.disable_progress_bar()
+                shown.enter_context(Display().bar("loading the model and building the engine"))
+            session = stack.enter_context(open_session(recipe, ready))
+        logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
+        yield session
