@@ -11,7 +11,7 @@ from steadyrl.config import Recipe
 from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
-from steadyrl.session import Prepared, check_kv_cache, notices, open_pool, prepare, refuse_contradictions
+from steadyrl.session import Prepared, check_kv_cache, open_pool, prepare, recipe_warnings, refuse_contradictions
 from steadyrl.tasks.base import Task
 from steadyrl.terminal import visible
 
@@ -34,9 +34,10 @@ def describe(recipe: Recipe, task: Task | None = None, *, run: Path) -> str:
         RecipeError: parts of the recipe contradict each other.
     """
     with prepare(recipe, task) as ready:
-        open_pool(ready.recipe, ready.task).close()  # rejects a score function that cannot be called
+        open_pool(ready.recipe, ready.task).close()  # rejects a reward function that cannot be called
         shapes = _shapes(ready)
         memory = _memory(recipe, ready.config, _count(shapes))
+        said = (*recipe_warnings(recipe), *ready.warnings, left_out(ready.config, shapes))
         lines = [
             *_begins(ready, shapes, run),
             f"forward    {describe_rows(may_attend_by_block(shapes))}",
@@ -45,7 +46,7 @@ def describe(recipe: Recipe, task: Task | None = None, *, run: Path) -> str:
             "disk",
             *_disk(recipe, _count(shapes), run),
             *_prompt(ready, most=SHOWN),
-            *(f"notice     {n}" for n in (*notices(recipe), *ready.notices, left_out(ready.config, shapes)) if n),
+            *(f"warning    {text}" for text in said if text),
         ]
         return "\n".join(lines)
 
@@ -86,7 +87,7 @@ def _begins(ready: Prepared, shapes: PreTrainedModel, run: Path) -> list[str]:
     cold = sum(stage.steps for stage in recipe.cold_start.stages) if recipe.cold_start else 0
     return [
         f"run        {run}",
-        f"model      {model.model_type}, {_count(shapes):,} parameters, {recipe.hold.dtype} on {_device(recipe)}",
+        f"model      {model.model_type}, {_count(shapes):,} parameters, {recipe.runtime.dtype} on {_device(recipe)}",
         f"task       {recipe.task.kind}, {_problems(ready.task, recipe)}",
         f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
@@ -99,7 +100,7 @@ def _begins(ready: Prepared, shapes: PreTrainedModel, run: Path) -> list[str]:
 
 def _device(recipe: Recipe) -> str:
     """The device, with the threads of a CPU or the name of a GPU."""
-    name = recipe.hold.device
+    name = recipe.runtime.device
     if name == "cpu":
         return f"cpu, {torch.get_num_threads()} thread(s)"
     return f"{name} ({torch.cuda.get_device_name(name)})" if torch.cuda.is_available() else name
@@ -147,7 +148,7 @@ def _cache(recipe: Recipe, model: PreTrainedConfig) -> str:
 
 def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:
     """What a checkpoint takes, how many there are at most, and the room there is."""
-    one = 3 * count * (2 if recipe.hold.dtype == "bfloat16" else 4)  # weights and AdamW's two moments
+    one = 3 * count * (2 if recipe.runtime.dtype == "bfloat16" else 4)  # weights and AdamW's two moments
     there = next(folder for folder in run.absolute().parents if folder.exists())
     most = recipe.checkpoints.keep + 1  # a new one is written before the oldest goes
     return [
@@ -160,7 +161,7 @@ def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:
 
 def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, float]:
     """Bytes by purpose. Activations are an estimate: about 16 hidden vectors a layer and position are kept."""
-    width = 2 if recipe.hold.dtype == "bfloat16" else 4
+    width = 2 if recipe.runtime.dtype == "bfloat16" else 4
     text = model.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -172,7 +173,7 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
             cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
         case config.VLLMEngine(cache_gib=gib):
             cache = int(gib * 2**30)
-    kept = 1 if recipe.hold.activation_checkpointing else 16
+    kept = 1 if recipe.runtime.activation_checkpointing else 16
     parts = {
         "weights": count * width,
         "gradients": count * width,

@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     """Audit the verifier of a recipe."""
     parser = argparse.ArgumentParser(
         "steadyrl audit",
-        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        description="Try right responses and junk on a few dozen problems, and show what is paid. The exit status is "
         "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
     )
     parser.add_argument("recipe", help="a TOML file, the name of one of ours, or the recipe.json of a run")

@@ -19,15 +19,15 @@ def main(argv: list[str]) -> int:
     trust = trusted(recipe, Path(given), TRUST in rest)
     rest = [flag for flag in rest if flag != TRUST]
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trust)
-    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
+    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "trackers": ()})
     recipe = with_flags(Recipe, recipe, rest, f"steadyrl eval {given}")
     import_torch()
     from steadyrl.evaluate import evaluation
-    from steadyrl.rollout import require_scored
+    from steadyrl.rollout import require_rewards
 
     with loaded(recipe) as session:
         found = evaluation(session, every_mode=True, bar=Display().bar)
-    require_scored(found.last, limit=recipe.scoring.max_failures)
+    require_rewards(found.last, limit=recipe.verifier.max_failures)
     print_evaluation(found.rows)
     if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)

@@ -7,6 +7,7 @@ from typing import TypeVar
 import tyro
 
 from steadyrl.config import VARIANTS, Recipe, RecipeError
+from steadyrl.renamed import new_field
 
 T = TypeVar("T", bound=Recipe)
 
@@ -22,9 +23,22 @@ def first(argv: list[str], usage: str, meaning: str) -> tuple[str, list[str]]:
 
 def with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
     """The recipe with single values changed by flags."""
+    _refuse_old_names(rest)
     _refuse_variants(rest)
     default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
     return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _refuse_old_names(rest: Sequence[str]) -> None:
+    """Reject a flag that an earlier version had.
+
+    Raises:
+        RecipeError: it is one; the message has its name of today.
+    """
+    for flag in rest:
+        name = flag.partition("=")[0].removeprefix("--")
+        if flag.startswith("--") and (new := new_field(name.replace("-", "_"))):
+            raise RecipeError(f"--{name}: unknown flag; it is now called --{new}")
 
 
 def _refuse_variants(rest: Sequence[str]) -> None:

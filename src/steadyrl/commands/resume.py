@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="continue although data, score function or model have changed"
+        "--accept-changes", action="store_true", help="continue although data, reward function or model have changed"
     )
     options = parser.parse_args(argv)
     refuse_several_processes()
@@ -33,8 +33,8 @@ def main(argv: list[str]) -> int:
 
     def compare(ready: "Prepared") -> None:
         now = inputs_of(ready.recipe, ready.task)
-        if notice := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
-            print(f"steadyrl: {visible(notice, lines=True)}", file=sys.stderr)
+        if warning := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
+            print(f"steadyrl: {visible(warning, lines=True)}", file=sys.stderr)
 
     print(f"resuming {options.run}: {run.recipe.steps} steps in all")
     try:

@@ -57,7 +57,7 @@ def carry_out(
         before: looks at the same, before any weight is loaded.
     """
     from steadyrl.plan import summary
-    from steadyrl.session import notices, prepare
+    from steadyrl.session import prepare, recipe_warnings
 
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
@@ -65,8 +65,8 @@ def carry_out(
         ready = stack.enter_context(prepare(recipe, task))
         before(ready)
         print(summary(ready, run=path), flush=True)
-        for notice in (*notices(recipe), *ready.notices):
-            tell(notice)
+        for warning in (*recipe_warnings(recipe), *ready.warnings):
+            tell(warning)
         session = stack.enter_context(loaded(recipe, ready))
         _audit(session, ready)
         step, taken = _trained(session, open_run(ready), asked)
@@ -86,8 +86,8 @@ def _audit(session: "Session", ready: "Prepared") -> None:
 
     with Display().bar("auditing the verifier"):
         found = at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer)
-    for notice in (*session.policy.notices, *found):
-        tell(notice)
+    for warning in (*session.policy.warnings, *found):
+        tell(warning)
 
 
 def _trained(session: "Session", run: "Run", asked: list[int]) -> tuple[int, int]:

@@ -39,7 +39,7 @@ def read(given: str) -> Recipe:
     recipe = load(path)
     if path.absolute().parent != FOLDER or not isinstance(recipe.task, QuestionsTask):
         return recipe
-    own = {name: str(FOLDER / value) for name in ("path", "score") if _is_beside(value := getattr(recipe.task, name))}
+    own = {name: str(FOLDER / value) for name in ("path", "reward") if _is_beside(value := getattr(recipe.task, name))}
     return recipe.model_copy(update={"task": recipe.task.model_copy(update=own)})
 
 
