@@ -8,6 +8,7 @@ from steadyrl.commands.start import import_torch
 from steadyrl.commands.training import carry_out, refuse_several_processes
 from steadyrl.config import Recipe
 from steadyrl.preflight import open_task, refuse_existing_run
+from steadyrl.trackers import require_installed
 
 
 class TrainFlags(Recipe):
@@ -29,6 +30,7 @@ def main(argv: list[str]) -> int:
     recipe, target = of_recipe(flags), flags.run or Path("runs") / Path(given).stem
     if not flags.dry_run:
         refuse_existing_run(target)
+        require_installed(recipe.trackers)
     task = open_task(recipe)
     import_torch()
     if flags.dry_run:
