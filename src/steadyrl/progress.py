@@ -49,9 +49,10 @@ class Bar:
         self._console, self._title, self._total = console, title, total
         self._done = self._first = done
         self._facts, self._started = "", time.monotonic()
-        counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) if total is not None else ()
+        counted = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self._live = Progress(
-            *(SpinnerColumn(), TextColumn("{task.description}"), *counted, TimeElapsedColumn()),
+            *(SpinnerColumn(), TextColumn("{task.description}")),
+            *((TimeElapsedColumn(),) if total is None else counted),
             TextColumn("{task.fields[facts]}"),
             console=console,
             disable=not console.is_terminal,
