@@ -14,6 +14,7 @@ from rich.console import Console
 from recipes_for_tests import command, write_recipe
 from steadyrl import progress, recipes
 from steadyrl.cli import COMMANDS
+from steadyrl.commands.start import too_old
 from steadyrl.progress import Bar
 
 HELP_SECONDS = 0.30
@@ -236,6 +237,12 @@ def test_a_run_says_what_begins_and_where_everything_is(tmp_path: Path, capsys: 
     assert f"next    steadyrl eval {target} " in end
     assert "training 2/2" in err
     assert "training 2/2" not in out
+
+
+def test_training_says_which_transformers_it_needs() -> None:
+    assert "transformers 5.10.4 is installed. Training is tested with 5.17" in str(too_old("5.10.4"))
+    assert too_old("5.17.0") is None
+    assert too_old("6.0.0.dev0") is None
 
 
 def shown(total: int | None, *, terminal: bool, steps: int = 0, seconds: float = 0.0) -> str:
