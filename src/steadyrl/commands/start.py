@@ -32,7 +32,7 @@ def too_old(installed: str) -> str | None:
         return None
     needed = ".".join(map(str, TRAINING_NEEDS))
     return (
-        f"transformers {installed} is installed. Training is tested with {needed} and newer, and some families need it: "
+        f"transformers {installed} is installed. Training is tested with {needed} or newer, and some families need it: "
         f'pip install "transformers>={needed}"'
     )
 
