@@ -10,14 +10,13 @@ from typing import Any
 from unittest.mock import patch
 
 from _measure import seconds, show, sized
-from steadyrl import loop
-from steadyrl.config import ColdStart, Evaluate, Recipe, load
+from steadyrl import loop, recipes
+from steadyrl.config import ColdStart, Evaluate, Recipe
 from steadyrl.measure import step
 from steadyrl.parts import prepared_parts
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import MetricsLog, read_jsonl
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 STEPS, WARM_UP, IMITATED = sized(20, 2), 3, sized(40, 2)
 PARTS = {"ledger": (step, "step_ledger"), "gap": (step, "value_gap"), "Δ": (step, "surrogate_error")}
 PARTS["writing"] = (MetricsLog, "log")
@@ -25,7 +24,7 @@ PARTS["writing"] = (MetricsLog, "log")
 
 def demo(minibatches: int) -> Recipe:
     """The demo after a short cold start, which is enough for responses of the usual length."""
-    recipe = load(RECIPE)
+    recipe = recipes.read("demo")
     assert recipe.cold_start is not None
     first, second = recipe.cold_start.stages
     brief = [one.model_copy(update={"steps": min(one.steps, 2 * IMITATED)}) for one in (first, second)]
@@ -79,7 +78,7 @@ def row(minibatches: int) -> dict[str, Any]:
 
 def main() -> None:
     rows = [row(minibatches) for minibatches in (1, 4)]
-    show("recipes/demo.toml: what the ledger takes of a step", rows, {"share": [r["share %"] / 100 for r in rows]})
+    show("The recipe demo: what the ledger takes of a step", rows, {"share": [r["share %"] / 100 for r in rows]})
 
 
 if __name__ == "__main__":

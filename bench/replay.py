@@ -4,14 +4,13 @@ and without recording; each pair alternates. "nothing" compares the same work wi
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
+from steadyrl import recipes
 from steadyrl.build import build_policy
-from steadyrl.config import load
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
@@ -47,7 +46,7 @@ def old_pass(model: PreTrainedModel, batch: TokenBatch, way: Way) -> torch.Tenso
 
 def main() -> None:
     """Print the table."""
-    policy = build_policy(load(Path("recipes/demo.toml")))
+    policy = build_policy(recipes.read("demo"))
     model, batch = policy.model, packed(policy)
     routes = old_pass(model, batch, record(model))
     assert routes is not None

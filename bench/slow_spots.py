@@ -10,7 +10,7 @@ from _measure import MODEL, seconds, show, sized
 from steadyrl.algo import ledger
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.model.packing import pack
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
 from steadyrl.types import Completion, Trajectory
 
 ROUNDS = sized(9, 1)

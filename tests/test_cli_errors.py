@@ -22,6 +22,7 @@ from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.model.tiny import character_tokenizer
+from steadyrl.recipes import find
 from steadyrl.rollout import rollouter
 
 EXPERTS = TINY["model"]["config"]
@@ -70,7 +71,7 @@ def status(*arguments: str | Path) -> int:
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["trian"], "no command 'trian'; it is one of train, resume, eval, show"),
+        (["trian"], "no command 'trian'; did you mean `train`?"),
         (["train"], "usage: steadyrl train RECIPE"),
         (["train", "--run", "somewhere"], "RECIPE is a TOML file"),
         (["eval"], "usage: steadyrl eval CHECKPOINT"),
@@ -101,7 +102,7 @@ def test_a_flag_cannot_choose_a_variant_and_says_which_there_are(flag, refusal):
 
 
 def test_a_reader_that_leaves_ends_a_command_quietly():
-    script = f"{sys.executable} -m steadyrl.cli train recipes/smoke.toml --help | head -1; exit ${{PIPESTATUS[0]}}"
+    script = f"{sys.executable} -m steadyrl train smoke --help | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert done.stderr == ""
@@ -109,7 +110,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly():
 
 def test_no_command_prints_the_usage(capfd):
     assert main([]) == 2
-    assert "steadyrl COMMAND" in capfd.readouterr().out
+    assert "usage: steadyrl COMMAND" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])
@@ -733,7 +734,7 @@ def test_show_draws_the_report_anew(finished, tmp_path, capfd):
 
 def test_an_alphabet_that_lacks_the_tasks_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "recipe.toml"
-    smoke = Path(__file__).parents[1] / "recipes" / "smoke.toml"
+    smoke = find("smoke")
     path.write_text(smoke.read_text().replace('"0123456789+-=;>"', '"0123456789+="'))
     assert main(["train", str(path), "--run", str(tmp_path / "run")]) == 2
     assert "model.alphabet is missing '-;>'" in capsys.readouterr().err

@@ -10,9 +10,9 @@ from steadyrl.algo import MiniRL
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
+from steadyrl.train.forward import OldPass, Outcome, first_forward, old_pass, step_ledger, update
 from steadyrl.types import Completion, Sampled, Sampling, Trajectory
-from steadyrl.update import OldPass, Outcome, first_forward, old_pass, step_ledger, update
 
 TEMPERATURE = 0.8
 LR = 0.05

@@ -1,7 +1,6 @@
 """From a recipe to the parts of a run."""
 
 from collections.abc import Collection
-from typing import Any
 
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from steadyrl.model.loading import (
 )
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
+from steadyrl.preflight import task_fields
 from steadyrl.prompts import settled
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
@@ -95,17 +95,6 @@ def build_policy(recipe: Recipe) -> Policy:
     if recipe.runtime.activation_checkpointing:
         recompute_activations(model)
     return policy
-
-
-def task_fields(recipe: Recipe) -> dict[str, Any]:
-    """The task's section as plain values, with the further sets that are evaluated."""
-    own = recipe.task.model_dump()
-    columns = ("question_column", "answer_column")
-    sets = [
-        {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}
-        for other in recipe.evaluate.sets
-    ]
-    return own | {"sets": sets} if sets else own
 
 
 def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:

@@ -21,7 +21,6 @@ from steadyrl.order import problem_indices
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.routing import moe_blocks
 from steadyrl.run.directory import Run
-from steadyrl.run.progress import Bar
 from steadyrl.tasks.base import Example
 from steadyrl.types import TokenBatch
 
@@ -47,7 +46,7 @@ def cold_start(
     options, optimizer = recipe.cold_start, build_optimizer(policy.model, recipe.optimizer, lr=0.0)
     assert options is not None
     step = 0
-    with Bar("cold start", sum(stage.steps for stage in options.stages)) as bar:
+    with run.bar("cold start", sum(stage.steps for stage in options.stages)) as bar:
         for number, stage in enumerate(options.stages, start=1):
             task = stage_task(recipe, stage, rollouter.task)
             _set_learning_rate(optimizer, stage.learning_rate)

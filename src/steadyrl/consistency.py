@@ -11,7 +11,7 @@ from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.model.decoding import rope_length
 from steadyrl.routing import is_moe
-from steadyrl.tasks.base import Split, Task
+from steadyrl.tasks.base import Task
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
@@ -68,32 +68,6 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
             _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))
-
-
-def refuse_sizes(recipe: Recipe, task: Task) -> None:
-    """Hold the sizes that a recipe asks for against its task and against each other.
-
-    Raises:
-        RecipeError: the task has too few problems, or a response does not fit into a micro-batch.
-    """
-    sizes: tuple[tuple[Split, str, int], ...] = (
-        ("held_out", "evaluate.prompts", recipe.evaluate.prompts),
-        ("train", "rollout.prompts", recipe.rollout.prompts),
-        *((other.name, f"evaluate.sets, {other.name}: prompts", other.prompts or 1) for other in recipe.evaluate.sets),
-    )
-    for split, field, needed in sizes:
-        size = task.size(split)
-        if size is not None and size < needed:
-            way = "; raise task.held_out" if split == "held_out" and needed < (task.size("train") or 0) else ""
-            raise RecipeError(
-                f"{field} = {needed}, but the task has {size} {split.replace('_', '-')} problem(s). "
-                f"Use at most {size}{way}"
-            )
-    if recipe.update.micro_tokens <= recipe.rollout.max_new_tokens:
-        raise RecipeError(
-            f"update.micro_tokens = {recipe.update.micro_tokens} is too small for a prompt and a response of "
-            f"rollout.max_new_tokens = {recipe.rollout.max_new_tokens}: they must fit into one forward. Raise it"
-        )
 
 
 def _check_alphabet(alphabet: str, task: Task) -> None:

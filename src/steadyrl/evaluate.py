@@ -9,6 +9,7 @@ from steadyrl.measure.estimates import Estimate, accuracy, maj_at, mean_reward, 
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.logs import Row
+from steadyrl.run.progress import Bar
 from steadyrl.run.rows import sample_rows, written
 from steadyrl.tasks.base import Split
 from steadyrl.types import Sampling
@@ -64,12 +65,13 @@ class Evaluator:
         self._require(rewards)
         return self._share(rewards).value
 
-    def evaluate(self, *, every_mode: bool) -> Evaluation:
+    def evaluate(self, *, every_mode: bool, bar: Callable[[str], Bar]) -> Evaluation:
         """Evaluate the weights that the engine holds; `require` then says whether the verifier may go on.
 
         Args:
             every_mode: sampled and greedy, in the engine's precision and unquantised; else only sampled, in the
                 engine's.
+            bar: shows what is being evaluated, such as `Display.bar`.
         """
         rows: list[Row] = []
         samples: list[Row] = []
@@ -80,9 +82,10 @@ class Evaluator:
             for mode in (("sampled", "greedy") if every_mode else ("sampled",))
             for problems in self.sets()
         ]
-        for precision, rollouter, mode, problems in asked:
+        for number, (precision, rollouter, mode, problems) in enumerate(asked, start=1):
             count = 1 if mode == "greedy" else self.recipe.evaluate.samples
-            groups, rewards = self._ask(rollouter, problems, samples=count, greedy=mode == "greedy")
+            with bar(f"evaluating {problems.split}, {mode}, {precision} ({number} of {len(asked)})"):
+                groups, rewards = self._ask(rollouter, problems, samples=count, greedy=mode == "greedy")
             row = self._row(groups, rewards, problems, samples=count)
             rows.append({"set": problems.split, "mode": mode, "precision": precision, **row})
             made.append(rewards)

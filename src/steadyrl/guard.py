@@ -71,13 +71,14 @@ class Guard:
             TaskError: the verifier fails too often.
         """
         try:
-            found = evaluator.evaluate(every_mode=every_mode)
+            found = evaluator.evaluate(every_mode=every_mode, bar=self.run.bar)
         except NotFinite:
             if self.finite():
                 raise  # the engine alone errs
             self.stop(f"log-probabilities were not finite in the evaluation, {BROKEN}")
         self.run.log_evaluation(self.trainer.progress.step, found.rows, found.samples)
-        redraw(self.run.path)
+        with self.run.bar("drawing the report"):
+            redraw(self.run.path)
         evaluator.require(found)
 
     def save(self) -> None:
@@ -91,7 +92,8 @@ class Guard:
             self.stop(fault)
         trainer = self.trainer
         doubtful = trainer.progress.skipped_in_a_row > 0
-        self.run.save(trainer.policy, trainer.optimizer, trainer.state(), doubtful=doubtful)
+        with self.run.bar("writing a checkpoint"):
+            self.run.save(trainer.policy, trainer.optimizer, trainer.state(), doubtful=doubtful)
 
     def stop(self, what: str, minibatch: Sequence[OldPass] = (), *, step: int | None = None) -> NoReturn:
         """Keep the last good weights and the batch, and stop. No skipped update has touched the weights.

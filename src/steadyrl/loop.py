@@ -23,7 +23,6 @@ from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import Row, Value
-from steadyrl.run.progress import Bar
 from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
 
 
@@ -57,7 +56,7 @@ def train(
             guard.save()
         hand_over(rollouter.engine, trainer)
         start, every = trainer.progress.step, recipe.evaluate.every
-        with Bar("training", recipe.steps, done=start) as bar:
+        with run.bar("training", recipe.steps, done=start) as bar:
             for step in range(start + 1, recipe.steps + 1):
                 metrics, ledger = global_step(recipe, rollouter, trainer, guard)
                 run.log(step, metrics, ledger)

@@ -9,16 +9,16 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from steadyrl import config
-from steadyrl.build import load_config, named_ends, task_fields, tokenizer_of
+from steadyrl.build import load_config, named_ends, tokenizer_of
 from steadyrl.config import Recipe
-from steadyrl.consistency import check_kv_cache, refuse_sizes
+from steadyrl.consistency import check_kv_cache
 from steadyrl.model.chat import Chat
 from steadyrl.model.decoding import rope_length
 from steadyrl.model.template import EndlessTemplate, Renderer, TemplateError
 from steadyrl.model.text import end_tokens
+from steadyrl.preflight import open_task, refuse_sizes
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of
 from steadyrl.tasks.base import Task
-from steadyrl.tasks.build import build_task
 
 _PROBES = 8  # problems that a chat template is tried with
 
@@ -42,8 +42,12 @@ class Prepared:
 
 
 @contextmanager
-def prepare(recipe: Recipe) -> Iterator[Prepared]:
+def prepare(recipe: Recipe, task: Task | None = None) -> Iterator[Prepared]:
     """Build the task, and render, encode and check its prompts; templates are rendered as long as the context.
+
+    Args:
+        recipe: what is asked for.
+        task: its task, where it has been built.
 
     Raises:
         TaskError, ModelError: the task or the model cannot be had, or prompts cannot be used.
@@ -53,8 +57,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     check_kv_cache(recipe)
-    task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
-    refuse_sizes(recipe, task)
+    task = open_task(recipe) if task is None else task
     model, tokenizer = load_config(recipe), tokenizer_of(recipe)
     with Renderer() as renderer:
         chat = _chat(tokenizer, renderer, recipe, task)

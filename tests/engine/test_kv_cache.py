@@ -13,12 +13,13 @@ from steadyrl.consistency import check_kv_cache
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.kv_cache import missing_instructions, no_fp8_cache, resolve_kv_precision
 from steadyrl.plan import describe
+from steadyrl.recipes import find
 
 WIDE = AutoConfig.for_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=2)
 NARROW = AutoConfig.for_model("qwen3", head_dim=16, hidden_size=64, num_attention_heads=4)
 LATENT = AutoConfig.for_model("deepseek_v3")
 MODEL = {"config": TINY["model"]["config"] | {"head_dim": 32}}
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo-vllm.toml"
+RECIPE = find("demo-vllm")
 
 
 @pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (True, True)])

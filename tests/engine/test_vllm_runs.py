@@ -119,7 +119,7 @@ def test_a_kill_leaves_no_process(home: Path, tmp_path: Path) -> None:
     mark = f"STEADYRL_TEST={tmp_path}"
     run = tmp_path / "run"
     process = subprocess.Popen(
-        [sys.executable, "-m", "steadyrl.cli", "train", str(recipe), "--run", str(run)],
+        [sys.executable, "-m", "steadyrl", "train", str(recipe), "--run", str(run)],
         env=dict(os.environ, STEADYRL_TEST=str(tmp_path)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -24,7 +24,7 @@ from steadyrl.model import packing
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import layout, pack, pack_sequences
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
 from steadyrl.types import MicroBatch, Sampled, Span, TokenBatch, Trajectory
 
 

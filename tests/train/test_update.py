@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from builders import dense_policy, random_ids, tiny_policy
 from steadyrl.algo import CISPO, GRPO, MiniRL, Objective, ledger
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import route_metrics
 from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics

@@ -162,7 +162,7 @@ def _line(result: Result) -> str:
 
 def _train(recipe: Recipe, folder: Path) -> int:
     """Train, or go on training, in another process; its words go to a log beside the run."""
-    program = [sys.executable, "-m", "steadyrl.cli"]
+    program = [sys.executable, "-m", "steadyrl"]
     if (folder / "recipe.json").is_file():
         command = [*program, "resume", str(folder)]
     else:

@@ -18,25 +18,22 @@ from typing import Any, Self
 from torch.optim import Optimizer
 
 from steadyrl.config import SEEN, Recipe, load
-from steadyrl.errors import UserError
 from steadyrl.measure.glossary import LOGS
 from steadyrl.measure.trouble import Watch, fields, unreached
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import unmoved
+from steadyrl.preflight import RunDirectoryError, refuse_existing_run, require_run
 from steadyrl.renamed import translate_inputs
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.run import checkpoint
 from steadyrl.run.inputs import Inputs, changes, told
 from steadyrl.run.lock import Lock, runs
 from steadyrl.run.logs import MetricsLog, Row, Value, read_jsonl, stream_jsonl, write_atomically
+from steadyrl.run.progress import Display
 from steadyrl.run.rows import Text, chosen_groups, rollout_rows
 from steadyrl.run.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.terminal import tell
 from steadyrl.types import Trajectory
-
-
-class RunDirectoryError(UserError):
-    """A run directory that cannot be made or gone on with. The message names it and the way out."""
 
 
 def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
@@ -71,7 +68,7 @@ class Run:
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
-        self.path, self.recipe = path, recipe
+        self.path, self.recipe, self.bar = path, recipe, Display().bar
         self._lock = Lock(path)
         try:
             self._open(start_from)
@@ -112,7 +109,7 @@ class Run:
             MissingTracker, TrackerError: a tracker's package is not installed, or it cannot be opened; no directory is
                 left.
         """
-        cls.refuse_existing(path)
+        refuse_existing_run(path)
         require_trackers(recipe.trackers)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
@@ -129,24 +126,6 @@ class Run:
             shutil.rmtree(path)
             raise
 
-    @staticmethod
-    def refuse_existing(path: Path) -> None:
-        """Leave what is there alone.
-
-        Raises:
-            RunDirectoryError: `path` exists.
-        """
-        try:
-            begun, taken = (path / "recipe.json").is_file(), path.exists() or path.is_symlink()
-        except OSError as error:
-            raise RunDirectoryError(f"cannot make the run directory {path}: {error.strerror}") from error
-        if begun:
-            raise RunDirectoryError(
-                f"{path} exists already. Continue it with `steadyrl resume {path}`, or pass a different --run"
-            )
-        if taken:
-            raise RunDirectoryError(f"{path} exists and is not a run directory; delete it, or pass a different --run")
-
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
         """Go on with a run, from its newest checkpoint or from the one named `start_from`.
@@ -154,8 +133,7 @@ class Run:
         Raises:
             RunDirectoryError: it is not a run directory.
         """
-        if not (path / "recipe.json").is_file():
-            raise RunDirectoryError(f"{path} is not a run directory: it has no recipe.json")
+        require_run(path)
         return cls(path, load(path / "recipe.json"), start_from=start_from)
 
     def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:

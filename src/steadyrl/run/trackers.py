@@ -6,6 +6,7 @@ import math
 import secrets
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -142,6 +143,17 @@ _TRACKERS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], 
 }
 
 
+def require_installed(names: Sequence[str]) -> None:
+    """Find the packages of the trackers named, without importing them, which may take seconds.
+
+    Raises:
+        MissingTracker: one is not installed.
+    """
+    for name in names:
+        if find_spec(name) is None:
+            raise _missing(name, name)
+
+
 def require_trackers(names: Sequence[str]) -> None:
     """Import the packages of the trackers named, and open nothing.
 
@@ -189,10 +201,14 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(_TRACKERS[name][0])
     except ModuleNotFoundError as error:
-        raise MissingTracker(
-            f"trackers: {name!r} needs a package that is not installed ({error.name}): "
-            f'pip install "steadyrl[{name}]", or leave it out of `trackers`'
-        ) from error
+        raise _missing(name, error.name) from error
+
+
+def _missing(name: str, package: str | None) -> MissingTracker:
+    return MissingTracker(
+        f"trackers: {name!r} needs a package that is not installed ({package}): "
+        f'pip install "steadyrl[{name}]", or leave it out of `trackers`'
+    )
 
 
 def forget_curves(run_dir: Path) -> None:

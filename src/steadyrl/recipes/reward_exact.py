@@ -1,4 +1,4 @@
-"""Your own reward function: `reward = "examples/reward_exact.py:reward"` in the task section of a recipe."""
+"""Your own reward function: `reward = "reward_exact.py:reward"` in the task section of a recipe."""
 
 import re
 

@@ -1,6 +1,6 @@
 """Write `arithmetic.jsonl`: small sums and differences for a tiny model. The same file every time.
 
-python examples/make_arithmetic.py
+python src/steadyrl/recipes/make_arithmetic.py
 """
 
 import json
