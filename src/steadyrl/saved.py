@@ -1,4 +1,4 @@
-"""The checkpoint that a command names, and whether its model may run code of its own."""
+"""The saved model that somebody names, and whether it may run code of its own."""
 
 from pathlib import Path
 
@@ -23,7 +23,15 @@ def trusted(recipe: Recipe, path: Path, allowed: bool) -> bool:
 
 
 def verified(path: Path) -> tuple[Path, Recipe]:
-    """A checkpoint's folder, verified, and the recipe of its run."""
+    """Find a checkpoint of a run, and hold it against its manifest.
+
+    Returns:
+        Its folder, and the recipe of its run.
+
+    Raises:
+        RecipeError: there is none of this name.
+        CheckpointError: it is damaged.
+    """
     from steadyrl.run import checkpoint
 
     run = path if (path / "recipe.json").is_file() else path.absolute().parent.parent
@@ -36,3 +44,19 @@ def verified(path: Path) -> tuple[Path, Recipe]:
     folder = run / "checkpoints" / name
     checkpoint.verify(folder)
     return folder, load(run / "recipe.json")
+
+
+def recipe_of(path: Path, *, trust_remote_code: bool) -> Recipe:
+    """The recipe that evaluates a saved model: that of its run, without cold start and trackers.
+
+    Args:
+        path: a run directory, whose newest checkpoint is taken, or one of its checkpoints.
+        trust_remote_code: whether the model's own Python code may run, where the run's recipe asks for it.
+
+    Raises:
+        RecipeError: there is no such checkpoint, or its model needs its own code.
+    """
+    folder, recipe = verified(path)
+    trust = trusted(recipe, path, trust_remote_code)
+    pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trust)
+    return recipe.model_copy(update={"model": pretrained, "cold_start": None, "trackers": ()})
