@@ -1,6 +1,7 @@
 # Each target does all of its own set-up, in .venv; a second run reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
+LAB := $(BIN)/python -m steadyrl_lab
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo vllm test lint fast mutants bench docs lab lab-smoke clean
@@ -29,21 +30,21 @@ bench: .venv/bench  ## every benchmark, peers included
 	for b in bench/[a-z]*.py; do $(BIN)/python $$b || exit 1; done
 
 lab-smoke: .venv/ready  ## the starkest contrast, with the whole machinery of the lab: a collapse and a rescue
-	$(BIN)/steadyrl lab run smoke
-	$(BIN)/steadyrl lab report
+	$(LAB) run smoke
+	$(LAB) report
 
 lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
-	failed=; for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || failed=1; done; \
-	  $(BIN)/steadyrl lab report && test -z "$$failed"
+	failed=; for f in lab/figures/*.toml; do $(LAB) run $$(basename $$f .toml) || failed=1; done; \
+	  $(LAB) report && test -z "$$failed"
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch  # first and alone, so that nothing else chooses its build
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]' --editable lab
 	touch $@
 
 .venv/bench: .venv/ready
@@ -56,4 +57,4 @@ docs: .venv/ready  ## pages that are printed from the code
 	touch $@
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist src/*.egg-info lab/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,16 +10,29 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import TINY
-from steadyrl.cli import main
+from steadyrl.cli import main as steadyrl
+from steadyrl.collapse import collapse_step, smoothed
 from steadyrl.config import RecipeError
-from steadyrl.lab.alarm import SIGNS, alarm_step, around, limit, record, usual
-from steadyrl.lab.collapse import collapse_step, smoothed
-from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_name, cold_recipe, fingerprint, load_figure
-from steadyrl.lab.picture import _looks
-from steadyrl.lab.report import page
-from steadyrl.lab.result import Result, ResultError, load_result, measure, results_of, store
-from steadyrl.lab.runs import run_figure
-from steadyrl.lab.verdict import interval, judge, student, wilson
+from steadyrl_lab.__main__ import main
+from steadyrl_lab.alarm import SIGNS, alarm_step, around, limit, record, usual
+from steadyrl.collapse import collapse_step, smoothed
+from steadyrl_lab.archive import ResultError, finished, pack, results_of, store
+from steadyrl_lab.figure import (
+    Claim,
+    Figure,
+    arm_recipe,
+    changed,
+    changed_fields,
+    cold_name,
+    cold_recipe,
+    load_figure,
+    recipes_of,
+)
+from steadyrl_lab.picture import _looks
+from steadyrl_lab.report import page
+from steadyrl_lab.result import Result, measure
+from steadyrl_lab.runs import run_figure
+from steadyrl_lab.verdict import interval, judge, student, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -60,15 +73,15 @@ def result(arm: str, seed: int, *, accuracy: float = 0.5, rewards: tuple[float, 
         "reward/mean": list(rewards),
         "policy/entropy": [0.4] * len(rewards),
         "mismatch/k3": [1e-3] * len(rewards),
-        "seconds/step": [2.0] * (len(rewards) - 1) + [600.0],
     }
     known = {
         "figure": "f",
-        "fingerprint": "x",
+        "recipe": {},
         "minibatches": 8,
         "replay": "none",
         "status": "finished",
         "machine": "m",
+        "seconds": 24.0,
     }
     return Result(**{**known, "arm": arm, "seed": seed, "steps": steps, "evals": evals, **fields})
 
@@ -279,7 +292,6 @@ def test_measures() -> None:
     one = result("a", 0, accuracy=0.6)
     assert (measure(one, "final"), measure(one, "peak")) == (0.6, 0.7)
     assert measure(one, "entropy") == pytest.approx(0.4)
-    assert one.seconds == 24.0  # the last step was paused
     assert math.isnan(measure(one, "disagreement"))  # a dense model has none
     assert one.accuracy() == [(0, 0.3), (48, 0.7), (96, 0.6)]  # in updates
 
@@ -287,8 +299,8 @@ def test_measures() -> None:
 def test_a_run_that_was_stopped_has_no_last_policy() -> None:
     one = result("a", 0, accuracy=0.6, status="stopped")
     assert [measure(one, what) for what in ("final", "final_greedy", "final_native", "peak")] == [0.0, 0.0, 0.0, 0.7]
-    at_once = replace(one, steps={"reward/mean": [], "seconds/step": []})
-    assert (at_once.collapsed_at, at_once.seconds) == (0, 0.0)
+    at_once = replace(one, steps={"reward/mean": []})
+    assert at_once.collapsed_at == 0
 
 
 def test_natural_divergence_undoes_what_replay_lowers() -> None:
@@ -319,11 +331,12 @@ def test_another_kind_begins_its_section_anew() -> None:
 def lab(tmp_path: Path) -> Path:
     """A lab of one figure whose runs take a second."""
     (tmp_path / "regimes").mkdir()
+    (tmp_path / "figures").mkdir()
     cold = {"stages": [{"steps": 2}], "batch": 8, "check_every": 2}
     regime = TINY | {"cold_start": cold, "objective": {"name": "minirl"}}
     regime = {name: value for name, value in regime.items() if name not in ("steps", "update")}
     (tmp_path / "regimes" / "quick.toml").write_text(toml(regime))
-    (tmp_path / "pair.toml").write_text(
+    (tmp_path / "figures" / "pair.toml").write_text(
         'title = "A pair"\nregime = "quick"\nseeds = [3]\nupdates = 4\nminibatches = 2\nevaluate_every = 2\n'
         '[arms.with]\nlabel = "clip"\nchange = { update.replay = "R3" }\n'
         '[arms.without]\nlabel = "no clip"\nchange = { objective.clip = false }\n'
@@ -353,7 +366,7 @@ def test_the_global_batch_grows_with_n(lab: Path) -> None:
 
 
 def test_a_cold_start_is_the_regimes_the_figures_or_the_arms(lab: Path) -> None:
-    path = lab / "pair.toml"
+    path = lab / "figures" / "pair.toml"
     plain = path.read_text()
     path.write_text(plain.replace("[arms.with]", "[cold]\ncold_start = { batch = 16 }\n[arms.with]"))
     shared = load_figure(lab, "pair")
@@ -368,20 +381,19 @@ def test_a_cold_start_is_the_regimes_the_figures_or_the_arms(lab: Path) -> None:
 
 
 def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) -> None:
-    call = ["lab", "--lab", str(lab), "run", "pair", "--jobs", "1"]
+    call = ["--lab", str(lab), "run", "pair", "--jobs", "1"]
     assert main([*call, "--arms", "with"]) == 0
-    assert len(list((lab / "results").rglob("*.json"))) == 1
+    assert list(finished(lab, load_figure(lab, "pair"))) == [("with", 3)]
     assert main(call) == 0
     said = capfd.readouterr().out
     assert said.count("cold start") == 1
     assert said.count("seed 3") == 2
     figure = load_figure(lab, "pair")
-    one = load_result(lab, "pair", "with", 3)
-    assert one is not None
+    one = finished(lab, figure)["with", 3]
     assert one.accuracy()[-1][0] == 4
     assert len(one.steps["reward/mean"]) == 2
     assert main(call) == 0
-    assert f"every run asked for has its result in {lab / 'results' / 'pair'};" in capfd.readouterr().out
+    assert f"every run asked for has its result in {lab / 'results'}" in capfd.readouterr().out
 
     text = page(lab)
     assert "2 of 2 runs" in text
@@ -389,30 +401,28 @@ def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) 
     assert "| C7 | clipping saves |" in text
     (lab / "docs" / "replication").mkdir(parents=True)
     (lab / "docs" / "replication" / "gone.svg").write_text("of a figure that is no more")
-    assert main(["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
+    assert main(["--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
     assert [path.name for path in (lab / "docs" / "replication").iterdir()] == ["pair.svg"]
     assert (lab / "docs" / "replication.md").read_text() == text
     assert "clip" in (lab / "docs" / "replication" / "pair.svg").read_text()
 
     # killed after its first step: the result is the same, bit for bit, but for the seconds
     folder = lab / "runs" / "pair" / "with-3"
-    (lab / "results" / "pair" / "with-3.json").unlink()
+    shutil.rmtree(lab / "results")
+    (folder / "result.json").unlink()
     for newest in sorted((folder / "checkpoints").iterdir())[1:]:
         shutil.rmtree(newest)
     capfd.readouterr()
     assert main(call) == 0
-    again = load_result(lab, "pair", "with", 3)
-    assert again is not None
-    assert again.evals == one.evals
-    assert {k: v for k, v in again.steps.items() if "seconds" not in k} == {
-        k: v for k, v in one.steps.items() if "seconds" not in k
-    }
+    assert replace(finished(lab, figure)["with", 3], seconds=one.seconds) == one
 
     regime = lab / "regimes" / "quick.toml"
     regime.write_text(regime.read_text().replace("learning_rate = 0.001", "learning_rate = 0.002"))
-    for command in (call, ["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]):
+    for command in (call, ["--lab", str(lab), "report", "--docs", str(lab / "docs")]):
         assert main(command) == 2
-        assert "with-3.json was made with another recipe" in capfd.readouterr().err
+        said = capfd.readouterr().err
+        assert "arm with, seed 3: the stored run was made with another recipe" in said
+        assert "own.optimizer.learning_rate" in said
     with pytest.raises(ResultError):
         run_figure(lab, figure, arms=[], seeds=[], jobs=1)
 
@@ -424,7 +434,7 @@ def test_a_changed_cold_start_is_not_taken_for_the_new_one(lab: Path, capfd) -> 
     (made / "recipe.json").write_text(recipe.model_dump_json())
     regime = lab / "regimes" / "quick.toml"
     regime.write_text(regime.read_text().replace("batch = 8", "batch = 16"))
-    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 2
+    assert main(["--lab", str(lab), "run", "pair"]) == 2
     assert "quick-3 holds a run of another recipe; delete it" in capfd.readouterr().err
 
 
@@ -433,7 +443,7 @@ def test_a_changed_arm_is_refused_before_anything_is_run(lab: Path, capfd) -> No
     begun.mkdir(parents=True)
     recipe = arm_recipe(lab, load_figure(lab, "pair"), "without", 3, model=Path("cold"))
     (begun / "recipe.json").write_text(recipe.model_dump_json())
-    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 2
+    assert main(["--lab", str(lab), "run", "pair"]) == 2
     assert "without-3 holds a run of another recipe; delete it" in capfd.readouterr().err
     assert not (lab / "runs" / "cold").exists()
 
@@ -456,22 +466,21 @@ def test_what_fails_does_not_hold_up_the_rest(lab: Path, monkeypatch: pytest.Mon
             (folder / "incident" / "batch.safetensors").write_bytes(b"new")
         return 1
 
-    figure = lab / "pair.toml"
+    figure = lab / "figures" / "pair.toml"
     figure.write_text(figure.read_text().replace("seeds = [3]", "seeds = [3, 4, 5]"))
     # a stop of long ago, which was resumed: what now ends with status 1 is a crash
     (lab / "runs" / "pair" / "without-4" / "incident").mkdir(parents=True)
     (lab / "runs" / "pair" / "without-4" / "incident" / "batch.safetensors").write_bytes(b"old")
-    monkeypatch.setattr("steadyrl.lab.runs._train", train)
-    assert main(["lab", "--lab", str(lab), "run", "pair"]) == 1
+    monkeypatch.setattr("steadyrl_lab.runs._train", train)
+    assert main(["--lab", str(lab), "run", "pair"]) == 1
     said = capfd.readouterr().err
     assert "quick-3 ended with status 1" in said
     assert "with-3" not in said  # there was nothing to start it from
     assert "without-4 ended with status 1" in said
     assert "without-5/metrics.jsonl" in said
-    stored = load_result(lab, "pair", "with", 4)
-    assert stored is not None
+    stored = finished(lab, load_figure(lab, "pair"))["with", 4]
     assert (stored.status, stored.collapsed_at, measure(stored, "final")) == ("stopped", 0, 0.0)
-    assert [path.name for path in (lab / "results").rglob("*.json")] == ["with-4.json"]
+    assert [path.parent.name for path in lab.rglob("result.json")] == ["with-4"]
 
 
 @pytest.mark.parametrize("stopped", ["quick-3", "with-3"])
@@ -486,10 +495,10 @@ def test_a_run_that_was_stopped_early_is_no_result(
         (folder / "eval.jsonl").write_text("")
         return 0
 
-    monkeypatch.setattr("steadyrl.lab.runs._train", early)
-    assert main(["lab", "--lab", str(lab), "run", "pair", "--arms", "with"]) == 1
+    monkeypatch.setattr("steadyrl_lab.runs._train", early)
+    assert main(["--lab", str(lab), "run", "pair", "--arms", "with"]) == 1
     assert f"{stopped} was asked to stop before its last step" in capfd.readouterr().err
-    assert not (lab / "results").exists()
+    assert not list(lab.rglob("result.json"))
 
 
 def test_mistakes_are_named(lab: Path, capfd) -> None:
@@ -498,9 +507,9 @@ def test_mistakes_are_named(lab: Path, capfd) -> None:
         (["run", "pair", "--arms", "nobody"], "no 'nobody'; it has ['with', 'without']"),
         (["run", "pair", "--seeds", "9"], "no 9; it has [3]"),
     ):
-        assert main(["lab", "--lab", str(lab), *arguments]) == 2
+        assert main(["--lab", str(lab), *arguments]) == 2
         assert words in capfd.readouterr().err
-    path = lab / "pair.toml"
+    path = lab / "figures" / "pair.toml"
     path.write_text(path.read_text().replace('arm = "with"', 'arm = "who"').replace("updates = 4", "updates = 3"))
     with pytest.raises(RecipeError, match="updates = 3 is no multiple of minibatches = 2"):
         load_figure(lab, "pair")
@@ -513,29 +522,29 @@ def test_a_report_of_no_lab_leaves_the_page_alone(tmp_path: Path, capfd) -> None
     page_there = tmp_path / "docs" / "replication.md"
     page_there.parent.mkdir()
     page_there.write_text("mine")
-    assert main(["lab", "--lab", str(tmp_path / "none"), "report", "--docs", str(tmp_path / "docs")]) == 2
+    assert main(["--lab", str(tmp_path / "none"), "report", "--docs", str(tmp_path / "docs")]) == 2
     assert "has no figures" in capfd.readouterr().err
     assert page_there.read_text() == "mine"
 
 
 def stored_pair(lab: Path, arm: str = "with", name: str = "pair", **fields) -> Result:
-    mark = fingerprint(lab, load_figure(lab, name), arm, 3)
-    store(lab, one := result(arm, 3, figure=name, fingerprint=mark, minibatches=2, **fields))
+    recipe = recipes_of(lab, load_figure(lab, name), arm, 3).dump()
+    store(lab, one := result(arm, 3, figure=name, recipe=recipe, minibatches=2, **fields))
     return one
 
 
 def test_the_page_and_its_pictures_stand_a_run_that_stopped_in_its_first_step(lab: Path) -> None:
     one = stored_pair(lab, status="stopped")
-    store(lab, replace(one, steps={"reward/mean": [], "seconds/step": []}))
+    store(lab, replace(one, steps={"reward/mean": []}))
     stored_pair(lab, "without", rewards=(0.5,) * 2)
-    assert main(["lab", "--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
+    assert main(["--lab", str(lab), "report", "--docs", str(lab / "docs")]) == 0
     assert "| [A pair](#a-pair) | 0 of 1 | 1 of 1 (1) |" in (lab / "docs" / "replication.md").read_text()
     claim = Claim.model_validate({"id": "C10", "text": "t", "rules": [{"kind": "shows"}]})
     assert judge(claim, results_of(lab, load_figure(lab, "pair")))[0] == "not visible here"  # one run: undecided
 
 
 def test_the_overview_knows_what_the_whole_figure_changes(lab: Path) -> None:
-    path = lab / "pair.toml"
+    path = lab / "figures" / "pair.toml"
     path.write_text(path.read_text().replace("[arms.with]", "change = { update.replay = 'R2' }\n[arms.with]"))
     for arm, accuracy in (("with", 0.75), ("without", 0.25)):
         stored_pair(lab, arm, accuracy=accuracy)
@@ -545,8 +554,8 @@ def test_the_overview_knows_what_the_whole_figure_changes(lab: Path) -> None:
 
 
 def test_runs_that_stand_in_two_figures_are_named(lab: Path) -> None:
-    again = (lab / "pair.toml").read_text().replace('"A pair"', '"Again"').replace("arms.without", "arms.free")
-    (lab / "again.toml").write_text(again)
+    again = (lab / "figures" / "pair.toml").read_text().replace('"A pair"', '"Again"').replace("arms.without", "arms.free")
+    (lab / "figures" / "again.toml").write_text(again)
     stored_pair(lab, "without")
     stored_pair(lab, "free", "again")
     assert "`without` is `free` of [Again](#again), made twice." in page(lab)
@@ -554,7 +563,7 @@ def test_runs_that_stand_in_two_figures_are_named(lab: Path) -> None:
 
 
 def test_every_cold_start_that_missed_its_mark_is_named(lab: Path) -> None:
-    path = lab / "pair.toml"
+    path = lab / "figures" / "pair.toml"
     path.write_text(path.read_text().replace("objective.clip = false }", "objective.clip = false }\ncold.seed = 9"))
     regime = lab / "regimes" / "quick.toml"
     regime.write_text(regime.read_text().replace("check_every = 2", "check_every = 2, stop_at = 0.8"))
@@ -566,18 +575,20 @@ def test_every_cold_start_that_missed_its_mark_is_named(lab: Path) -> None:
 
 def test_a_damaged_result_is_named(lab: Path) -> None:
     stored_pair(lab)
-    path = lab / "results" / "pair" / "with-3.json"
-    path.write_text(path.read_text()[:40])
-    with pytest.raises(ResultError, match=r"with-3\.json is damaged"):
-        results_of(lab, load_figure(lab, "pair"))
+    pack(lab, "pair")
+    for path in (lab / "runs" / "pair" / "with-3" / "result.json", lab / "results" / "pair.jsonl.xz"):
+        path.write_bytes(path.read_bytes()[:40])
+        with pytest.raises(ResultError, match=rf"{path.name} is damaged"):
+            results_of(lab, load_figure(lab, "pair"))
+        path.unlink()
 
 
 def test_claims_may_name_arms_of_other_figures(lab: Path) -> None:
-    other = (lab / "pair.toml").read_text().replace('arm = "with"', 'arm = "pair/with"')
-    (lab / "other.toml").write_text(other)
+    other = (lab / "figures" / "pair.toml").read_text().replace('arm = "with"', 'arm = "pair/with"')
+    (lab / "figures" / "other.toml").write_text(other)
     stored_pair(lab)
     assert [r.figure for r in results_of(lab, load_figure(lab, "other"))["pair/with"]] == ["pair"]
-    (lab / "other.toml").write_text(other.replace("pair/with", "pair/nobody"))
+    (lab / "figures" / "other.toml").write_text(other.replace("pair/with", "pair/nobody"))
     with pytest.raises(RecipeError, match="other names 'pair/nobody'"):
         results_of(lab, load_figure(lab, "other"))
 
@@ -587,7 +598,7 @@ def test_the_page_in_the_documentation_is_what_the_results_say() -> None:
 
 
 def test_every_figure_makes_recipes() -> None:
-    for path in (ROOT / "lab").glob("*.toml"):
+    for path in (ROOT / "lab" / "figures").glob("*.toml"):
         figure: Figure = load_figure(ROOT / "lab", path.stem)
         for arm in figure.arms:
             recipe = arm_recipe(ROOT / "lab", figure, arm, figure.seeds[0], model=Path("cold"))
