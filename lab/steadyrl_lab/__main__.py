@@ -34,7 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m steadyrl_lab", description="Experiments with arms and seeds; see lab/figures.")
+    parser = argparse.ArgumentParser(
+        "python -m steadyrl_lab", description="Experiments with arms and seeds; see lab/figures."
+    )
     parser.add_argument("--lab", type=Path, default=Path("lab"), help="folder of the lab (default: lab)")
     commands = parser.add_subparsers(required=True)
     runs = commands.add_parser("run", help="make the runs of a figure that have no result yet")

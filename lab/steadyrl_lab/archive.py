@@ -126,9 +126,9 @@ def finished(lab: Path, figure: Figure) -> dict[tuple[str, int], Result]:
 def _require_same(lab: Path, figure: Figure, run: Result) -> None:
     if fields := changed_fields(run.recipe, recipes_of(lab, figure, run.arm, run.seed)):
         raise ResultError(
-            f"{figure.name}, arm {run.arm}, seed {run.seed}: the stored run was made with another recipe; it differs in "
-            f"{', '.join(fields[:3])}. A change of the regime reruns all arms: delete {_packed(lab, figure.name)} and "
-            f"{lab / 'runs' / figure.name}"
+            f"{figure.name}, arm {run.arm}, seed {run.seed}: the stored run was made with another recipe, different "
+            f"in {', '.join(fields[:3])}. A change of the regime reruns all arms: delete {_packed(lab, figure.name)} "
+            f"and {lab / 'runs' / figure.name}"
         )
 
 

@@ -1,7 +1,7 @@
 """A figure of the lab: one regime, its arms and seeds, and the claims with the rules that decide them.
 
-`lab/figures/NAME.toml` is a figure, `lab/regimes/NAME.toml` a regime: an ordinary recipe, whose cold start is made once for
-each seed and shared by every arm. An arm is a label and what it changes in the recipe.
+`lab/figures/NAME.toml` is a figure, `lab/regimes/NAME.toml` a regime: an ordinary recipe, whose cold start is made once
+for each seed and shared by every arm. An arm is a label and what it changes in the recipe.
 """
 
 import tomllib

@@ -1,7 +1,7 @@
 """What the page of the lab says whatever the results are: what it is, how it is judged, how its tables are read."""
 
-from steadyrl_lab.alarm import QUANTILE
 from steadyrl.collapse import FALLS_BELOW, STAYS, WINDOW
+from steadyrl_lab.alarm import QUANTILE
 from steadyrl_lab.verdict import ONE_SIDED
 
 HEAD = """\
@@ -10,8 +10,8 @@ HEAD = """\
 <!-- Printed by `python -m steadyrl_lab report` from lab/results; edit lab/figures and run the arms instead. -->
 
 The experiments of "Stabilizing Reinforcement Learning with LLMs: Formulation and Practices" (arXiv 2512.01374) at a
-scale that runs on two CPU cores, with arms that the paper did not run. Every figure is a file in `lab/figures/`: its regime,
-its arms, its seeds and the rule of each verdict. `python -m steadyrl_lab run FIGURE` makes the runs that have no
+scale that runs on two CPU cores, with arms that the paper did not run. Every figure is a file in `lab/figures/`: its
+regime, its arms, its seeds and the rule of each verdict. `python -m steadyrl_lab run FIGURE` makes the runs that have no
 result yet (to rerun all of them, delete `lab/results/FIGURE.jsonl.xz` and `lab/runs/FIGURE` first).
 `python -m steadyrl_lab report` packs the results and draws this page and its pictures from them.
 """

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
+from steadyrl.collapse import WINDOW
 from steadyrl.jsonl import write_atomically
 from steadyrl_lab.alarm import AROUND, SIGNS, around, record, usual
-from steadyrl.collapse import WINDOW
 from steadyrl_lab.archive import pack, results_of
 from steadyrl_lab.figure import Arm, Claim, Figure, Higher, Measure, changed, cold_name, cold_recipe, figures
 from steadyrl_lab.preface import ALARMS, COURSES, HEAD, JUDGED
@@ -20,7 +20,7 @@ Results = Mapping[str, Sequence[Result]]
 
 
 def write(lab: Path, docs: Path) -> list[Path]:
-    """Pack the results, write the page and its pictures, and delete pictures of what has no results; the paths written."""
+    """Pack the results, write the page and its pictures, delete pictures of what has no results; the paths written."""
     from steadyrl_lab.picture import draw
 
     written = [docs / "replication.md"]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Literal, NamedTuple
 
-from steadyrl.collapse import WINDOW, smoothed
+from steadyrl.collapse import WINDOW
 from steadyrl_lab.figure import Alike, Claim, Collapses, Higher, Measure, Rule, Stable
 from steadyrl_lab.result import Result, measure
 
@@ -219,3 +219,9 @@ def _signs(run: Result, stable: Sequence[Result]) -> tuple[bool, bool]:
     entropy = min(value for one in stable for value in seen(one, "policy/entropy", math.inf))
     kl = max(value for one in stable for value in seen(one, "mismatch/k3", -math.inf))
     return min(seen(run, "policy/entropy", -math.inf)) < entropy, max(seen(run, "mismatch/k3", math.inf)) > kl
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Mean of the last `window` values, fewer at the beginning."""
+    parts = (values[max(0, i + 1 - window) : i + 1] for i in range(len(values)))
+    return [sum(part) / len(part) for part in parts]

@@ -121,7 +121,9 @@ def _shorten(element: ElementTree.Element, styles: dict[str, str]) -> None:
 def _opened(element: ElementTree.Element) -> list[ElementTree.Element]:
     """The children of an element; a group that says nothing is replaced by its own."""
     return [
-        inner for child in element if not child.tag.endswith("}metadata") and child.find(f"{{{SVG}}}style") is None
+        inner
+        for child in element
+        if not child.tag.endswith("}metadata") and child.find(f"{{{SVG}}}style") is None
         for inner in (child if child.tag == f"{{{SVG}}}g" and not child.attrib else [child])
     ]
 

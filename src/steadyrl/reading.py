@@ -147,7 +147,8 @@ def read_run(run: Path) -> Reading:
     """
     if not (run / "recipe.json").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
-    steps, cold_start, watch = Course(), Course(), Watch()
+    recipe = load(run / "recipe.json")
+    steps, cold_start, watch = Course(), Course(), Watch(minibatches=recipe.update.minibatches)
     for row in stream_jsonl(run / "metrics.jsonl"):
         steps.add(row)
         watch.see(row)
@@ -157,7 +158,7 @@ def read_run(run: Path) -> Reading:
     ends = (_first_step_rows(samples), last_step_rows(samples))
     return Reading(
         name=run.resolve().name,
-        recipe=load(run / "recipe.json"),
+        recipe=recipe,
         steps=steps,
         cold_start=cold_start,
         ledger=last_step_rows(run / "ledger.jsonl"),

@@ -113,7 +113,7 @@ class Run:
             *(self._metrics, self._ledger, self._evaluations),
             *(self._samples, self._rollouts, self._failures),
         )
-        self._watch = Watch()
+        self._watch = Watch(minibatches=recipe.update.minibatches)
         self._told: set[str] = set()  # kinds of trouble that this process has spoken of
 
     @classmethod
@@ -238,7 +238,8 @@ class Run:
         checkpoint.drop_after(self._checkpoints, chosen)  # before the logs: a kill in between leaves lines too many
         for log in self._by_step:
             log.truncate(state["step"])
-        self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
+        rows = stream_jsonl(self.path / "metrics.jsonl")
+        self._watch = Watch(rows, minibatches=self.recipe.update.minibatches)
         return state
 
     def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], *, doubtful: bool = False) -> None:

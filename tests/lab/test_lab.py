@@ -10,19 +10,16 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import TINY
-from steadyrl.cli import main as steadyrl
-from steadyrl.collapse import collapse_step, smoothed
+from steadyrl.collapse import collapse_step
 from steadyrl.config import RecipeError
 from steadyrl_lab.__main__ import main
 from steadyrl_lab.alarm import SIGNS, alarm_step, around, limit, record, usual
-from steadyrl.collapse import collapse_step, smoothed
 from steadyrl_lab.archive import ResultError, finished, pack, results_of, store
 from steadyrl_lab.figure import (
     Claim,
     Figure,
     arm_recipe,
     changed,
-    changed_fields,
     cold_name,
     cold_recipe,
     load_figure,
@@ -32,7 +29,7 @@ from steadyrl_lab.picture import _looks
 from steadyrl_lab.report import page
 from steadyrl_lab.result import Result, measure
 from steadyrl_lab.runs import run_figure
-from steadyrl_lab.verdict import interval, judge, student, wilson
+from steadyrl_lab.verdict import interval, judge, smoothed, student, wilson
 
 ROOT = Path(__file__).parents[2]
 
@@ -554,7 +551,9 @@ def test_the_overview_knows_what_the_whole_figure_changes(lab: Path) -> None:
 
 
 def test_runs_that_stand_in_two_figures_are_named(lab: Path) -> None:
-    again = (lab / "figures" / "pair.toml").read_text().replace('"A pair"', '"Again"').replace("arms.without", "arms.free")
+    again = (
+        (lab / "figures" / "pair.toml").read_text().replace('"A pair"', '"Again"').replace("arms.without", "arms.free")
+    )
     (lab / "figures" / "again.toml").write_text(again)
     stored_pair(lab, "without")
     stored_pair(lab, "free", "again")
