@@ -19,6 +19,7 @@ import torch
 from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl, write_atomically
+from steadyrl.renamed import translate_recipe
 from steadyrl_lab.alarm import SIGNS
 from steadyrl_lab.figure import Figure, changed_fields, load_figure, recipes_of
 from steadyrl_lab.result import Result
@@ -98,9 +99,12 @@ def _read(path: Path) -> list[Result]:
     try:
         data = path.read_bytes()
         text = lzma.decompress(data) if path.suffix == ".xz" else data
-        return [Result(**json.loads(line)) for line in text.splitlines()]
+        runs = [Result(**json.loads(line)) for line in text.splitlines()]
     except (lzma.LZMAError, ValueError, TypeError) as error:
         raise ResultError(f"{path} is damaged: {error}; restore it, or delete it to run again") from error
+    for recipe in (recipe for run in runs for recipe in run.recipe.values()):
+        translate_recipe(recipe)
+    return runs
 
 
 def _found(lab: Path, figure: str) -> dict[tuple[str, int], Result]:

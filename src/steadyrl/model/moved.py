@@ -9,7 +9,7 @@ SAMPLE = 2**16
 """Most weights of one tensor that are looked at, at even distances; a smaller tensor is looked at whole."""
 
 LEAST_MOVED = 0.1
-"""A smaller share is worth a notice."""
+"""A smaller share is worth a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ def unmoved(share: float, *, step: int, dtype: str) -> str:
     """Return what to tell the user of a step that changed no more than this share of the weights."""
     return (
         f"step {step} changed {share:.1%} of the weights that have a gradient (update/moved): the other updates are "
-        f'smaller than {dtype} can hold. Use hold.dtype = "float32" or a larger optimizer.learning_rate'
+        f'smaller than {dtype} can hold. Use runtime.dtype = "float32" or a larger optimizer.learning_rate'
     )
 
 
