@@ -28,8 +28,6 @@ PANELS: tuple[tuple[str, str, Scale], ...] = (
 )
 IN_A_ROW = 6
 """Names that fit side by side below the panels."""
-APART = WINDOW // 2
-"""Updates between the points that are drawn of a metric, which is averaged over `WINDOW`."""
 ROLES = ("c0", "c1", "c2", "c3", "c4", "c5", "ink")
 DASHES = ("-", "--", ":", "-.")
 PLAIN = ("", "clip")
@@ -107,8 +105,9 @@ def _curve(runs: Sequence[Result], field: str) -> Curve:
     series = [run.course(field) if field else [value for _, value in run.accuracy()] for run in runs]
     n = runs[0].minibatches
     x = [(step + 1) * n for step in range(len(series[0]))] if field else [at for at, _ in runs[0].accuracy()]
+    # a metric is averaged over WINDOW updates: more points would say the same again
     places = list(zip(x, *series, strict=False))  # one may have stopped early
-    drawn = {*range(0, len(places), max(1, APART // n) if field else 1), len(places) - 1}
+    drawn = {*range(0, len(places), max(1, WINDOW // n) if field else 1), len(places) - 1}
     columns = {
         float(at): sorted(value for value in values if value is not None)
         for index, (at, *values) in enumerate(places)

@@ -84,18 +84,22 @@ def svg(figure: Figure, paint: Mapping[str, str]) -> str:
     """The figure as small SVG text without metadata and fonts of its own; stand-ins become `paint`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    text = _compact(ElementTree.fromstring(buffer.getvalue()))
+    text = re.sub(r"font-family: [^;}]*", "font-family: ui-sans-serif, system-ui, Helvetica, Arial, sans-serif", text)
+    for role, stand_in in COLOUR.items():
+        text = text.replace(stand_in, paint[role])
+    return text
+
+
+def _compact(root: ElementTree.Element) -> str:
+    """The same picture in a quarter of the bytes."""
     styles: dict[str, str] = {}
     for child in root:
         _shorten(child, styles)
     rules = ElementTree.Element(f"{{{SVG}}}style")
     rules.text = "".join(f".{name}{{{style}}}" for style, name in styles.items())
-    root[:] = [rules, *_opened(root)]
-    text = ElementTree.tostring(root, encoding="unicode")
-    text = re.sub(r"font-family: [^;}]*", "font-family: ui-sans-serif, system-ui, Helvetica, Arial, sans-serif", text)
-    for role, stand_in in COLOUR.items():
-        text = text.replace(stand_in, paint[role])
-    return text
+    root.text, root[:] = "", [rules, *_opened(root)]
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
 
 
 def _shorten(element: ElementTree.Element, styles: dict[str, str]) -> None:
