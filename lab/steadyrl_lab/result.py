@@ -39,21 +39,22 @@ class Result:
     """Its evaluations."""
 
     @property
-    def _rewards(self) -> list[float]:
+    def rewards(self) -> list[float]:
+        """Mean reward of every global step, 0 where there was none."""
         return [value or 0.0 for value in self.steps["reward/mean"]]
 
     @property
     def collapsed_at(self) -> int | None:
         """Index of the global step at which it collapsed; a run that stopped has, at its last."""
-        found = collapse_step(self._rewards, minibatches=self.minibatches)
-        return max(0, len(self._rewards) - 1) if found is None and self.status == "stopped" else found
+        found = collapse_step(self.rewards, minibatches=self.minibatches)
+        return max(0, len(self.rewards) - 1) if found is None and self.status == "stopped" else found
 
     @property
     def fell_at(self) -> int | None:
         """Index of the first step at which the reward of a run that collapsed was so low, if only for a while."""
         if (at := self.collapsed_at) is None:
             return None
-        low = below(self._rewards, minibatches=self.minibatches)
+        low = below(self.rewards, minibatches=self.minibatches)
         return low.index(True) if True in low else at
 
     def course(self, name: str) -> list[float | None]:
