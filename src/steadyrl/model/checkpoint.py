@@ -85,10 +85,10 @@ def _save_tokenizer(policy: Policy, folder: Path) -> None:
         raise
 
 
-def _no_room(error: Exception) -> set[int]:
+def _no_room(error: Exception) -> frozenset[int]:
     """The error numbers by which a write had no room; safetensors and tokenizers give them in words alone."""
     codes = {error.errno} if isinstance(error, OSError) else set(map(int, re.findall(r"os error (\d+)", str(error))))
-    return codes & NO_ROOM
+    return NO_ROOM & codes
 
 
 def require_finite(model: nn.Module) -> None:
