@@ -93,7 +93,7 @@ class Run:
         self._trackers = open_trackers(recipe.trackers, path, recipe.model_dump(mode="json"))
         self._logs = {name: MetricsLog(path / name) for name in LOGS}
         self.cold_start = self._logs["cold_start.jsonl"]
-        self._watch = Watch()
+        self._watch = Watch(minibatches=recipe.update.minibatches)
         self._told: set[str] = set()  # kinds of trouble that this process has spoken of
         self.on_step: Callable[[Step], None] | None = None
         self.on_evaluation: Callable[[list[Row]], None] | None = None
@@ -203,7 +203,8 @@ class Run:
         for log in self._logs.values():
             if log is not self.cold_start:
                 log.truncate(state["step"])
-        self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
+        rows = stream_jsonl(self.path / "metrics.jsonl")
+        self._watch = Watch(rows, minibatches=self.recipe.update.minibatches)
         return state
 
     def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], *, doubtful: bool = False) -> None:
