@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 ALGO = [f"algo/test_{n}.py" for n in ("trust", "advantage", "ratio", "surrogate", "ledger", "enumeration", "objective")]
 OTHERS = {
     "routing": ["model/test_routing.py", "test_update.py"],
-    "packing": ["model/test_packing.py", "invariants/test_packed_responses.py"],
+    "packing": ["model/test_packing.py", "invariants/test_packed_responses.py", "test_two_turns.py"],
     "update": ["test_update.py", "invariants/test_objective_equivalences.py"],
 }
 """The tests of what is mutated outside `algo/`."""
