@@ -113,7 +113,7 @@ class Trajectory:
                 found = f"{len(span.logprobs)} log-probs for {len(span.token_ids)} sampled tokens"
                 raise UserError(f"trajectory.spans[{place}] has {found}; each needs one")
         if self.routes is not None and len(self.routes) != self.fed:
-            raise UserError(f"trajectory.routes has {len(self.routes)} rows for {self.fed} fed positions; each needs one")
+            raise UserError(f"trajectory.routes has {len(self.routes)} rows for {self.fed} fed positions; each needs 1")
 
     @classmethod
     def single(
