@@ -88,8 +88,10 @@ class Progress:
 
 @dataclass
 class Clock:
-    """Seconds spent in each phase of a step."""
+    """Seconds spent in each phase of a step, the work that it gave a GPU included."""
 
+    device: torch.device
+    """Where the model is."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -97,6 +99,8 @@ class Clock:
         """Time a phase."""
         start = time.perf_counter()
         yield
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         self.seconds[f"seconds/{phase}"] = time.perf_counter() - start
 
 
@@ -171,7 +175,7 @@ def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, 
 
 def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[str, Value], list[Row]]:
     """Sample, score, update N times, and hand the new weights to the engine; the step's metrics and its ledger."""
-    recipe, clock, start = session.recipe, Clock(), time.perf_counter()
+    recipe, clock, start = session.recipe, Clock(session.policy.device), time.perf_counter()
     step, sampler, version = progress.step + 1, session.engine.policy_version, progress.policy_version
     try:
         with clock("sampling"):

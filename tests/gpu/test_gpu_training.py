@@ -1,0 +1,158 @@
+"""The trainer on a CUDA device: ratio, objectives, attention and recomputed activations."""
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from builders import random_ids, response, tiny_policy
+from machine import GPU, on_gpu
+from steadyrl.config import ObjectiveConfig
+from steadyrl.model.loading import Policy, recompute_activations
+from steadyrl.model.packing import pack_responses, pack_sequences
+from steadyrl.model.routing import record, replay
+from steadyrl.model.scoring import score
+from steadyrl.session import build_objective
+from steadyrl.types import MicroBatch, Tokens
+from steadyrl.update import first_forward, later_forward, score_old
+
+pytestmark = on_gpu
+
+OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
+WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.05}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def there(policy: Policy) -> Policy:
+    """The policy on the device."""
+    return replace(policy, model=policy.model.to(GPU).eval())  # pyright: ignore[reportArgumentType]
+
+
+def with_routes(policy: Policy, *, experts: int = 8) -> MicroBatch:
+    """Twelve responses to four prompts, with valid routes."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for n in range(12):
+        prompt, answer = random_ids(5 + n % 4, seed=n % 4), random_ids(9 + 3 * n, seed=n)
+        rows = torch.rand(len(prompt) + len(answer) - 1, 2, experts, generator=generator).topk(2).indices
+        advantage = 1.0 if n % 2 else -0.5
+        made.append(response(prompt, answer, advantage=advantage, routes=rows.to(torch.uint8)))
+    (micro,) = pack_responses(made, micro_tokens=4096, one_block=False, device=policy.device)
+    return micro
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("mode", ["R2", "R3"])
+@pytest.mark.parametrize("config", [{}, WIDE], ids=["narrow", "wide"])
+def test_at_the_old_weights_the_ratio_is_exactly_one(dtype, mode, config):
+    """The θ_old pass keeps no graph and the update does: both must compute the same bits."""
+    policy = there(tiny_policy(dtype=dtype, **config))
+    micro = with_routes(policy)
+    scored = score_old(policy, micro, mode=mode, temperature=0.7)
+    with later_forward(policy, scored, temperature=0.7) as (logprobs, _):
+        assert logprobs.requires_grad
+        assert torch.equal(logprobs.detach(), scored.old_logprobs)
+
+
+def with_gradient(policy: Policy, micro: MicroBatch) -> tuple[Tensor, list[Tensor]]:
+    policy.model.zero_grad()
+    with first_forward(policy, micro, mode="R3", temperature=1.0) as (logprobs, _):
+        logprobs.sum().backward()
+    return logprobs.detach(), [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_recomputed_activations_give_the_same_gradient(dtype):
+    straight, recomputed = (there(tiny_policy(dtype=dtype)) for _ in range(2))
+    recompute_activations(recomputed.model)
+    micro = with_routes(straight)
+    (expected, gradients), (found, again) = with_gradient(straight, micro), with_gradient(recomputed, micro)
+    assert torch.equal(found, expected)
+    for one, other in zip(again, gradients, strict=True):  # added in any order
+        torch.testing.assert_close(one, other, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-3)
+
+
+def test_a_gradient_is_that_of_the_cpu():
+    here = tiny_policy()
+    expected, gradients = with_gradient(here, with_routes(here))
+    policy = there(here)
+    found, ours = with_gradient(policy, with_routes(policy))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-4, atol=1e-4)
+    for one, other in zip(ours, gradients, strict=True):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", OBJECTIVES, ids=lambda kind: kind.__name__)
+def test_an_objective_is_that_of_the_cpu(kind):
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 60, (64,), generator=generator)
+    response = torch.arange(64).repeat_interleave(lengths)
+    advantages = torch.randn(64, generator=generator)[response]
+    old, rollout, now = (-1.0 + 0.2 * torch.randn(len(response), generator=generator) for _ in range(3))
+    per_token = lengths.float()[response]
+    tokens = Tokens(
+        rollout_logprobs=rollout,
+        old_logprobs=old,
+        advantages=advantages,
+        response_tokens=per_token,
+        group_tokens=8 * per_token,
+        response=response,
+    )
+    objective, found = build_objective(kind()), []
+    for device in ("cpu", GPU):
+        moved = Tokens(**{name: getattr(tokens, name).to(device) for name in Tokens.__slots__})
+        leaf = now.to(device).requires_grad_()
+        terms = objective(leaf, moved, responses=64, groups=8, batch_tokens=len(response))
+        terms.surrogate.sum().backward()
+        assert leaf.grad is not None
+        found.append((terms.surrogate.detach().cpu(), leaf.grad.cpu(), terms.truncated.cpu()))
+    (value, gradient, truncated), (ours, our_gradient, our_truncated) = found
+    torch.testing.assert_close(ours, value, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(our_gradient, gradient, rtol=1e-4, atol=1e-6)
+    assert torch.equal(our_truncated, truncated)
+
+
+FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
+
+
+def long_row(policy: Policy):
+    sequences = [random_ids(n, seed=n) for n in (700, 690, 512, 33)]
+    (batch,) = pack_sequences(sequences, [50, 50, 9, 2], micro_tokens=4096, one_block=False, device=policy.device)
+    return batch
+
+
+def test_bfloat16_attention_takes_a_fused_kernel_and_is_near_float32(record_property):
+    """Grouped queries, causal, without a mask: the math kernel would need memory that grows with length squared."""
+    wide = WIDE | {"max_position_embeddings": 1024}
+    policy, exact = there(tiny_policy(dtype=torch.bfloat16, **wide)), there(tiny_policy(**wide))
+    exact.model.load_state_dict({k: v.float() for k, v in policy.model.state_dict().items()})
+    batch = long_row(policy)
+    with torch.no_grad(), record(exact.model) as recorder:
+        expected, _ = score(exact.model, batch, temperature=1.0)
+    with sdpa_kernel(FAST), replay(policy.model, recorder.routes()):
+        found, _ = score(policy.model, batch, temperature=1.0)
+        found.sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in policy.model.parameters() if p.grad is not None)
+    differ = (found.detach() - expected).abs()
+    record_property("mean and largest difference", (float(differ.mean()), float(differ.max())))
+    assert float(differ.mean()) < 0.02
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_which_attention_kernels_take_grouped_queries(dtype, record_property):
+    """Some kernel that needs no square matrix takes what packed rows ask for, in both precisions."""
+    q, k, v = (torch.randn(2, heads, 128, 64, dtype=dtype, device=GPU, requires_grad=True) for heads in (8, 2, 2))
+    able = []
+    for backend in (*FAST, SDPBackend.EFFICIENT_ATTENTION):
+        try:
+            with sdpa_kernel(backend):
+                out = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+                out.sum().backward()
+        except RuntimeError:
+            continue
+        able.append(backend.name)
+    record_property("kernels", ", ".join(able))
+    assert able
