@@ -1,4 +1,4 @@
-"""Whole runs on a CUDA device: what the command line promises holds there, and the numbers are the CPU's to rounding."""
+"""Whole runs on a CUDA device: the command line keeps its promises there, and the numbers are near the CPU's."""
 
 import math
 import shutil
@@ -21,7 +21,7 @@ NOISE = ("mismatch/", "replay/", "routes/margin", "surrogate/", "staleness/", "w
 
 
 def everything(home: Path, device: str = GPU) -> dict[str, Any]:
-    """Three steps with all that a run can do: cold start, evaluations, R3, FP8 weights and cache, two updates a step."""
+    """Three steps of all that a run can do: cold start, evaluation, R3, FP8 weights and cache, two updates a step."""
     return {
         "task": coin_questions(home),
         "steps": 3,

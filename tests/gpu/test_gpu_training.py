@@ -22,7 +22,13 @@ from steadyrl.update import first_forward, later_forward, score_old
 pytestmark = on_gpu
 
 OBJECTIVES = get_args(get_args(ObjectiveConfig)[0])
-WIDE = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 64, "initializer_range": 0.05}
+WIDE = {
+    "hidden_size": 256,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "initializer_range": 0.05,
+}
 DTYPES = [torch.float32, torch.bfloat16]
 
 
@@ -138,7 +144,7 @@ def test_bfloat16_attention_takes_a_fused_kernel_and_is_near_float32(record_prop
     assert all(bool(p.grad.isfinite().all()) for p in policy.model.parameters() if p.grad is not None)
     differ = (found.detach() - expected).abs()
     record_property("mean and largest difference", (float(differ.mean()), float(differ.max())))
-    assert float(differ.mean()) < 0.02
+    assert float(differ.mean()) < 0.01
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
