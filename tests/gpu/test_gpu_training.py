@@ -110,7 +110,7 @@ def test_an_objective_is_that_of_the_cpu(kind):
     objective, found = build_objective(kind()), []
     for device in ("cpu", GPU):
         moved = Tokens(**{name: getattr(tokens, name).to(device) for name in Tokens.__slots__})
-        leaf = now.to(device).requires_grad_()
+        leaf = now.clone().to(device).requires_grad_()
         terms = objective(leaf, moved, responses=64, groups=8, batch_tokens=len(response))
         terms.surrogate.sum().backward()
         assert leaf.grad is not None
