@@ -27,7 +27,7 @@ from steadyrl.update import first_forward, score_old, update
 
 DEVICE = "cuda"
 PROMPTS, RESPONSES, PROMPT, NEW_TOKENS = sized(16, 2), sized(16, 2), sized(128, 8), sized(256, 24)
-MICRO_TOKENS, ROUNDS, TURNS = sized(16_384, 64), sized(2, 1), sized(12, 1)
+MICRO_TOKENS, ROUNDS, TURNS = sized(16_384, 64), sized(2, 1), sized(30, 1)
 MODEL = {
     "vocab_size": sized(32_768, 64),
     "hidden_size": sized(1024, 64),
