@@ -180,17 +180,19 @@ class Watch(TorchDispatchMode):
         if all(isinstance(x, Away) or x.dim() == 0 for x in given):
             return
         if name in BY_INDEX and isinstance(args[0], Away):
-            self.wait(f"{name}: index of the host")
+            self.wait(name)
             return
         raise MixedDevices(f"{line()}: {name} of {[(str(x.device), tuple(x.shape)) for x in given]}")
 
     def _read(self, name: str, args: Any, kwargs: Any) -> None:
         """Ops whose answer or shape the host has to know."""
         masked = name in BY_INDEX and any(x is not None and x.dtype == torch.bool for x in args[1])
+        # torch makes the 3 of `x[places] = 3` on the host
+        filled = name in BY_INDEX and len(args) > 2 and args[2].dim() == 0
         repeated = name == "repeat_interleave" and kwargs.get("output_size") is None
         # off its fast path, which is bfloat16 alone, the offsets go to the host
         grouped = name == "_grouped_mm" and args[0].dtype != torch.bfloat16
-        if name in READ or masked or repeated or grouped:
+        if name in READ or masked or filled or repeated or grouped:
             self.wait(name)
 
 

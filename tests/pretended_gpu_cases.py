@@ -1,7 +1,10 @@
 """Cases for a process of its own, which `test_pretended_gpu.py` starts: see `pretended_gpu`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ from steadyrl import session
 from steadyrl.algo import MiniRL, ledger
 from steadyrl.disagreement import route_metrics
 from steadyrl.engine import local
+from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.jsonl import Row, read_jsonl
 from steadyrl.model import packing
@@ -51,6 +55,7 @@ WAITS: dict[str, Callable[[Tensor], Any]] = {
     "places": lambda x: (x > 1).nonzero(),
     "different values": lambda x: x.unique(),
     "repetitions": lambda x: x.repeat_interleave(torch.ones_like(x, dtype=torch.long)),
+    "a number written to places": lambda x: x.index_put_((torch.zeros_like(x),), torch.zeros_like(x[0])),
     "a copy to the host": lambda x: x.cpu(),
     "a copy to the device": lambda x: torch.ones(3).to(x.device),
     "a tensor made on the device": lambda x: torch.tensor([1, 2], device=x.device),
@@ -127,7 +132,6 @@ def test_a_run_a_resumed_run_and_gap_mix_no_devices(tmp_path, monkeypatch):
         assert command("resume", run, "--checkpoint", "step-000001") == 0
         assert measured(run) == found
         assert command("gap", run) == 0
-        assert command("eval", run) == 0
     for row, other in zip(found, expected, strict=True):
         assert row == pytest.approx(other, rel=1e-3, abs=1e-5)  # attention takes another kernel
 
@@ -135,52 +139,120 @@ def test_a_run_a_resumed_run_and_gap_mix_no_devices(tmp_path, monkeypatch):
 # ---- the two halves of a step
 
 
-def sampled(policy: Policy, *, prompts: int = 3, responses: int = 2, tokens: int = 8) -> list[Response]:
-    """Responses of a fixed length, to prompts of different lengths."""
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much there is of everything that a wait may grow with."""
+
+    tokens: int = 8
+    responses: int = 2
+    prompts: int = 3
+    layers: int = 2
+    updates: int = 1
+    micro_tokens: int = 1000
+
+
+def policy_of(size: Size) -> Policy:
+    """In bfloat16, in which a GPU multiplies by experts without waiting."""
+    policy = tiny_policy(num_hidden_layers=size.layers, dtype=torch.bfloat16)
+    policy.model.to(DEVICE)  # pyright: ignore[reportArgumentType]
+    return policy
+
+
+def sampled(policy: Policy, size: Size, watch: Watch) -> list[Response]:
+    """Responses of a fixed length, to prompts of different lengths; `watch` then knows the waits of sampling."""
     engine = LocalEngine(policy.model, end_tokens=set(), precision="fp8", kv_precision="fp8")
-    ids = [random_ids(3 + n, seed=n) for n in range(prompts)]
-    how = Sampling(temperature=1.0, max_new_tokens=tokens, top_k=5)
-    with counted_from_here():
-        groups = engine.generate(ids, responses=responses, sampling=how, seed=0)
+    ids = [random_ids(3 + n, seed=n) for n in range(size.prompts)]
+    watch.waits.clear()
+    how = Sampling(temperature=1.0, max_new_tokens=size.tokens, top_k=5)
+    groups = engine.generate(ids, responses=size.responses, sampling=how, seed=0)
     return [
-        Response(prompt_ids=prompt, completion=completion, advantage=(-1.0) ** n, group_tokens=responses * tokens)
+        Response(prompt_ids=prompt, completion=completion, advantage=(-1.0) ** n, group_tokens=9)
         for prompt, group in zip(ids, groups, strict=True)
         for n, completion in enumerate(group)
     ]
 
 
-def learned(policy: Policy, responses: list[Response], *, micro_tokens: int = 1000, updates: int = 1) -> int:
-    """The θ_old pass, updates and everything that is measured of them; how many micro-batches there were."""
+def learned(policy: Policy, responses: list[Response], size: Size, watch: Watch) -> int:
+    """The θ_old pass, updates and all that is measured of them; the number of micro-batches."""
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, fused=True)
-    scored, outcomes = [], []
-    with counted_from_here():
-        micros = pack_responses(responses, micro_tokens=micro_tokens, one_block=False, device=policy.device)
-        scored = [score_old(policy, micro, **HOW) for micro in micros]
-        for _ in range(updates):
-            forwards = [later_forward(policy, s, temperature=1.0) for s in scored]
-            counts = {"responses": len(responses), "groups": 3, "max_grad_norm": 1.0}
-            outcomes.append(update(policy, optimizer, MiniRL(), forwards, **counts))
-        rows = step_ledger(scored, outcomes, policy_version=0)
-        assert ledger.summary(rows) | scoring_metrics(scored) | route_metrics(scored) | update_metrics(outcomes)
+    watch.waits.clear()
+    micros = pack_responses(responses, micro_tokens=size.micro_tokens, one_block=False, device=policy.device)
+    scored = [score_old(policy, micro, **HOW) for micro in micros]
+    outcomes = [
+        update(
+            policy,
+            optimizer,
+            MiniRL(),
+            [later_forward(policy, s, temperature=1.0) for s in scored],
+            responses=len(responses),
+            groups=size.prompts,
+            max_grad_norm=1.0,
+        )
+        for _ in range(size.updates)
+    ]
+    rows = step_ledger(scored, outcomes, policy_version=0)
+    assert ledger.summary(rows) | scoring_metrics(scored) | route_metrics(scored) | update_metrics(outcomes)
     return len(micros)
 
 
-@contextmanager
-def counted_from_here() -> Iterator[None]:
-    """What came before, such as building an engine, does not count."""
-    _CURRENT[-1].waits.clear()
-    yield
+@cache
+def of_sampling(size: Size) -> tuple[Counter[str], int]:
+    """Waits by line, and how many micro-batches there were."""
+    with pretended_gpu() as watch:
+        sampled(policy_of(size), size, watch)
+        return watch.waits.copy(), 0
 
 
-_CURRENT: list[Watch] = []
+@cache
+def of_training(size: Size) -> tuple[Counter[str], int]:
+    with pretended_gpu() as watch:
+        policy = policy_of(size)
+        micros = learned(policy, sampled(policy, size, watch), size, watch)
+        return watch.waits.copy(), micros
 
 
-def there(layers: int = 2) -> Policy:
-    """In bfloat16, in which a GPU multiplies by experts without waiting."""
-    policy = tiny_policy(num_hidden_layers=layers, dtype=torch.bfloat16)
-    policy.model.to(DEVICE)  # pyright: ignore[reportArgumentType]
-    return policy
+Half = Callable[[Size], tuple[Counter[str], int]]
+CEILINGS: dict[str, tuple[Half, Size, Size, float, float]] = {
+    "a token": (of_sampling, Size(), Size(tokens=16), 8, 1 / 8),
+    "a response": (of_sampling, Size(), Size(responses=6), 12, 1),
+    "a prompt": (of_sampling, Size(), Size(prompts=6), 3, 2),
+    "a layer of the engine": (of_sampling, Size(), Size(layers=4), 2, 2),
+    "a layer of the trainer": (of_training, Size(), Size(layers=4), 2, 0),
+    "a trained response": (of_training, Size(), Size(responses=6), 12, 0),
+    "a micro-batch": (of_training, Size(responses=6), Size(responses=6, micro_tokens=60), 0, 25),
+    "an update": (of_training, Size(), Size(updates=3), 2, 7),
+}
+"""What one more of something may add: which half of a step, two sizes, how many more the second has, and the most."""
 
+
+@pytest.mark.parametrize("what", CEILINGS)
+def test_the_waits_for_one_more(what):
+    half, fewer, more, count, most = CEILINGS[what]
+    before, micros = half(fewer)
+    after, more_micros = half(more)
+    new = after - before
+    found = (after.total() - before.total()) / (count or more_micros - micros)
+    assert found <= most, f"{what} more adds {found:.2f} waits, {most:.2f} are allowed: {new.most_common(12)}"
+
+
+def planted_wait(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def wrong(wave: Any, t: int) -> Tensor:
+        logits = right(wave, t)
+        assert logits.isfinite().all()
+        return logits
+
+    return wrong
+
+
+def test_a_planted_wait_breaks_the_ceiling(monkeypatch):
+    monkeypatch.setattr(local._Wave, "step", planted_wait(local._Wave.step))
+    of_sampling.cache_clear()
+    with pytest.raises(AssertionError, match=r"a token more adds 1\.\d+ waits.*pretended_gpu_cases.py:\d+"):
+        test_the_waits_for_one_more("a token")
+    of_sampling.cache_clear()
+
+
+# ---- planted mixtures
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
     "the batch is left on the host": (packing, "_to", lambda right: lambda batch, device: batch, "model/"),
@@ -188,7 +260,7 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
         local,
         "_pad_left",
         lambda right: lambda prompts, width, device: right(prompts, width, torch.device("cpu")),
-        "engine/local.py|model/",
+        "engine/local.py",
     ),
     "random numbers are left on the host": (
         local,
@@ -203,13 +275,13 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
         "algo/ledger.py",
     ),
 }
+"""A function, what is wrong with it, and the file that the error must name."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_found_at_its_line(fault, monkeypatch, watch):
-    policy = there()
-    _CURRENT.append(watch)
+def test_a_planted_mixture_is_found_at_its_line(fault, monkeypatch, watch):
+    policy = policy_of(Size())
     module, name, wrong, place = FAULTS[fault]
     monkeypatch.setattr(module, name, wrong(getattr(module, name)))
-    with pytest.raises(MixedDevices, match=rf"({place})\S*:\d+"):
-        learned(policy, sampled(policy))
+    with pytest.raises((MixedDevices, EngineError), match=rf"{place}\S*:\d+"):  # an engine is tried as it is built
+        learned(policy, sampled(policy, Size(), watch), Size(), watch)
