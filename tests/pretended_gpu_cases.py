@@ -96,9 +96,9 @@ def everything(home: Path) -> dict[str, Any]:
         "steps": 2,
         "hold": {"activation_checkpointing": True},
         "engine": {"kv_precision": "fp8"},
-        "update": {"minibatches": 2, "micro_tokens": 40},
-        "rollout": {"prompts": 4, "responses": 4, "max_new_tokens": 6},
-        "cold_start": {"batch": 4, "check_every": 1, "aux_loss": 0.01, "stages": [{"steps": 1}]},
+        "update": {"minibatches": 2, "micro_tokens": 30},
+        "rollout": {"prompts": 2, "responses": 4, "max_new_tokens": 4},
+        "cold_start": {"batch": 2, "check_every": 1, "aux_loss": 0.01, "stages": [{"steps": 1}]},
         "evaluate": {"every": 0, "prompts": 2},
         "checkpoints": {"every": 1},
     }
