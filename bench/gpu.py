@@ -18,12 +18,12 @@ import torch
 from _measure import alternate, median_ratio, ratio_interval, seconds, show, sized
 from steadyrl.algo import MiniRL
 from steadyrl.engine.local import LocalEngine
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.routing import record, replay
-from steadyrl.model.scoring import score
 from steadyrl.types import Completion, MicroBatch, Response, Sampling
-from steadyrl.update import first_forward, score_old, update
+from steadyrl.update import first_forward, old_pass, update
 
 DEVICE = "cuda"
 PROMPTS, RESPONSES, PROMPT, NEW_TOKENS = sized(16, 2), sized(16, 2), sized(128, 8), sized(256, 24)
@@ -124,7 +124,7 @@ def parts_of_a_step(held: Policy) -> tuple[list[dict[str, Any]], list[MicroBatch
     }
     works |= {
         "packing": (lambda: packed(held, answered), ROUNDS),
-        "θ_old pass": (lambda: [score_old(held, micro, **HOW) for micro in micros], ROUNDS),
+        "θ_old pass": (lambda: [old_pass(held, micro, **HOW) for micro in micros], ROUNDS),
         "update": (lambda: take_update(held, optimizer, micros), ROUNDS),
     }
     rows = []
@@ -143,7 +143,7 @@ def replay_costs(held: Policy, micro: MicroBatch) -> list[dict[str, Any]]:
 
     def forward(way: Any, *, backward: bool) -> Any:
         with torch.set_grad_enabled(backward), way as recorder:
-            logprobs, _ = score(model, batch, temperature=1.0)
+            logprobs, _ = response_logprobs(model, batch, temperature=1.0)
             if backward:
                 logprobs.sum().backward()
                 model.zero_grad()
@@ -188,7 +188,7 @@ def wait_rows(held: Policy, micros: Sequence[MicroBatch], optimizer: Any, engine
     answered = responses(sample(engine, 8))
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
         "decoded token": (lambda: sample(engine, 8), lambda: sample(engine, 16), 8),
-        "micro-batch of the θ_old pass": (lambda: None, lambda: score_old(held, micros[0], **HOW), 1),
+        "micro-batch of the θ_old pass": (lambda: None, lambda: old_pass(held, micros[0], **HOW), 1),
         "micro-batch of an update": (
             lambda: take_update(held, optimizer, micros[:1]),
             lambda: take_update(held, optimizer, micros[:2]),

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
 from steadyrl.config import load
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import Recorder, record, replay
-from steadyrl.model.scoring import score
 from steadyrl.session import build_policy
 from steadyrl.types import TokenBatch
 
@@ -34,14 +34,14 @@ def update(model: PreTrainedModel, batch: TokenBatch, way: Way) -> None:
     """Forward and backward."""
     model.zero_grad()
     with way:
-        score(model, batch, temperature=1.0)[0].sum().backward()
+        response_logprobs(model, batch, temperature=1.0)[0].sum().backward()
 
 
 @torch.no_grad()
 def old_pass(model: PreTrainedModel, batch: TokenBatch, way: Way) -> torch.Tensor | None:
     """A forward, and the routes that were recorded."""
     with way as recorder:
-        score(model, batch, temperature=1.0)
+        response_logprobs(model, batch, temperature=1.0)
         return None if recorder is None else recorder.routes()
 
 

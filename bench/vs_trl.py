@@ -1,6 +1,6 @@
 """One global step of SteadyRL against one of TRL's GRPOTrainer: same model, prompts, completions and lengths.
 
-Both sample, score, and take one gradient step on the CPU in FP32. Each lives in a process of its own, which sleeps
+Both sample, reward, and take one gradient step on the CPU in FP32. Each lives in a process of its own, which sleeps
 while the other takes its step, so the two alternate and neither works in memory that the other has left behind.
 """
 
@@ -48,12 +48,12 @@ def even(completions: list[str], **_: Any) -> list[float]:
 @contextmanager
 def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], tuple[dict[str, Any], list[Any]]]]]:
     """A session and a function that takes its next global step."""
-    score = folder / "even.py"
-    score.write_text("def score(prompt, completion):\n    return float(len(completion) % 2 == 0)\n")
+    code = folder / "even.py"
+    code.write_text("def reward(prompt, completion):\n    return float(len(completion) % 2 == 0)\n")
     pairs = [{"question": q, "answer": "0"} for q in questions(4096 + 64)]
     data = folder / "questions.jsonl"
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    task = {"kind": "questions", "path": str(data), "score": f"{score}:score", "held_out": 64}
+    task = {"kind": "questions", "path": str(data), "reward": f"{code}:reward", "held_out": 64}
     recipe = resolve({**RECIPE, "task": task, "evaluate": {"prompts": 64}}, source="vs_trl")
     with open_session(recipe) as session:
         run, progress = Run.create(folder / "run", recipe, inputs={}), Progress()
@@ -104,7 +104,7 @@ class OnDemand(TrainerCallback):
     """TRL takes a step whenever it is told to, and says how long it took."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Wait for the word; then TRL samples, scores and updates."""
+        """Wait for the word; then TRL samples, rewards and updates."""
         sys.stdin.readline()
         self.started = time.perf_counter()
 

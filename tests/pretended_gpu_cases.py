@@ -26,7 +26,7 @@ from steadyrl.model import packing
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.types import Response, Sampling
-from steadyrl.update import later_forward, score_old, scoring_metrics, step_ledger, update, update_metrics
+from steadyrl.update import later_forward, old_pass, old_pass_metrics, step_ledger, update, update_metrics
 
 HOW = {"mode": "R3", "temperature": 1.0}
 
@@ -94,7 +94,7 @@ def everything(home: Path) -> dict[str, Any]:
     return {
         "task": coin_questions(home, count=32),
         "steps": 2,
-        "hold": {"activation_checkpointing": True},
+        "runtime": {"activation_checkpointing": True},
         "engine": {"kv_precision": "fp8"},
         "update": {"minibatches": 2, "micro_tokens": 30},
         "rollout": {"prompts": 2, "responses": 4, "max_new_tokens": 4},
@@ -177,21 +177,21 @@ def learned(policy: Policy, responses: list[Response], size: Size, watch: Watch)
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, fused=True)
     watch.waits.clear()
     micros = pack_responses(responses, micro_tokens=size.micro_tokens, one_block=False, device=policy.device)
-    scored = [score_old(policy, micro, **HOW) for micro in micros]
+    passes = [old_pass(policy, micro, **HOW) for micro in micros]
     outcomes = [
         update(
             policy,
             optimizer,
             MiniRL(),
-            [later_forward(policy, s, temperature=1.0) for s in scored],
+            [later_forward(policy, s, temperature=1.0) for s in passes],
             responses=len(responses),
             groups=size.prompts,
             max_grad_norm=1.0,
         )
         for _ in range(size.updates)
     ]
-    rows = step_ledger(scored, outcomes, policy_version=0)
-    assert ledger.summary(rows) | scoring_metrics(scored) | route_metrics(scored) | update_metrics(outcomes)
+    rows = step_ledger(passes, outcomes, policy_version=0)
+    assert ledger.summary(rows) | old_pass_metrics(passes) | route_metrics(passes) | update_metrics(outcomes)
     return len(micros)
 
 

@@ -31,7 +31,7 @@ TINY: dict[str, Any] = {
             "max_position_embeddings": 64,
         },
     },
-    "hold": {"threads": 1},
+    "runtime": {"threads": 1},
     "task": {"kind": "chains", "min_terms": 2, "max_terms": 2},
     "engine": {"kind": "local", "precision": "fp8"},
     "rollout": {"prompts": 8, "responses": 4, "max_new_tokens": 10},
@@ -53,7 +53,7 @@ DENSE: dict[str, Any] = {
 }
 
 # rewards that differ within a group even for a model that knows nothing
-COIN = "def score(prompt, completion):\n    return float(sum(map(ord, completion)) % 2)\n"
+COIN = "def reward(prompt, completion):\n    return float(sum(map(ord, completion)) % 2)\n"
 
 MACHINE = ("seconds/", "throughput/", "memory/")
 """Metrics that depend on the machine and its load."""
@@ -81,12 +81,12 @@ def write_recipe(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def coin_questions(folder: Path, *, count: int = 64, score: str = COIN, name: str = "score", **more: Any) -> dict:
+def coin_questions(folder: Path, *, count: int = 64, reward: str = COIN, name: str = "reward", **more: Any) -> dict:
     """A task of short questions whose reward is the user's own function."""
     data, code = folder / "questions.jsonl", folder / "own.py"
     data.write_text("".join(json.dumps({"question": f"{i}+0=", "answer": str(i)}) + "\n" for i in range(count)))
-    code.write_text(score)
-    return {"kind": "questions", "path": str(data), "score": f"{code}:{name}", "held_out": 16} | more
+    code.write_text(reward)
+    return {"kind": "questions", "path": str(data), "reward": f"{code}:{name}", "held_out": 16} | more
 
 
 def train(folder: Path, run: str = "run", *, report: bool = False, **changes: Any) -> Path:

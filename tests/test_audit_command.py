@@ -10,17 +10,17 @@ from recipes_for_tests import coin_questions, command, comparable, train, write_
 from steadyrl.audit import at_start, digest, shown
 from steadyrl.config import Recipe, load
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.scoring import ScorePool
+from steadyrl.tasks.pool import RewardPool
 
 ROOT = Path(__file__).parents[1]
-EXACT = "def score(prompt, completion, answer):\n    return float(completion.strip() == answer)\n"
-TRUSTING = "def score(prompt, completion):\n    return float(len(completion) > 0)\n"
+EXACT = "def reward(prompt, completion, answer):\n    return float(completion.strip() == answer)\n"
+TRUSTING = "def reward(prompt, completion):\n    return float(len(completion) > 0)\n"
 COUNTING = """
 import pathlib
 calls = []
 log = pathlib.Path(__file__).with_name("calls")
 
-def score(prompt, completion, answer):
+def reward(prompt, completion, answer):
     calls.append(completion)
     log.open("a").write("x")
     return float(len(calls) % 2)
@@ -44,8 +44,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache" / "audit"
 
 
-def with_score(folder: Path, code: str, **changes: Any) -> Path:
-    return write_recipe(folder, task=coin_questions(folder, score=code), model=ENOUGH, **changes)
+def with_reward(folder: Path, code: str, **changes: Any) -> Path:
+    return write_recipe(folder, task=coin_questions(folder, reward=code), model=ENOUGH, **changes)
 
 
 ENOUGH = {"alphabet": "0123456789+=-"}
@@ -61,12 +61,12 @@ def test_a_task_with_an_evaluation_set_is_audited(tmp_path: Path, capsys: pytest
     exam = tmp_path / "exam.jsonl"
     exam.write_text('{"question": "1+1=", "answer": "2"}\n')
     sets = [{"name": "exam", "path": str(exam)}]
-    assert command("audit", with_score(tmp_path, EXACT, evaluate={"sets": sets})) == 0
+    assert command("audit", with_reward(tmp_path, EXACT, evaluate={"sets": sets})) == 0
     assert "paid junk: 0" in capsys.readouterr().out
 
 
 def test_paid_junk_is_shown_and_ends_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("audit", with_score(tmp_path, TRUSTING)) == 1
+    assert command("audit", with_reward(tmp_path, TRUSTING)) == 1
     printed = capsys.readouterr().out
     assert "junk, refusal: to `" in printed
     assert "the response `I do not know.` earned 1" in printed
@@ -74,7 +74,7 @@ def test_paid_junk_is_shown_and_ends_with_1(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_json_holds_the_counts_and_the_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("audit", with_score(tmp_path, TRUSTING), "--json") == 1
+    assert command("audit", with_reward(tmp_path, TRUSTING), "--json") == 1
     report = json.loads(capsys.readouterr().out)
     rows = {row["form"]: row for row in report["rows"]}
     assert (rows["refusal"]["counts"], rows["refusal"]["example"]["response"]) == (32, "I do not know.")
@@ -83,8 +83,8 @@ def test_json_holds_the_counts_and_the_rows(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_a_function_that_pays_no_right_response(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    nothing = "def score(prompt, completion):\n    return 0.0\n"
-    assert command("audit", with_score(tmp_path, nothing)) == 1
+    nothing = "def reward(prompt, completion):\n    return 0.0\n"
+    assert command("audit", with_reward(tmp_path, nothing)) == 1
     printed = capsys.readouterr().out
     assert "paid junk: 0, unpaid right responses: 32" in printed
     assert "No reward reached task.correct_at; the highest was 0" in printed
@@ -92,21 +92,21 @@ def test_a_function_that_pays_no_right_response(tmp_path: Path, capsys: pytest.C
 
 def test_a_function_that_wants_tags_passes(tmp_path: Path) -> None:
     tags = (
-        "def score(prompt, completion, answer):\n    return float(f'<answer>{answer}</answer>' in completion[-40:])\n"
+        "def reward(prompt, completion, answer):\n    return float(f'<answer>{answer}</answer>' in completion[-40:])\n"
     )
-    assert command("audit", with_score(tmp_path, tags)) == 0
+    assert command("audit", with_reward(tmp_path, tags)) == 0
 
 
 def test_strict_counts_partial_credit(tmp_path: Path) -> None:
     partial = EXACT.replace("return ", "return 0.1 * ('know' in completion) + ")
-    recipe = with_score(tmp_path, partial)
+    recipe = with_reward(tmp_path, partial)
     assert command("audit", recipe) == 0
     assert command("audit", recipe, "--strict") == 1
-    assert command("audit", with_score(tmp_path, EXACT), "--strict") == 0
+    assert command("audit", with_reward(tmp_path, EXACT), "--strict") == 0
 
 
 def test_fields_of_the_recipe_can_be_changed(tmp_path: Path) -> None:
-    recipe = with_score(tmp_path, EXACT.replace("return ", "return 0.5 * "))
+    recipe = with_reward(tmp_path, EXACT.replace("return ", "return 0.5 * "))
     assert command("audit", recipe) == 1
     assert command("audit", recipe, "--task.correct_at", "0.5") == 0
 
@@ -123,7 +123,7 @@ def test_a_response_cannot_write_to_the_terminal() -> None:
 
 
 def test_a_question_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    recipe = with_score(tmp_path, TRUSTING)
+    recipe = with_reward(tmp_path, TRUSTING)
     pairs = [{"question": f"[bold]{i}[/bold] \x1b]0;x\x07 [/x]", "answer": str(i)} for i in range(40)]
     (tmp_path / "questions.jsonl").write_text("\n".join(map(json.dumps, pairs)))
     assert command("audit", recipe) == 1
@@ -135,23 +135,23 @@ def test_a_question_is_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_a_run_begins_with_a_warning_where_junk_is_paid(
     tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    task = coin_questions(tmp_path, score=TRUSTING)
+    task = coin_questions(tmp_path, reward=TRUSTING)
     train(tmp_path, task=task, steps=1)
     assert "steadyrl: the verifier pays for junk: " in capsys.readouterr().err
     train(tmp_path, "again", task=task, steps=1)
     assert "steadyrl: the verifier pays for junk: " in capsys.readouterr().err  # from the cache
-    train(tmp_path, "off", task=task, steps=1, scoring={"audit": False})
+    train(tmp_path, "off", task=task, steps=1, verifier={"audit": False})
     assert "verifier" not in capsys.readouterr().err
     train(tmp_path, "chains", steps=1)
     assert "verifier" not in capsys.readouterr().err
 
 
 def test_the_audit_changes_no_number_of_the_run(tmp_path: Path, cache: Path) -> None:
-    """Not even where the score function remembers how often it was called."""
-    task = coin_questions(tmp_path, score=COUNTING)
+    """Not even where the reward function remembers how often it was called."""
+    task = coin_questions(tmp_path, reward=COUNTING)
     audited = train(tmp_path, "audited", task=task, steps=2)
     remembered = train(tmp_path, "remembered", task=task, steps=2)
-    off = train(tmp_path, "off", task=task, steps=2, scoring={"audit": False})
+    off = train(tmp_path, "off", task=task, steps=2, verifier={"audit": False})
     assert comparable(audited) == comparable(remembered) == comparable(off)
 
 
@@ -160,18 +160,18 @@ Audit = Callable[..., tuple[list[str], int]]
 
 @pytest.fixture
 def audit_counting(tmp_path: Path, cache: Path) -> Audit:
-    """Audits the counting function at the start of a run; the warnings, and how many responses were scored."""
+    """Audits the counting function at the start of a run; the warnings, and how many responses were verified."""
 
     def audit(tokenizer: Words | None = None, **changes: Any) -> tuple[list[str], int]:
         calls = tmp_path / "calls"
         recipe = load(write_recipe(tmp_path, **{"task": coin, **changes}))
         task = build_task(recipe.task.kind, seed=recipe.seed, parameters=recipe.task.model_dump())
-        with ScorePool(recipe.task.model_dump(), seed=0, workers=1, time_limit=10) as pool:
+        with RewardPool(recipe.task.model_dump(), seed=0, workers=1, time_limit=10) as pool:
             calls.unlink(missing_ok=True)  # those that tried the function
             found = at_start(recipe, task, pool, tokenizer or Words("a", "b"))
         return found, calls.stat().st_size if calls.exists() else 0
 
-    coin = coin_questions(tmp_path, score=COUNTING)
+    coin = coin_questions(tmp_path, reward=COUNTING)
     return audit
 
 
@@ -181,7 +181,7 @@ def test_an_audit_is_made_once(audit_counting: Audit) -> None:
     assert first
     assert audit_counting() == (first, 0)
     assert audit_counting(optimizer={"learning_rate": 1.0}) == (first, 0)
-    assert audit_counting(scoring={"audit": False}) == ([], 0)
+    assert audit_counting(verifier={"audit": False}) == ([], 0)
 
 
 def test_an_audit_is_made_again_where_its_grounds_changed(audit_counting: Audit, tmp_path: Path) -> None:
@@ -250,21 +250,21 @@ def test_generated_problems_are_not_drawn_for_the_digest() -> None:
 
 
 def test_a_function_that_pays_the_form_alone_is_caught(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tags = "import re\ndef score(prompt, completion, answer):\n"
+    tags = "import re\ndef reward(prompt, completion, answer):\n"
     tags += "    form = r'<think>.*</think>\\s*<answer>.*</answer>'\n"
     tags += "    return 1.0 if re.fullmatch(form, completion.strip(), re.DOTALL) else -1.0\n"
-    assert command("audit", with_score(tmp_path, tags)) == 1
+    assert command("audit", with_reward(tmp_path, tags)) == 1
     assert "junk, another problem's answer: to" in capsys.readouterr().out
 
 
 def test_forms_that_a_function_refuses_are_no_fault_and_the_table_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert command("audit", with_score(tmp_path, EXACT)) == 0
+    assert command("audit", with_reward(tmp_path, EXACT)) == 0
     assert "has to pay one right form of each problem" in capsys.readouterr().out
 
 
 def test_a_paid_empty_response_has_its_advice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    signed = "def score(prompt, completion, answer):\n    return 0.0 if completion.strip() == answer else -1.0\n"
-    assert command("audit", with_score(tmp_path, signed), "--task.correct_at", "-1") == 1
+    signed = "def reward(prompt, completion, answer):\n    return 0.0 if completion.strip() == answer else -1.0\n"
+    assert command("audit", with_reward(tmp_path, signed), "--task.correct_at", "-1") == 1
     assert "The empty response is paid: raise task.correct_at" in capsys.readouterr().out

@@ -68,7 +68,7 @@ def test_a_model_that_breaks_in_the_last_step_does_not_end_well(tmp_path, monkey
 
 def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeypatch, capfd):
     """Nothing is updated, so no loss tells."""
-    task = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 0.0\n")
+    task = coin_questions(tmp_path, reward="def reward(prompt, completion):\n    return 0.0\n")
     original = loop.hand_over
 
     def hand_over(session, progress):

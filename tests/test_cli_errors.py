@@ -220,10 +220,10 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hold": {"device": "cuda:99"}}, "hold.device = 'cuda:99', but"),
-        ({"hold": {"device": "gpu"}}, 'hold.device: \'gpu\' is not supported; use "cpu", "cuda" or "cuda:1"'),
-        ({"hold": {"device": "mps"}}, "hold.device: 'mps' is not supported"),
-        ({"hold": {"device": "cuda:" + "9" * 20}}, "is not supported"),
+        ({"runtime": {"device": "cuda:99"}}, "runtime.device = 'cuda:99', but"),
+        ({"runtime": {"device": "gpu"}}, 'runtime.device: \'gpu\' is not supported; use "cpu", "cuda" or "cuda:1"'),
+        ({"runtime": {"device": "mps"}}, "runtime.device: 'mps' is not supported"),
+        ({"runtime": {"device": "cuda:" + "9" * 20}}, "is not supported"),
         ({"model": {"config": EXPERTS | {"num_experts_per_tok": 0}}}, "model.config takes 0 of 4 experts for a token"),
         ({"model": {"config": EXPERTS | {"num_experts_per_tok": 5}}}, "take 1 to 4"),
         ({"model": {"config": EXPERTS | {"hidden_size": 0}}}, "hidden_size = 0 makes no model; use at least 1"),
@@ -233,8 +233,8 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
         ),
         ({"task": {"kind": "questions", "path": ""}}, "task.path: must be printable text that is not empty"),
         ({"task": {"kind": "questions", "path": "a\0b"}}, "task.path: must be printable text"),
-        ({"scoring": {"time_limit": 1e10}}, "scoring.time_limit: Input should be less than or equal to 86400"),
-        ({"hold": {"threads": 1e30}}, "hold.threads: "),
+        ({"verifier": {"time_limit": 1e10}}, "verifier.time_limit: Input should be less than or equal to 86400"),
+        ({"runtime": {"threads": 1e30}}, "runtime.threads: "),
         ({"update": {"micro_tokens": 1e30}}, "update.micro_tokens: "),
         ({"rollout": {"responses": 10**9}}, "rollout.responses: Input should be less than or equal to 65536"),
         ({"evaluate": {"samples": 10**9}}, "evaluate.samples: Input should be less than or equal to 65536"),
@@ -245,7 +245,7 @@ def test_a_baseline_of_the_others_otherwise(objective, tmp_path):
             {"rollout": {"learning_rate": 1}},
             "rollout.learning_rate: unknown key; did you mean `optimizer.",
         ),
-        ({"scoring": {"max_failure": 1}}, "scoring.max_failure: unknown key; did you mean `max_failures`?"),
+        ({"verifier": {"max_failure": 1}}, "verifier.max_failure: unknown key; did you mean `max_failures`?"),
         ({"model": {"family": "qwen3_mo"}}, "model.family = 'qwen3_mo' is no model_type of transformers; did you mean"),
         ({"model": {"config": {"hiden_size": 3}}}, "model.config has ['hiden_size']"),
         ({"model": {"config": EXPERTS | {"hidden_size": "32"}}}, "expected int, got str"),
@@ -279,7 +279,7 @@ def test_a_part_that_cannot_be_had(changes, message, refusal):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_cuda_without_a_gpu(refusal):
-    assert "hold.device = 'cuda', but no CUDA device is visible; use \"cpu\"" in refusal(hold={"device": "cuda"})
+    assert "runtime.device = 'cuda', but no CUDA device is visible; use \"cpu\"" in refusal(runtime={"device": "cuda"})
 
 
 def test_a_folder_that_holds_no_model(tmp_path, refusal):
@@ -288,10 +288,10 @@ def test_a_folder_that_holds_no_model(tmp_path, refusal):
     assert f"model.path = '{path}'" in refusal(model={"kind": "pretrained", "path": path})
 
 
-def test_a_sink_that_is_not_installed(refusal, monkeypatch):
+def test_a_tracker_that_is_not_installed(refusal, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # also where it is
-    told = refusal(task={"max_terms": 3}, sinks=["wandb"])
-    assert "sinks: 'wandb' needs a package that is not installed" in told
+    told = refusal(task={"max_terms": 3}, trackers=["wandb"])
+    assert "trackers: 'wandb' needs a package that is not installed" in told
     assert 'pip install "steadyrl[wandb]"' in told
 
 
@@ -395,9 +395,11 @@ def test_a_line_of_the_metrics_that_is_damaged(finished, tmp_path, capfd):
     assert "metrics.jsonl, line 1 is not JSON" in capfd.readouterr().err
 
 
-def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_could_not_be_scored(tmp_path):
-    body = "def score(prompt, completion):\n    return 0.5 if prompt != '3+0=' else float('nan')\n"
-    run = train(tmp_path, task=coin_questions(tmp_path, score=body, held_out=16), **FEW, scoring={"max_failures": 1.0})
+def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_had_no_reward(tmp_path):
+    body = "def reward(prompt, completion):\n    return 0.5 if prompt != '3+0=' else float('nan')\n"
+    run = train(
+        tmp_path, task=coin_questions(tmp_path, reward=body, held_out=16), **FEW, verifier={"max_failures": 1.0}
+    )
     rows = read_jsonl(run / "eval.jsonl")
     assert {row["accuracy"] for row in rows} == {0.0}
     questions = {row["question"]: row["reward"] for row in read_jsonl(run / "samples.jsonl")}
@@ -408,23 +410,23 @@ def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_could_not_be_sc
 # ---- the user's own verifier
 
 BAD_FILES = {
-    "import": ("import no_such_module\ndef score(prompt, completion):\n    return 1\n", "raised ModuleNotFoundError"),
-    "syntax": ("def score(prompt, completion:\n", "raised SyntaxError"),
-    "name": ("def scores(prompt, completion):\n    return 1\n", "no such function there; it has scores"),
+    "import": ("import no_such_module\ndef reward(prompt, completion):\n    return 1\n", "raised ModuleNotFoundError"),
+    "syntax": ("def reward(prompt, completion:\n", "raised SyntaxError"),
+    "name": ("def rewards(prompt, completion):\n    return 1\n", "no such function there; it has rewards"),
 }
 
 
 @pytest.mark.parametrize("what", BAD_FILES)
 def test_a_file_of_ones_own_that_does_not_load(what, tmp_path, refusal):
     code, message = BAD_FILES[what]
-    told = refusal(task=coin_questions(tmp_path, score=code))
+    told = refusal(task=coin_questions(tmp_path, reward=code))
     assert message in told
-    assert "own.py:score" in told
+    assert "own.py:reward" in told
 
 
 # one response in some twenty, by its text alone
 SOMETIMES = (
-    "import time\ndef score(prompt, completion):\n"
+    "import time\ndef reward(prompt, completion):\n"
     "    if sum(map(ord, completion)) % 16 == 1:\n        {}\n    return 1.0\n"
 )
 
@@ -433,9 +435,9 @@ SOMETIMES = (
     "failing", ["raise KeyError('lost')", "return float('nan')", "return 'right'", "time.sleep(9)"]
 )
 def test_a_verifier_that_fails_now_and_then_costs_those_responses_only(failing, tmp_path):
-    scoring = {"time_limit": 0.2, "max_failures": 0.5}
-    task = coin_questions(tmp_path, score=SOMETIMES.format(failing))
-    run = train(tmp_path, task=task, scoring=scoring, **FEW)
+    limits = {"time_limit": 0.2, "max_failures": 0.5}
+    task = coin_questions(tmp_path, reward=SOMETIMES.format(failing))
+    run = train(tmp_path, task=task, verifier=limits, **FEW)
     rows, reasons = read_jsonl(run / "metrics.jsonl"), read_jsonl(run / "failures.jsonl")
     failures = rows[0]["reward/failures"]
     assert 0 < failures < 16
@@ -454,18 +456,18 @@ def test_a_verifier_that_fails_now_and_then_costs_those_responses_only(failing, 
     ],
 )
 def test_a_verifier_that_always_fails_is_rejected_before_the_run(body, reason, tmp_path, refusal):
-    task = coin_questions(tmp_path, score=f"def score(prompt, completion):\n    {body}\n")
-    told = refusal(task=task, scoring={"time_limit": 0.3})
+    task = coin_questions(tmp_path, reward=f"def reward(prompt, completion):\n    {body}\n")
+    told = refusal(task=task, verifier={"time_limit": 0.3})
     assert f"it gave the first problem's own solution no reward: {reason}" in told
-    assert "Known are `score(prompt, completion)`" in told
+    assert "Known are `reward(prompt, completion)`" in told
 
 
 def test_a_verifier_that_fails_on_responses_alone_stops_the_run_with_its_first_reason(tmp_path, capfd):
-    body = "def score(prompt, completion, answer):\n    return {answer: 1.0}[completion]\n"
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=body), **FEW)
+    body = "def reward(prompt, completion, answer):\n    return {answer: 1.0}[completion]\n"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, reward=body), **FEW)
     assert status("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
-    assert "scoring failed for 4 of 4 responses, above scoring.max_failures = 0.1" in err
+    assert "the verifier failed on 4 of 4 responses, above verifier.max_failures = 0.1" in err
     assert "the first: raised KeyError: " in err
     assert "Traceback" not in err
 
@@ -653,11 +655,11 @@ def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
 def test_a_replay_that_does_nothing_is_noticed(replay, minibatches, told, tmp_path, capfd):
     update = {"replay": replay, "minibatches": minibatches}
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), update=update, steps=1, evaluate={"every": 0})
-    notice = 'update.replay = "R2" with update.minibatches = 1 does nothing'
+    warning = 'update.replay = "R2" with update.minibatches = 1 does nothing'
     assert status("train", recipe, "--dry-run") == 0
-    assert (notice in capfd.readouterr().out) == told
+    assert (warning in capfd.readouterr().out) == told
     assert status("train", recipe, "--run", tmp_path / "run") == 0
-    assert (notice in capfd.readouterr().err) == told
+    assert (warning in capfd.readouterr().err) == told
 
 
 def test_a_dry_run_meets_the_mistakes_of_task_and_model(tmp_path, capfd):

@@ -73,7 +73,10 @@ def refused(**changes) -> str:
         ),
         ({"optimizer": {"learning_rate": float("nan")}}, "optimizer.learning_rate: Input should be a finite number"),
         ({"rollout": {"responses": 1}}, "rollout.responses: Input should be greater than or equal to 2 (found 1)"),
-        ({"scoring": {"max_failures": 1.5}}, "scoring.max_failures: Input should be less than or equal to 1 (found 1."),
+        (
+            {"verifier": {"max_failures": 1.5}},
+            "verifier.max_failures: Input should be less than or equal to 1 (found 1.",
+        ),
         ({"update": {"replay": "R4"}}, "update.replay: Input should be 'none', 'R2' or 'R3' (found 'R4')"),
         ({"rollout": {"prompts": 12}, "update": {"minibatches": 5}}, "use one of [1, 2, 3, 4, 6, 12]"),
         ({"task": {"min_terms": 5, "max_terms": 3}}, "task: min_terms = 5 is above max_terms = 3"),
@@ -88,7 +91,7 @@ def refused(**changes) -> str:
         ),
         ({"task": {"kind": "chain"}}, "task: Input tag 'chain' found using 'kind' does not match"),
         ({"objective": {"name": "ppo"}}, "objective: Input tag 'ppo' found using 'name' does not match"),
-        ({"sinks": ["csv"]}, "sinks.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
+        ({"trackers": ["csv"]}, "trackers.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
     ],
 )
 def test_a_mistake_is_named_with_its_field_and_the_way_out(changes, message):
@@ -182,7 +185,7 @@ def test_each_variant_is_chosen_by_its_kind(section, values, kind):
             "cold_start": {"stages": [{"steps": 3, "task": {"max_terms": 4}}, {"steps": 1}], "aux_loss": 0.1},
             "rollout": {"stop": [";", ">"]},
             "optimizer": {"max_grad_norm": None, "learning_rate": 1.2345678901234567e-7},
-            "sinks": ["tensorboard"],
+            "trackers": ["tensorboard"],
         },
         {"task": {"kind": "questions", "path": "a.jsonl"}},
     ],
@@ -200,16 +203,16 @@ def test_the_home_folder_is_written_out(monkeypatch):
     recipe = resolve(
         tree(
             model={"kind": "pretrained", "path": "~/model"},
-            task={"kind": "questions", "path": "~/a.jsonl", "score": "~/own.py:score"},
-            scoring={"folder": "~/work"},
+            task={"kind": "questions", "path": "~/a.jsonl", "reward": "~/own.py:reward"},
+            verifier={"folder": "~/work"},
             evaluate={"every": 0, "prompts": 4, "sets": [{"name": "test", "path": "~/b.jsonl"}]},
             update={"replay": "none"},
         ),
         source="test",
     )
     assert recipe.model.path == "/home/me/model"
-    assert (recipe.task.path, recipe.task.score) == ("/home/me/a.jsonl", "/home/me/own.py:score")
-    assert (recipe.scoring.folder, recipe.evaluate.sets[0].path) == ("/home/me/work", "/home/me/b.jsonl")
+    assert (recipe.task.path, recipe.task.reward) == ("/home/me/a.jsonl", "/home/me/own.py:reward")
+    assert (recipe.verifier.folder, recipe.evaluate.sets[0].path) == ("/home/me/work", "/home/me/b.jsonl")
 
 
 def test_toml_and_json_give_the_same_recipe(tmp_path):

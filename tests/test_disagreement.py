@@ -13,7 +13,7 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.routing import record
 from steadyrl.types import Completion, Response, Sampling
-from steadyrl.update import score_old
+from steadyrl.update import old_pass
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)
 
@@ -30,7 +30,7 @@ def sampled(policy: Policy, precision: str) -> list[Response]:
 
 def measured(policy: Policy, responses: list[Response]) -> dict[str, float]:
     micros = pack_responses(responses, micro_tokens=4096, one_block=policy.one_block, device=policy.device)
-    return route_metrics([score_old(policy, micro, mode="none", temperature=1.0) for micro in micros])
+    return route_metrics([old_pass(policy, micro, mode="none", temperature=1.0) for micro in micros])
 
 
 def with_routes(one: Response, routes: torch.Tensor) -> Response:

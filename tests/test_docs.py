@@ -56,7 +56,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_example_of_own_data_trains(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("train", "mine.toml", "--dry-run") == 0
     assert "1 training pair(s) of pairs.csv left out" in capsys.readouterr().out
-    assert command("train", "mine.toml", "--run", "runs/mine", "--scoring.no-audit") == 0
+    assert command("train", "mine.toml", "--run", "runs/mine", "--verifier.no-audit") == 0
     assert all("reward/digits" in row for row in read_jsonl(example / "runs/mine/metrics.jsonl"))
     evaluated = [row for row in read_jsonl(example / "runs/mine/eval.jsonl") if row["mode"] == "sampled"]
     assert {row["set"] for row in evaluated} == {"held_out", "exam"}
@@ -64,6 +64,6 @@ def test_the_example_of_own_data_trains(example: Path, capsys: pytest.CaptureFix
     assert command("resume", "runs/mine") == 0
 
 
-@pytest.mark.parametrize("form", ["score", "reward", "compute_score"])
+@pytest.mark.parametrize("form", ["own_reward", "trl_reward", "compute_score"])
 def test_every_form_of_the_example_passes_the_audit(example: Path, form: str) -> None:
-    assert command("audit", "mine.toml", "--task.score", f"reward.py:{form}") == 0
+    assert command("audit", "mine.toml", "--task.reward", f"reward.py:{form}") == 0

@@ -247,13 +247,13 @@ def test_what_a_response_answers() -> None:
 # ---- a run
 
 
-PARTIAL = "def score(prompt, completion):\n    return 0.9 if sum(map(ord, completion)) % 2 else 0.4\n"
+PARTIAL = "def reward(prompt, completion):\n    return 0.9 if sum(map(ord, completion)) % 2 else 0.4\n"
 SMALL = {"rollout": {"prompts": 4, "responses": 2, "max_new_tokens": 6}, "steps": 1}
 
 
 def test_partial_credit_is_told_beside_an_accuracy_of_0(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     evaluate = {"prompts": 8, "samples": 4}
-    run = train(tmp_path, task=coin_questions(tmp_path, score=PARTIAL), evaluate=evaluate, **SMALL)
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=PARTIAL), evaluate=evaluate, **SMALL)
     out, err = capfd.readouterr()
     for row in read_jsonl(run / "eval.jsonl"):
         assert row["accuracy"] == row.get("pass@2", 0.0) == row.get("maj@4", 0.0) == 0.0
@@ -268,7 +268,7 @@ def test_partial_credit_is_told_beside_an_accuracy_of_0(tmp_path: Path, capfd: p
 
 def test_what_is_right_is_the_recipes(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     evaluate = {"prompts": 8, "samples": 4}
-    run = train(tmp_path, task=coin_questions(tmp_path, score=PARTIAL, correct_at=0.9), evaluate=evaluate, **SMALL)
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=PARTIAL, correct_at=0.9), evaluate=evaluate, **SMALL)
     first = read_jsonl(run / "eval.jsonl")[0]
     assert first["reward"] == pytest.approx(0.4 + 0.5 * first["accuracy"])
     assert first["accuracy"] <= first["pass@2"] <= first["pass@4"] <= 1.0
@@ -330,7 +330,7 @@ def test_sets_that_cannot_be_told_apart_are_refused(tmp_path: Path, sets: list, 
 
 
 def test_sets_are_for_questions_only() -> None:
-    with pytest.raises(RecipeError, match=r'only task.kind = "questions" can score; the task is "chains"'):
+    with pytest.raises(RecipeError, match=r'only task.kind = "questions" can verify; the task is "chains"'):
         resolve(tree(evaluate={"sets": [{"name": "a", "path": "x.jsonl"}]}), source="test")
 
 

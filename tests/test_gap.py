@@ -114,7 +114,7 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
     with torch.no_grad():
         old = [forward(model, r, way).double() for r, way in zip(moving, routes, strict=True)]
     model.load_state_dict(seen["weights"][number])
-    token, sequence, discrepancies, moves, differences, bounds = [], [], [], [], [], []
+    token, sequence, mismatches, moves, differences, bounds = [], [], [], [], [], []
     for r, way, before in zip(moving, routes, old, strict=True):
         levels = []
         for level in (token, sequence):
@@ -125,14 +125,14 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
             (weight * r.advantage * logprobs.double()).sum().backward()
             level.append(torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None]))
             levels.append(ratios)
-        discrepancies.append(before - r.completion.logprobs.double())
+        mismatches.append(before - r.completion.logprobs.double())
         moves.append(logprobs.detach().double() - before)
         each = levels[0].tolist()
         excess = over_others(seen, r)
         differences.append(excess * (1 + sum(x - 1 for x in each) - math.prod(each)))
         bounds.append(abs(excess) * sum(abs(x - 1) * abs(1 - math.prod(each[t + 1 :])) for t, x in enumerate(each)))
     g, G = torch.stack(token), torch.stack(sequence)
-    k3 = [(x.exp() - 1 - x).mean().item() for x in (torch.cat(discrepancies), torch.cat(moves))]
+    k3 = [(x.exp() - 1 - x).mean().item() for x in (torch.cat(mismatches), torch.cat(moves))]
     deltas = torch.tensor(differences + [0.0] * (size * RESPONSES - len(differences)))  # the others add nothing
     generator = torch.Generator().manual_seed(5)
     draws = torch.randint(len(g), (1000, len(g)), generator=generator)
@@ -158,7 +158,7 @@ def test_the_numbers_are_those_of_a_plain_computation(mode, home, tmp_path, seen
     for number, row in enumerate(rows):
         wanted = plain(run / "checkpoints" / "step-000002", seen, number, mode)
         assert int(row["responses"]) == wanted["responses"] >= 6  # fewer than PARTS: each is a part
-        assert numbers(row["k3 discrepancy"])[0] == pytest.approx(wanted["k3"][0], rel=0.06)
+        assert numbers(row["k3 mismatch"])[0] == pytest.approx(wanted["k3"][0], rel=0.06)
         assert numbers(row["k3 staleness"])[0] == pytest.approx(wanted["k3"][1], rel=0.06, abs=1e-12)
         value, low, high = numbers(row["Δ [95%]"])
         close = {"rel": 0.06, "abs": 1e-6}
@@ -245,7 +245,7 @@ def test_an_overflow_is_called_an_overflow(run, capfd, monkeypatch):
 
 
 def test_a_mini_batch_without_advantages_says_so(home, tmp_path, capfd):
-    equal = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 1.0\n")
+    equal = coin_questions(tmp_path, reward="def reward(prompt, completion):\n    return 1.0\n")
     run = train(tmp_path, **(changes(home) | {"task": equal}))
     capfd.readouterr()
     assert command("gap", run) == 0

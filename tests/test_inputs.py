@@ -1,4 +1,4 @@
-"""A resumed run notices what it reads and what has changed since: rows, score functions, models."""
+"""A resumed run notices what it reads and what has changed since: rows, reward functions, models."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ FEW = {
     "steps": 1,
     "evaluate": {"every": 0, "prompts": 4},
     "checkpoints": {"every": 1},
-    "scoring": {"audit": False},
+    "verifier": {"audit": False},
 }
 
 
@@ -32,8 +32,8 @@ def write(path: Path, data: list[dict], *, blank: bool = False) -> None:
 
 @pytest.fixture
 def digests(tmp_path: Path) -> Callable[[], dict[str, str]]:
-    """What a run on questions, an own score with a neighbour, and a saved model would note now."""
-    task = coin_questions(tmp_path, score="import helper\nfrom deep import er\n" + COIN)
+    """What a run on questions, an own reward function with a neighbour, and a saved model would note now."""
+    task = coin_questions(tmp_path, reward="import helper\nfrom deep import er\n" + COIN)
     for name in ("helper.py", "unused.py"):
         (tmp_path / name).write_text("x = 1\n")
     (tmp_path / "deep").mkdir()
@@ -93,11 +93,11 @@ NOTICED = {
     "the order of the rows": (order, ["the rows of task.path"]),
     "a row less": (fewer, ["the rows of task.path"]),
     "a row more": (more, ["the rows of task.path"]),
-    "the score": (appended("own.py"), ["task.score: own.py"]),
-    "what it imports": (appended("helper.py"), ["task.score: helper.py"]),
-    "what that imports": (appended("deep/er.py"), ["task.score: deep/er.py"]),
-    "a file of the same name": (appended("deep/helper.py"), ["task.score: deep/helper.py"]),
-    "its package": (appended("deep/__init__.py"), ["task.score: deep/__init__.py"]),
+    "the reward function": (appended("own.py"), ["task.reward: own.py"]),
+    "what it imports": (appended("helper.py"), ["task.reward: helper.py"]),
+    "what that imports": (appended("deep/er.py"), ["task.reward: deep/er.py"]),
+    "a file of the same name": (appended("deep/helper.py"), ["task.reward: deep/helper.py"]),
+    "its package": (appended("deep/__init__.py"), ["task.reward: deep/__init__.py"]),
     "the config": (appended("model/config.json"), ["model.path: config.json"]),
     "the ends": (appended("model/generation_config.json"), ["model.path: generation_config.json"]),
     "the tokenizer": (appended("model/tokenizer.json"), ["model.path: tokenizer.json"]),
@@ -197,11 +197,11 @@ def test_resume_refuses_changed_data_and_takes_them_when_told_to(run: Path, tmp_
     assert len(read_jsonl(run / "changes.jsonl")) == 1
 
 
-def test_resume_refuses_a_changed_score_before_any_weight(run: Path, tmp_path: Path, capfd) -> None:
+def test_resume_refuses_a_changed_reward_function_before_any_weight(run: Path, tmp_path: Path, capfd) -> None:
     appended("own.py")(tmp_path)
     (run / "checkpoints").rename(run / "elsewhere")
     assert command("resume", run) == 2
-    assert "task.score: own.py" in capfd.readouterr().err
+    assert "task.reward: own.py" in capfd.readouterr().err
 
 
 def test_an_unchanged_run_resumes_without_a_word(run: Path, capfd) -> None:
@@ -211,7 +211,7 @@ def test_an_unchanged_run_resumes_without_a_word(run: Path, capfd) -> None:
     assert not (run / "changes.jsonl").exists()
 
 
-def test_a_run_without_digests_resumes_with_a_notice_and_keeps_them_from_then_on(run: Path, tmp_path, capfd) -> None:
+def test_a_run_without_digests_resumes_with_a_warning_and_keeps_them_from_then_on(run: Path, tmp_path, capfd) -> None:
     tree = json.loads((run / "recipe.json").read_text())
     assert tree.pop("seen")["the rows of task.path"].startswith("64 rows, ")
     (run / "recipe.json").write_text(json.dumps(tree))

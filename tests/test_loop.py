@@ -80,29 +80,29 @@ def test_every_line_of_the_metrics_has_exactly_the_documented_names(whole):
 def test_the_ledger_has_the_documented_names_and_agrees_with_the_metrics(whole):
     metrics, rows = read_jsonl(whole / "metrics.jsonl"), read_jsonl(whole / "ledger.jsonl")
     assert all(set(row) == {field.name for field in LEDGER_FIELDS} for row in rows)
-    prefixes = {"discrepancy": "mismatch", "staleness": "staleness", "product": "weight"}
+    prefixes = {"mismatch": "mismatch", "staleness": "staleness", "product": "weight"}
     wholes = [row for row in rows if row["split"] == "all"]
     assert [(row["step"], row["factor"]) for row in wholes] == [
-        (n, f) for n in (1, 2, 3, 4) for f in ("discrepancy", "product", "staleness")
+        (n, f) for n in (1, 2, 3, 4) for f in ("mismatch", "product", "staleness")
     ]
     for row in wholes:
         said = metrics[row["step"] - 1]
         shared = [name for name in row if f"{prefixes[row['factor']]}/{name}" in said]
         assert len(shared) >= 12
         assert all(row[name] == said[f"{prefixes[row['factor']]}/{name}"] for name in shared)
-        if row["factor"] == "discrepancy":
+        if row["factor"] == "mismatch":
             assert row["tokens"] == round(said["response/length"] * 32)
 
 
 def test_the_ledger_is_split_in_four_ways(whole):
     rows = [row for row in read_jsonl(whole / "ledger.jsonl") if row["step"] == 4]
     tokens = {(r["factor"], r["split"], r["bucket"]): r["tokens"] for r in rows}
-    for factor in ("discrepancy", "product", "staleness"):
+    for factor in ("mismatch", "product", "staleness"):
         everything = tokens[factor, "all", "all"]
         for split in ("position", "advantage", "version", "routes"):
             assert sum(n for key, n in tokens.items() if key[:2] == (factor, split)) == everything
         versions = {bucket for f, split, bucket in tokens if (f, split) == (factor, "version")}
-        assert versions == ({"0"} if factor == "discrepancy" else {"0", "1"})
+        assert versions == ({"0"} if factor == "mismatch" else {"0", "1"})
     by_version = {r["bucket"]: r["k3"] for r in rows if (r["factor"], r["split"]) == ("staleness", "version")}
     assert by_version["0"] == 0.0
     assert by_version["1"] > 1e-6
@@ -124,7 +124,7 @@ def test_the_learning_rate_follows_the_gradient_steps(whole):
 
 def test_the_phases_of_a_step_add_up(whole):
     for row in read_jsonl(whole / "metrics.jsonl"):
-        phases = ("sampling", "rewards", "scoring", "update", "sync")
+        phases = ("sampling", "rewards", "logprobs", "update", "sync")
         assert 0.0 < sum(row[f"seconds/{phase}"] for phase in phases) <= row["seconds/step"]
         sampled = row["response/length"] * 32
         assert row["throughput/tokens_per_second"] == pytest.approx(sampled / row["seconds/step"])
@@ -224,13 +224,13 @@ def test_dapo_may_divide_by_the_tokens_of_the_mini_batch(tmp_path, monkeypatch):
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_engines_are_compared_on_every_token_once(tmp_path, monkeypatch, minibatches):
     """On those of responses without advantage too."""
-    seen, original = [], loop.scoring_metrics
+    seen, original = [], loop.old_pass_metrics
 
-    def note(scored):
-        seen.append((sum(len(s.old_logprobs) for s in scored), {s.micro.moves for s in scored}))
-        return original(scored)
+    def note(passes):
+        seen.append((sum(len(s.old_logprobs) for s in passes), {s.micro.moves for s in passes}))
+        return original(passes)
 
-    monkeypatch.setattr(loop, "scoring_metrics", note)
+    monkeypatch.setattr(loop, "old_pass_metrics", note)
     changes = {"update": {"minibatches": minibatches}, "rollout": {"responses": 2}, "steps": 2}
     run = train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
@@ -298,7 +298,7 @@ def test_recomputing_activations_changes_nothing(tmp_path):
     task, engine = coin_questions(tmp_path), {"precision": "native"}
     changes = {"task": task, "engine": engine, "update": {"minibatches": 2}, "steps": 3} | QUIET
     plain = comparable(train(tmp_path, "plain", **changes))
-    spared = comparable(train(tmp_path, "spared", **changes, hold={"activation_checkpointing": True}))
+    spared = comparable(train(tmp_path, "spared", **changes, runtime={"activation_checkpointing": True}))
     close(plain["metrics"], spared["metrics"], rel=1e-4)
 
 
@@ -311,7 +311,7 @@ def test_the_size_of_the_micro_batches_changes_nothing(tmp_path):
 
 
 def test_bfloat16_runs(tmp_path):
-    changes = {"hold": {"dtype": "bfloat16"}, "update": {"minibatches": 2}, "steps": 2}
+    changes = {"runtime": {"dtype": "bfloat16"}, "update": {"minibatches": 2}, "steps": 2}
     run = train(tmp_path, task=coin_questions(tmp_path), cold_start={"stages": [{"steps": 1}]}, **changes, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["policy_version"] for row in rows] == [0, 2]
@@ -361,16 +361,16 @@ def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkey
         seen.append((responses, groups))
         return original(*args, responses=responses, groups=groups, **options)
 
-    score_groups = loop.score_groups
+    reward_groups = loop.reward_groups
 
     def planted(*args):
-        rewards = score_groups(*args)
+        rewards = reward_groups(*args)
         values = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat(8, 1)
         values[:2] = 1.0
         return replace(rewards, values=values)
 
     monkeypatch.setattr(loop, "update", note)
-    monkeypatch.setattr(loop, "score_groups", planted)
+    monkeypatch.setattr(loop, "reward_groups", planted)
     changes = {"advantage": {"filter_groups": filtered}, "update": {"minibatches": 2}, "steps": 1}
     train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
     assert seen == [(4 * n, n) for n in groups]
@@ -378,13 +378,13 @@ def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkey
 
 # ---- what learning looks like, and what it does when there is nothing to learn
 
-SEVENS = "def score(prompt, completion):\n    return float(completion.count('7') >= 2)\n"
+SEVENS = "def reward(prompt, completion):\n    return float(completion.count('7') >= 2)\n"
 
 
 @pytest.mark.parametrize("name", ["minirl", "grpo", "cispo"])
 def test_the_reward_rises(tmp_path, name):
     changes = {"optimizer": {"learning_rate": 1e-2}, "objective": {"name": name}, "steps": 16}
-    run = train(tmp_path, task=coin_questions(tmp_path, score=SEVENS), **changes, **QUIET)
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=SEVENS), **changes, **QUIET)
     rewards = [row["reward/mean"] for row in read_jsonl(run / "metrics.jsonl")]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:4]) / 4 + 0.3
     accuracies = {row["step"]: row["accuracy"] for row in read_jsonl(run / "eval.jsonl") if row["mode"] == "sampled"}
@@ -392,7 +392,7 @@ def test_the_reward_rises(tmp_path, name):
 
 
 def test_equal_rewards_leave_the_weights_alone(tmp_path):
-    task = coin_questions(tmp_path, score="def score(prompt, completion):\n    return 0.5\n")
+    task = coin_questions(tmp_path, reward="def reward(prompt, completion):\n    return 0.5\n")
     run = train(tmp_path, task=task, steps=2, optimizer={"weight_decay": 0.1}, **QUIET)
     for row in read_jsonl(run / "metrics.jsonl"):
         assert documented(row) == NAMES - OF_UPDATES
@@ -401,7 +401,7 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path):
         assert row["reward/mean"] == 0.5
         assert row["reward/accuracy"] == 0.0
         assert row["update/objective"] == row["update/grad_norm"] == row["update/skipped"] == 0
-    assert {row["factor"] for row in read_jsonl(run / "ledger.jsonl")} == {"discrepancy"}
+    assert {row["factor"] for row in read_jsonl(run / "ledger.jsonl")} == {"mismatch"}
     first, last = (load_file(p / "model" / "model.safetensors") for p in sorted((run / "checkpoints").iterdir()))
     assert all(torch.equal(first[name], last[name]) for name in first)
 
@@ -409,7 +409,7 @@ def test_equal_rewards_leave_the_weights_alone(tmp_path):
 def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     """Three of them, but not in a row."""
     poison_rollouts(monkeypatch, steps={2, 3, 5})
-    run = train(tmp_path, task=coin_questions(tmp_path, score=COIN), steps=6, **QUIET)
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=COIN), steps=6, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
     assert [row["update/skipped"] for row in rows] == [0, 1, 1, 0, 1, 0]
     assert [row["policy_version"] for row in rows] == [0, 1, 1, 1, 2, 2]
@@ -435,7 +435,7 @@ def poison_rollouts(monkeypatch, *, steps):
 
 def test_machine_metrics_are_the_only_ones_left_out_of_comparisons():
     assert {name for name in NAMES if name.startswith(MACHINE)} == {
-        *(f"seconds/{phase}" for phase in ("sampling", "rewards", "scoring", "update", "sync", "step")),
+        *(f"seconds/{phase}" for phase in ("sampling", "rewards", "logprobs", "update", "sync", "step")),
         "throughput/tokens_per_second",
         "memory/peak_gib",
     }

@@ -33,7 +33,7 @@ def write_toml(folder: Path, **changes: Any) -> Path:
 
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
 PARTS = """
-def score(prompt, completion, prompt_text, finish_reason, token_ids):
+def reward(prompt, completion, prompt_text, finish_reason, token_ids):
     whole = prompt_text.endswith(prompt) and finish_reason in ("stop", "length") and len(token_ids) > 0
     coin = float(sum(map(ord, completion)) % 2)
     return {"score": coin, "whole": whole, "mean": 7.0, "seen": "text", "odd name": 0.25}
@@ -41,7 +41,7 @@ def score(prompt, completion, prompt_text, finish_reason, token_ids):
 
 
 def test_parts_of_a_reward_are_metrics(tmp_path: Path) -> None:
-    run = train(tmp_path, task=coin_questions(tmp_path, score=PARTS), **FEW)
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=PARTS), **FEW)
     (row,) = read_jsonl(run / "metrics.jsonl")
     assert (row["reward/whole"], row["reward/mean_part"], row["reward/odd_name"]) == (1.0, 7.0, 0.25)
     assert 0.0 < row["reward/mean"] < 1.0
@@ -52,8 +52,8 @@ def test_parts_of_a_reward_are_metrics(tmp_path: Path) -> None:
 
 
 def test_a_reward_beyond_float32_is_a_failure_that_is_named(tmp_path: Path) -> None:
-    body = "def score(prompt, completion):\n    return -1e39 if sum(map(ord, completion)) % 16 == 2 else 1.0\n"
-    run = train(tmp_path, task=coin_questions(tmp_path, score=body), **FEW, scoring={"max_failures": 0.9})
+    body = "def reward(prompt, completion):\n    return -1e39 if sum(map(ord, completion)) % 16 == 2 else 1.0\n"
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=body), **FEW, verifier={"max_failures": 0.9})
     (row,) = read_jsonl(run / "metrics.jsonl")
     assert row["reward/failures"] > 0
     assert row["reward/mean"] == 1.0
@@ -68,12 +68,12 @@ def test_the_recipes_folder_is_the_working_directory_of_the_run_and_its_resumpti
     place = tmp_path / "recipes"
     place.mkdir()
     (place / "table").write_text("1")
-    body = "def score(prompt, completion):\n    return float(open('table').read()) * (sum(map(ord, completion)) % 2)\n"
-    recipe = write_toml(place, task=coin_questions(tmp_path, score=body), **FEW | {"steps": 2})
+    body = "def reward(prompt, completion):\n    return float(open('table').read()) * (sum(map(ord, completion)) % 2)\n"
+    recipe = write_toml(place, task=coin_questions(tmp_path, reward=body), **FEW | {"steps": 2})
     run = tmp_path / "run"
     assert command("train", recipe, "--run", run, "--steps", "1") == 0
     kept = json.loads((run / "recipe.json").read_text())
-    assert kept["scoring"]["folder"] == str(place)
+    assert kept["verifier"]["folder"] == str(place)
     (run / "recipe.json").write_text(json.dumps(kept | {"steps": 2}))
     monkeypatch.chdir(tmp_path)
     assert command("resume", run) == 0
@@ -82,24 +82,24 @@ def test_the_recipes_folder_is_the_working_directory_of_the_run_and_its_resumpti
 
 def test_only_a_function_of_ones_own_has_a_folder(tmp_path: Path) -> None:
     own = coin_questions(tmp_path)
-    assert load(write_toml(tmp_path)).scoring.folder is None
-    assert load(write_toml(tmp_path, task=own)).scoring.folder == str(tmp_path)
-    assert load(write_recipe(tmp_path, task=own)).scoring.folder is None  # JSON is resolved: nothing is added
-    assert load(write_toml(tmp_path, task=own, scoring={"folder": "/elsewhere"})).scoring.folder == "/elsewhere"
+    assert load(write_toml(tmp_path)).verifier.folder is None
+    assert load(write_toml(tmp_path, task=own)).verifier.folder == str(tmp_path)
+    assert load(write_recipe(tmp_path, task=own)).verifier.folder is None  # JSON is resolved: nothing is added
+    assert load(write_toml(tmp_path, task=own, verifier={"folder": "/elsewhere"})).verifier.folder == "/elsewhere"
 
 
 @pytest.mark.parametrize("flags", [[], ["--dry-run"]])
-def test_a_script_as_the_score_file_ends_with_status_2(tmp_path: Path, flags: list, capfd) -> None:
-    body = "import sys\ndef score(prompt, completion):\n    return 1.0\nprint(score('', ''))\nsys.exit()\n"
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=body), **FEW)
+def test_a_script_as_the_reward_file_ends_with_status_2(tmp_path: Path, flags: list, capfd) -> None:
+    body = "import sys\ndef reward(prompt, completion):\n    return 1.0\nprint(reward('', ''))\nsys.exit()\n"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, reward=body), **FEW)
     assert command("train", recipe, "--run", tmp_path / "run", *flags) == 2
     out, err = capfd.readouterr()
-    assert "own.py:score': loading it called sys.exit(0)" in err
+    assert "own.py:reward': loading it called sys.exit(0)" in err
     assert out == ""
     assert not (tmp_path / "run").exists()
 
 
 def test_an_environment_variable_that_is_not_set_is_named(tmp_path: Path, capfd) -> None:
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), scoring={"environment": ["NO_SUCH_KEY"]}, **FEW)
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), verifier={"environment": ["NO_SUCH_KEY"]}, **FEW)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
-    assert "scoring.environment names 'NO_SUCH_KEY', which is not set" in capfd.readouterr().err
+    assert "verifier.environment names 'NO_SUCH_KEY', which is not set" in capfd.readouterr().err

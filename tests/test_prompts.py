@@ -14,7 +14,7 @@ from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.template import TemplateError
-from steadyrl.rollout import response_text, sample_groups, score_groups
+from steadyrl.rollout import response_text, reward_groups, sample_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task
 from steadyrl.tasks.base import TaskError
@@ -51,9 +51,9 @@ def questions(*lengths: int) -> list[Mapping[str, Any]]:
 FIFTEEN = questions(*[5] * 15)
 
 
-def notices(recipe: Recipe) -> list[str]:
+def warnings(recipe: Recipe) -> list[str]:
     with prepare(recipe) as ready:
-        return list(ready.notices)
+        return list(ready.warnings)
 
 
 # ---- rows that do not fit
@@ -91,17 +91,17 @@ def test_micro_batches_hold_a_prompt_and_its_response(micro_tokens: int, fits: b
     """A sequence of 118 + 10 tokens is fed as 127."""
     recipe = build(questions(*[118] * 12), update={"replay": "none", "micro_tokens": micro_tokens})
     if fits:
-        assert notices(recipe) == []
+        assert warnings(recipe) == []
         return
     with pytest.raises(TaskError, match=r"it exceeds update\.micro_tokens = 126"):
-        notices(recipe)
+        warnings(recipe)
 
 
 def test_long_prompts_are_left_out_where_that_is_asked_for(build: Build) -> None:
     recipe = build(questions(*[5] * 15, 119, *[5] * 5, 500), skip=True)
     with prepare(recipe) as ready:
         assert [ready.task.size(split) for split in ("train", "held_out")] == [16, 4]
-        assert any("2 row(s)" in notice and "left out" in notice for notice in ready.notices)
+        assert any("2 row(s)" in warning and "left out" in warning for warning in ready.warnings)
         spec = recipe.task.model_dump() | ready.task.settled()  # pyright: ignore[reportAttributeAccessIssue]
         worker = build_task("questions", seed=0, parameters=spec)
         for split, size in (("train", 16), ("held_out", 4)):
@@ -110,44 +110,44 @@ def test_long_prompts_are_left_out_where_that_is_asked_for(build: Build) -> None
                 assert worker.example(split, index) == ready.task.example(split, index)
 
 
-def test_workers_score_the_problem_that_was_asked(build: Build, tmp_path: Path) -> None:
+def test_workers_verify_the_problem_that_was_asked(build: Build, tmp_path: Path) -> None:
     """Left-out rows shift the numbers of the others, in the workers too."""
-    score = "def score(prompt, completion):\n    return float(prompt[:2])\n"
-    (tmp_path / "own.py").write_text(score)
+    code = "def reward(prompt, completion):\n    return float(prompt[:2])\n"
+    (tmp_path / "own.py").write_text(code)
     recipe = build(questions(119, 5, 119, *[5] * 17), skip=True)
-    (tmp_path / "own.py").write_text(score)
+    (tmp_path / "own.py").write_text(code)
     with open_session(recipe) as session:
         sampling = Sampling(temperature=1.0, max_new_tokens=2)
         groups = sample_groups(session, session.engine, "train", range(14), responses=2, sampling=sampling, key="test")
-        rewards = score_groups(session, "train", groups)
+        rewards = reward_groups(session, "train", groups)
     assert rewards.values[:, 0].tolist() == [float(group.example.question[:2]) for group in groups]
 
 
 def test_too_few_rows_are_left(build: Build) -> None:
     with pytest.raises(UserError, match=r"held_out = 4|but the task has"):
-        notices(build(questions(*[5] * 4, *[119] * 20), skip=True))
+        warnings(build(questions(*[5] * 4, *[119] * 20), skip=True))
 
 
 def test_a_question_that_ends_with_an_end_token_is_refused(build: Build) -> None:
     with pytest.raises(TaskError, match=r"line 16 has a prompt that ends with a token that ends a response"):
-        notices(build([*FIFTEEN, {"question": "What<|im_end|>"}]))
+        warnings(build([*FIFTEEN, {"question": "What<|im_end|>"}]))
 
 
 @pytest.mark.parametrize("behind", ["", "\n", " \n\n"])
 def test_a_template_that_ends_a_prompt_with_an_end_token_is_refused(behind: str, build: Build) -> None:
     bare = "{% for m in messages %}{{ m['content'] }}<|im_end|>{{ '" + behind.replace("\n", "\\n") + "' }}{% endfor %}"
     with pytest.raises(TaskError, match=r"15 of the 15 rows .*\n.*ends with a token that ends a response"):
-        notices(build(FIFTEEN, tokenizer=byte_tokenizer(template=bare)))
+        warnings(build(FIFTEEN, tokenizer=byte_tokenizer(template=bare)))
 
 
 def test_a_stop_string_may_end_a_question(build: Build) -> None:
-    assert notices(build(rollout={"prompts": 8, "responses": 4, "max_new_tokens": 10, "stop": ["="]})) == []
+    assert warnings(build(rollout={"prompts": 8, "responses": 4, "max_new_tokens": 10, "stop": ["="]})) == []
 
 
 def test_special_tokens_in_questions_are_counted(build: Build) -> None:
-    (notice,) = notices(build([*FIFTEEN, {"question": "a<|im_end|>b"}, {"question": "<|im_start|>system"}]))
-    assert "2 question(s) hold special tokens of the tokenizer" in notice
-    assert "line 16" in notice
+    (warning,) = warnings(build([*FIFTEEN, {"question": "a<|im_end|>b"}, {"question": "<|im_start|>system"}]))
+    assert "2 question(s) hold special tokens of the tokenizer" in warning
+    assert "line 16" in warning
 
 
 @pytest.mark.parametrize(("unknown", "told"), [("<|endoftext|>", False), ("<unk>", True)])
@@ -156,19 +156,19 @@ def test_a_mark_of_the_beginning_is_no_unknown_character(unknown: str, told: boo
     special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>")
     tokenizer = byte_tokenizer(template="{{ bos_token }}" + CHATML, special=special, bos="<|endoftext|>")
     tokenizer.unk_token = unknown
-    said = notices(build([*FIFTEEN, {"question": "a<unk>b"}], tokenizer=tokenizer))
-    assert any("characters that the tokenizer does not know" in notice for notice in said) is told
+    said = warnings(build([*FIFTEEN, {"question": "a<unk>b"}], tokenizer=tokenizer))
+    assert any("characters that the tokenizer does not know" in warning for warning in said) is told
 
 
 def test_a_token_outside_the_model_is_refused(build: Build) -> None:
     with pytest.raises(TaskError, match="outside the model's vocabulary of 110"):
-        notices(build([*FIFTEEN, {"question": "é"}], config={"vocab_size": 110}))
+        warnings(build([*FIFTEEN, {"question": "é"}], config={"vocab_size": 110}))
 
 
 def test_an_endless_task_is_checked_at_its_first_problems(tmp_path: Path) -> None:
     recipe = resolve(tree(update={"micro_tokens": 12}), source="test")
     with pytest.raises(TaskError, match="64 of the first 64 training problems cannot be used"):
-        notices(recipe)
+        warnings(recipe)
 
 
 # ---- what ends a response
@@ -176,7 +176,7 @@ def test_an_endless_task_is_checked_at_its_first_problems(tmp_path: Path) -> Non
 
 def test_nothing_ends_a_response(build: Build) -> None:
     with pytest.raises(RecipeError, match="nothing ends a response: the tokenizer has no eos_token"):
-        notices(build(tokenizer=byte_tokenizer(eos=None)))
+        warnings(build(tokenizer=byte_tokenizer(eos=None)))
 
 
 def test_a_stop_string_is_enough(build: Build) -> None:
@@ -197,10 +197,10 @@ def test_an_end_that_the_model_cannot_sample_ends_nothing(build: Build) -> None:
     with pytest.raises(
         RecipeError, match=r"'<\|stop\|>' \(id 259\) cannot be sampled by a model with a vocabulary of 259"
     ):
-        notices(build(tokenizer=outside(), config=fields))
+        warnings(build(tokenizer=outside(), config=fields))
     rollout = {"prompts": 8, "responses": 4, "max_new_tokens": 10, "stop": [";"]}
-    (notice,) = notices(build(tokenizer=outside(), config=fields, rollout=rollout))
-    assert "the model cannot sample [259]" in notice
+    (warning,) = warnings(build(tokenizer=outside(), config=fields, rollout=rollout))
+    assert "the model cannot sample [259]" in warning
 
 
 # ---- templates, from a recipe
@@ -256,7 +256,7 @@ def test_a_template_that_changes_some_questions_is_refused_with_their_lines(
 ) -> None:
     recipe = build([*FIFTEEN, {"question": changed}], tokenizer=byte_tokenizer(template=template))
     with pytest.raises(TaskError, match="line 16 loses or changes its question in the chat template"):
-        notices(recipe)
+        warnings(recipe)
 
 
 PICKY = "{% if messages[0].content == 'no' %}{{ raise_exception('not that one') }}{% endif %}" + CHATML
@@ -277,31 +277,31 @@ def test_a_row_that_the_template_refuses_is_named_wherever_it_is(place: int, ski
     rows = talks(*(n != place for n in range(16)))
     recipe = build(rows, tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=skip)
     if skip:
-        assert [notice.split(";")[0] for notice in notices(recipe)] == ["1 row(s) left out"]
+        assert [warning.split(";")[0] for warning in warnings(recipe)] == ["1 row(s) left out"]
         return
     with pytest.raises(TaskError, match=f"1 of the 16 rows .*\n.*line {place + 1} is refused: .*no system"):
-        notices(recipe)
+        warnings(recipe)
 
 
 def test_a_template_that_takes_no_row_is_refused_as_such(build: Build) -> None:
     recipe = build(talks(*[False] * 16), tokenizer=byte_tokenizer(template=NEEDS_SYSTEM), skip=True)
     with pytest.raises(TemplateError, match=r"no system\. Fix the chat template"):
-        notices(recipe)
+        warnings(recipe)
 
 
 @pytest.mark.parametrize("skip", [False, True])
 def test_a_template_that_raises_for_some_questions_names_their_lines(skip: bool, build: Build) -> None:
     recipe = build([*FIFTEEN, {"question": "no"}], tokenizer=byte_tokenizer(template=PICKY), skip=skip)
     if skip:
-        assert any("1 row(s)" in notice and "left out" in notice for notice in notices(recipe))
+        assert any("1 row(s)" in warning and "left out" in warning for warning in warnings(recipe))
         return
     with pytest.raises(TaskError, match=r"line 16 is refused: .*TemplateError: not that one"):
-        notices(recipe)
+        warnings(recipe)
 
 
 def test_a_template_that_trims_is_fine(build: Build) -> None:
     template = CHATML.replace("m['content']", "m['content'] | trim")
-    assert notices(build([*FIFTEEN, {"question": " spaces \n"}], tokenizer=byte_tokenizer(template=template))) == []
+    assert warnings(build([*FIFTEEN, {"question": " spaces \n"}], tokenizer=byte_tokenizer(template=template))) == []
 
 
 def test_a_run_on_parts_with_a_date_keeps_its_prompts(tmp_path: Path, capfd: Any) -> None:

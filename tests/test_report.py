@@ -58,7 +58,7 @@ def step_metrics(step: int, draw: random.Random) -> dict[str, float]:
         "update/skipped": 0,
         "seconds/sampling": 0.5 * seconds,
         "seconds/rewards": 0.03 * seconds,
-        "seconds/scoring": 0.12 * seconds,
+        "seconds/logprobs": 0.12 * seconds,
         "seconds/update": 0.3 * seconds,
         "seconds/sync": 0.01 * seconds,
         "seconds/step": seconds,
@@ -112,14 +112,14 @@ def test_the_ledger_of_the_last_step(tmp_path: Path) -> None:
     """Splits stand together; one whose tokens are all in one bucket is left out; what was not measured is a dash."""
     run = new_run(tmp_path / "demo")
     log = MetricsLog(run / "ledger.jsonl", LEDGER_FIELDS)
-    log.log(1, ledger_row("discrepancy", "all", "all", 0.5))
+    log.log(1, ledger_row("mismatch", "all", "all", 0.5))
     log.log(
         2,
-        ledger_row("discrepancy", "all", "all", 1e-3, tokens=2500),
-        ledger_row("discrepancy", "position", "0", 1e-3),
-        ledger_row("discrepancy", "version", "0", 1e-3),
-        ledger_row("discrepancy", "routes", "agreed", None),
-        ledger_row("discrepancy", "routes", "differed", 4e-3),
+        ledger_row("mismatch", "all", "all", 1e-3, tokens=2500),
+        ledger_row("mismatch", "position", "0", 1e-3),
+        ledger_row("mismatch", "version", "0", 1e-3),
+        ledger_row("mismatch", "routes", "agreed", None),
+        ledger_row("mismatch", "routes", "differed", 4e-3),
         ledger_row("product", "all", "all", 7e-3),
         ledger_row("staleness", "all", "all", 0.0),
         ledger_row("staleness", "version", "1", 6e-3),
@@ -309,7 +309,7 @@ def test_responses_of_a_group_stand_together_above_the_curves(tmp_path: Path) ->
     ):
         assert words in part
     assert "of an earlier step" not in page
-    failed = part[part.index("could not be scored") :]
+    failed = part[part.index("without a reward") :]
     assert "no reward" in failed
     assert r'raised ValueError: <i class="unseen">\x1b</i>[31m&lt;b&gt;' in failed
     assert "Problem 9" not in part
@@ -373,7 +373,7 @@ def long_run(folder: Path, steps: int) -> Path:
     run, draw = new_run(folder), random.Random(0)
     metrics = [json.dumps({"step": step, **step_metrics(step, draw)}) for step in range(1, steps + 1)]
     (run / "metrics.jsonl").write_text("\n".join(metrics) + "\n")
-    row = json.dumps(ledger_row("discrepancy", "position", "0", 1e-3) | {"padding": "x" * 2400})
+    row = json.dumps(ledger_row("mismatch", "position", "0", 1e-3) | {"padding": "x" * 2400})
     with (run / "ledger.jsonl").open("w") as file:
         for step in range(1, steps + 1):
             file.write(f'{{"step": {step}, {row[1:]}\n' * 20)

@@ -344,7 +344,7 @@ def test_tied_embeddings_and_bfloat16_resume(home, tmp_path):
     """Weights that are saved once and held twice, and moments in another type than their counter."""
     config = merged(changes(home), {"steps": 4})
     fields = TINY["model"]["config"] | {"tie_word_embeddings": True}
-    tied = {"model": {"config": fields}, "hold": {"dtype": "bfloat16"}}
+    tied = {"model": {"config": fields}, "runtime": {"dtype": "bfloat16"}}
     run = train(tmp_path, **merged(config, tied))
     whole = comparable(run)
     assert command("resume", run, "--checkpoint", "step-000002") == 0

@@ -62,7 +62,7 @@ def test_the_kept_groups_move_on(step: int, prompts: int, groups: int, every: in
 
 
 BREAKS = """
-def score(prompt, completion):
+def reward(prompt, completion):
     if "7" in prompt or not completion:
         raise ValueError("cannot read " + completion)
     return {"score": 0.5, "length": float(len(completion))} if False else 0.5
@@ -71,7 +71,9 @@ def score(prompt, completion):
 
 def test_a_response_that_broke_the_verifier_can_be_found(tmp_path: Path) -> None:
     limits = {"max_failures": 1.0}
-    run = train(tmp_path, task=coin_questions(tmp_path, score=BREAKS), scoring=limits, rollouts={"groups": 0}, **SMALL)
+    run = train(
+        tmp_path, task=coin_questions(tmp_path, reward=BREAKS), verifier=limits, rollouts={"groups": 0}, **SMALL
+    )
     rows, steps = read_jsonl(run / "rollouts.jsonl"), read_jsonl(run / "metrics.jsonl")
     assert rows
     for row in rows:
@@ -86,7 +88,7 @@ def test_a_response_that_broke_the_verifier_can_be_found(tmp_path: Path) -> None
 LATER = """
 asked = 0
 
-def score(prompt, completion):
+def reward(prompt, completion):
     global asked
     asked += 1
     return 1.0 if asked < 6 else 1 / 0
@@ -95,7 +97,7 @@ def score(prompt, completion):
 
 # of the solution alone it has one: it is tried before the run
 NO_VERDICT = """
-def score(prompt, completion, answer):
+def reward(prompt, completion, answer):
     if completion != answer:
         raise ValueError('no verdict')
     return 1.0
@@ -104,7 +106,7 @@ def score(prompt, completion, answer):
 
 def test_the_run_that_stops_over_failures_has_kept_them(tmp_path: Path) -> None:
     more = {"rollout": PARTS | {"prompts": 16}, "evaluate": {"prompts": 1}, "steps": 1}
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=LATER), **more)
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, reward=LATER), **more)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     rows = read_jsonl(tmp_path / "run" / "rollouts.jsonl")
     assert len(rows) == 6 + MOST_FAILED
@@ -113,16 +115,16 @@ def test_the_run_that_stops_over_failures_has_kept_them(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_that_stops_a_run_has_kept_them(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=NO_VERDICT), **SMALL)
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, reward=NO_VERDICT), **SMALL)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     rows = read_jsonl(tmp_path / "run" / "samples.jsonl")
     assert [row["failure"] for row in rows] == ["raised ValueError: no verdict"] * 4
     assert len(read_jsonl(tmp_path / "run" / "eval.jsonl")) == 1
 
 
-def test_evaluations_keep_what_could_not_be_scored(tmp_path: Path) -> None:
+def test_evaluations_keep_what_has_no_reward(tmp_path: Path) -> None:
     limits = {"max_failures": 1.0}
-    run = train(tmp_path, task=coin_questions(tmp_path, score=NO_VERDICT), scoring=limits, **SMALL | {"steps": 0})
+    run = train(tmp_path, task=coin_questions(tmp_path, reward=NO_VERDICT), verifier=limits, **SMALL | {"steps": 0})
     rows = read_jsonl(run / "samples.jsonl")
     assert [(row["reward"], row["failure"]) for row in rows] == [(None, "raised ValueError: no verdict")] * 4
     assert [row["accuracy"] for row in read_jsonl(run / "eval.jsonl")] == [None] * 4

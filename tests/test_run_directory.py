@@ -155,7 +155,7 @@ def test_the_files_of_a_run_are_as_private_as_the_umask_says(tmp_path):
 # ---- what stops a run, and what does not
 
 
-def test_a_report_that_cannot_be_drawn_is_a_notice(tmp_path, monkeypatch, capfd):
+def test_a_report_that_cannot_be_drawn_is_a_warning(tmp_path, monkeypatch, capfd):
     def broken(*_: object) -> None:
         raise RuntimeError("no fonts")
 

@@ -159,12 +159,12 @@ def test_the_report_of_a_healthy_run_says_none(tmp_path: Path) -> None:
     assert 'role="alert"' not in page
 
 
-ALWAYS = "def score(prompt, completion):\n    return {value}\n"
+ALWAYS = "def reward(prompt, completion):\n    return {value}\n"
 FEW = {"rollout": {"prompts": 4, "responses": 2, "max_new_tokens": 4}, "evaluate": {"prompts": 4}, "steps": 4}
 
 
 def test_a_run_tells_each_kind_once_and_logs_it_at_every_step(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
-    task = coin_questions(tmp_path, score=ALWAYS.format(value=1.0))
+    task = coin_questions(tmp_path, reward=ALWAYS.format(value=1.0))
     letters = "".join(map(chr, range(33, 127)))  # so many that an end is seldom sampled
     few = FEW | {"rollout": FEW["rollout"] | {"max_new_tokens": 1}}
     run = train(tmp_path, task=task, model={"alphabet": letters}, **few)
@@ -181,7 +181,7 @@ def test_a_run_tells_each_kind_once_and_logs_it_at_every_step(tmp_path: Path, ca
 def test_a_run_at_the_floor_is_told_and_a_resumed_one_logs_the_same(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    task = coin_questions(tmp_path, score=ALWAYS.format(value=-0.5))
+    task = coin_questions(tmp_path, reward=ALWAYS.format(value=-0.5))
     run = train(tmp_path, task=task, checkpoints={"every": 2}, **FEW)
     straight = read_jsonl(run / "metrics.jsonl")
     err = capfd.readouterr().err
@@ -195,9 +195,9 @@ def test_a_run_at_the_floor_is_told_and_a_resumed_one_logs_the_same(
 def test_a_reason_that_quotes_a_response_cannot_steer_the_terminal(
     tmp_path: Path, capfd: pytest.CaptureFixture
 ) -> None:
-    right = "def score(prompt, completion, answer):\n    if completion == answer:\n        return 1.0\n"
-    score = right + "    raise ValueError('\\x1b[2J\\r\\u202eanswer\\u200b\\x9b31m')\n"
-    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, score=score), **FEW)
+    right = "def reward(prompt, completion, answer):\n    if completion == answer:\n        return 1.0\n"
+    code = right + "    raise ValueError('\\x1b[2J\\r\\u202eanswer\\u200b\\x9b31m')\n"
+    recipe = write_recipe(tmp_path, task=coin_questions(tmp_path, reward=code), **FEW)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     err = capfd.readouterr().err
     assert r"\x1b[2J\x0d\u202eanswer\u200b\x9b31m" in err

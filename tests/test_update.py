@@ -16,13 +16,13 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.types import Completion, Response, Sampling
 from steadyrl.update import (
+    OldPass,
     Outcome,
-    Scored,
     first_forward,
     later_forward,
     learning_rate,
-    score_old,
-    scoring_metrics,
+    old_pass,
+    old_pass_metrics,
     step_ledger,
     traced,
     update,
@@ -41,7 +41,7 @@ def roll_out(policy: Policy, *, precision: str = "fp8", tokens: int = 12) -> lis
     return engine.generate(PROMPTS, responses=RESPONSES, sampling=sampling, seed=3)
 
 
-def scored_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()) -> list[list[Response]]:
+def rewarded_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequence[int] = ()) -> list[list[Response]]:
     """Responses with made-up advantages; those of the groups in `resting` are all zero."""
     draw = torch.Generator().manual_seed(11)
     out = []
@@ -62,17 +62,17 @@ def scored_responses(groups: Sequence[Sequence[Completion]], *, resting: Sequenc
     return out
 
 
-def score_minibatch(
+def old_passes(
     policy: Policy, groups: Sequence[Sequence[Response]], *, mode: str, micro_tokens: int = 4096
-) -> list[Scored]:
+) -> list[OldPass]:
     flat = [response for group in groups for response in group]
     micros = pack_responses(flat, micro_tokens=micro_tokens, one_block=False, device=policy.device)
-    return [score_old(policy, micro, mode=mode, temperature=TEMPERATURE) for micro in micros]
+    return [old_pass(policy, micro, mode=mode, temperature=TEMPERATURE) for micro in micros]
 
 
 def take_update(
     policy: Policy,
-    minibatch: Sequence[Scored],
+    minibatch: Sequence[OldPass],
     *,
     groups: int,
     optimizer: torch.optim.Optimizer | None = None,
@@ -84,16 +84,16 @@ def take_update(
         policy,
         optimizer or torch.optim.SGD(policy.model.parameters(), lr=lr),
         objective or MiniRL(),
-        [later_forward(policy, scored, temperature=TEMPERATURE) for scored in minibatch if scored.micro.moves],
+        [later_forward(policy, old, temperature=TEMPERATURE) for old in minibatch if old.micro.moves],
         responses=groups * RESPONSES,
         groups=groups,
         max_grad_norm=max_grad_norm,
     )
 
 
-def factors(scored: Sequence[Scored], *outcomes: Outcome | None) -> dict[str, float]:
+def factors(passes: Sequence[OldPass], *outcomes: Outcome | None) -> dict[str, float]:
     """`mismatch/`, `staleness/` and `weight/` of a step."""
-    return ledger.summary(step_ledger(scored, outcomes, policy_version=0))
+    return ledger.summary(step_ledger(passes, outcomes, policy_version=0))
 
 
 def gradient(policy: Policy) -> Tensor:
@@ -174,10 +174,10 @@ def test_a_schedule_would_reach_zero_just_after_the_last_step(schedule):
 @pytest.mark.parametrize("micro_tokens", [64, 4096])
 def test_the_first_ratio_to_the_old_policy_is_exactly_one(mode, micro_tokens):
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy))
-    scored = score_minibatch(policy, groups, mode=mode, micro_tokens=micro_tokens)
-    outcome = take_update(policy, scored, groups=4, lr=0.1)
-    metrics = update_metrics([outcome]) | factors(scored, outcome)
+    groups = rewarded_responses(roll_out(policy))
+    passes = old_passes(policy, groups, mode=mode, micro_tokens=micro_tokens)
+    outcome = take_update(policy, passes, groups=4, lr=0.1)
+    metrics = update_metrics([outcome]) | factors(passes, outcome)
     assert metrics["staleness/max"] == 1.0
     assert metrics["staleness/mean"] == 1.0
     assert metrics["staleness/k3"] == 0.0
@@ -187,8 +187,8 @@ def test_the_first_ratio_to_the_old_policy_is_exactly_one(mode, micro_tokens):
 @pytest.mark.parametrize("mode", ["none", "R2", "R3"])
 def test_only_the_first_of_two_minibatches_is_on_policy(mode):
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy))
-    parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+    groups = rewarded_responses(roll_out(policy))
+    parts = [old_passes(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
     first, second = (take_update(policy, part, groups=2, lr=0.1) for part in parts)
     assert factors(parts[0], first)["staleness/k3"] == 0.0
     assert factors(parts[0], first)["staleness/max"] == 1.0
@@ -198,7 +198,7 @@ def test_only_the_first_of_two_minibatches_is_on_policy(mode):
 # ---- Routing Replay
 
 
-def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[Scored]]]:
+def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[OldPass]]]:
     """N=2 with a first update that moves routes; how far the θ_old pass and the second update took e^μ and `replayed`.
 
     Returns:
@@ -206,9 +206,9 @@ def two_minibatches(mode: str, lr: float) -> tuple[float, float, list[list[Score
         or under R3 the rollout's; and the mini-batches.
     """
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy))
+    groups = rewarded_responses(roll_out(policy))
     with experts_used(policy) as used:
-        parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+        parts = [old_passes(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
     rollout = agreement(used, [s.micro.batch.routes for part in parts for s in part])
     take_update(policy, parts[0], groups=2, lr=lr)
     with experts_used(policy) as used:
@@ -240,30 +240,30 @@ def test_r3_replays_the_rollouts_experts_in_the_old_pass_and_in_the_updates():
 
 def test_r3_brings_the_engines_closer():
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy, tokens=48))
-    scored = {mode: score_minibatch(policy, groups, mode=mode) for mode in ("none", "R2", "R3")}
-    found = {mode: factors(parts) for mode, parts in scored.items()}
+    groups = rewarded_responses(roll_out(policy, tokens=48))
+    passes = {mode: old_passes(policy, groups, mode=mode) for mode in ("none", "R2", "R3")}
+    found = {mode: factors(parts) for mode, parts in passes.items()}
     tokens = sum(len(r.completion.token_ids) for group in groups for r in group)
     assert tokens > 200
-    assert route_metrics(scored["none"])["routes/disagreement"] > 0.02
+    assert route_metrics(passes["none"])["routes/disagreement"] > 0.02
     assert found["R3"]["mismatch/k3"] < 0.8 * found["none"]["mismatch/k3"]
     assert found["R3"]["mismatch/abs_mean"] < 0.9 * found["none"]["mismatch/abs_mean"]
-    assert found["R2"] == found["none"]  # R2 does not touch the discrepancy
+    assert found["R2"] == found["none"]  # R2 does not touch the mismatch
 
 
 def test_equal_engines_do_not_disagree():
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy, precision="native"))
-    scored = score_minibatch(policy, groups, mode="none")
-    assert factors(scored)["mismatch/abs_max"] < 1e-4
-    assert route_metrics(scored)["routes/disagreement"] == 0.0
+    groups = rewarded_responses(roll_out(policy, precision="native"))
+    passes = old_passes(policy, groups, mode="none")
+    assert factors(passes)["mismatch/abs_max"] < 1e-4
+    assert route_metrics(passes)["routes/disagreement"] == 0.0
 
 
 def test_r3_refuses_a_rollout_without_routes():
     policy = tiny_policy()
     groups = [[replace(c, routes=None) for c in group] for group in roll_out(policy)]
     with pytest.raises(ValueError, match=r'update\.replay = "R3" needs the routes of the rollout'):
-        score_minibatch(policy, scored_responses(groups), mode="R3")
+        old_passes(policy, rewarded_responses(groups), mode="R3")
 
 
 @pytest.mark.parametrize("mode", ["R2", "R3"])
@@ -271,11 +271,11 @@ def test_recomputed_activations_take_the_replayed_experts_too(mode):
     found = []
     for recompute in (False, True):
         policy = tiny_policy()
-        groups = scored_responses(roll_out(policy))
+        groups = rewarded_responses(roll_out(policy))
         if recompute:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()
-        parts = [score_minibatch(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
+        parts = [old_passes(policy, part, mode=mode) for part in (groups[:2], groups[2:])]
         take_update(policy, parts[0], groups=2, lr=0.5)
         with experts_used(policy) as used:
             take_update(policy, parts[1], groups=2)
@@ -287,22 +287,22 @@ def test_recomputed_activations_take_the_replayed_experts_too(mode):
 
 def test_a_dense_model_has_no_routes():
     policy = dense_policy()
-    groups = scored_responses(roll_out(policy))
-    scored = score_minibatch(policy, groups, mode="none")
-    assert route_metrics(scored) == {}
-    outcome = take_update(policy, scored, groups=4)
+    groups = rewarded_responses(roll_out(policy))
+    passes = old_passes(policy, groups, mode="none")
+    assert route_metrics(passes) == {}
+    outcome = take_update(policy, passes, groups=4)
     assert outcome is not None
     assert outcome.finite
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("mode", ["none", "R2", "R3"])
-def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
+def test_the_first_update_may_be_its_own_old_pass_in_one_forward(mode, recompute):
     """Two forwards, the θ_old pass and the update's own, give the same gradient and the same facts."""
     found = []
     for together in (True, False):
         policy = tiny_policy()
-        groups = scored_responses(roll_out(policy))
+        groups = rewarded_responses(roll_out(policy))
         if recompute:
             policy.model.gradient_checkpointing_enable({"use_reentrant": False})
             policy.model.train()
@@ -313,7 +313,7 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
                 first_forward(policy, micro, mode=mode, temperature=TEMPERATURE)
                 if together
                 else later_forward(
-                    policy, score_old(policy, micro, mode=mode, temperature=TEMPERATURE), temperature=TEMPERATURE
+                    policy, old_pass(policy, micro, mode=mode, temperature=TEMPERATURE), temperature=TEMPERATURE
                 )
                 for micro in micros
             ]
@@ -322,12 +322,12 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
         assert outcome is not None
         assert len(used[0]) == len(micros) * (1 + recompute + (not together))
         found.append(
-            (outcome, gradient(policy), scoring_metrics(traced([outcome])), factors(traced([outcome]), outcome))
+            (outcome, gradient(policy), old_pass_metrics(traced([outcome])), factors(traced([outcome]), outcome))
         )
-    (one, grad, scoring, moving), (two, *others) = found
+    (one, grad, measured, moving), (two, *others) = found
     assert one.objective == two.objective
     torch.testing.assert_close(grad, others[0], atol=1e-6, rtol=1e-5)
-    assert (scoring, moving["staleness/max"], moving["weight/max"]) == (
+    assert (measured, moving["staleness/max"], moving["weight/max"]) == (
         others[1],
         others[2]["staleness/max"],
         others[2]["weight/max"],
@@ -340,15 +340,15 @@ def test_the_first_update_may_score_and_update_in_one_forward(mode, recompute):
 def test_the_gap_of_the_values_is_that_of_each_response():
     """Δ and its bound, written out response by response, on a second mini-batch cut into micro-batches."""
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy))
-    first, second = (score_minibatch(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
+    groups = rewarded_responses(roll_out(policy))
+    first, second = (old_passes(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
     take_update(policy, first, groups=2, lr=0.1)
     outcome = take_update(policy, second, groups=2, lr=0.1)
     assert outcome is not None
     assert len(outcome.traces) > 1
     differences, bounds, advantages = [], [], []
     for trace in outcome.traces:
-        micro = trace.scored.micro
+        micro = trace.old.micro
         for i in micro.response.unique():
             own = micro.response == i
             ratios = (trace.logprobs[own].double() - micro.rollout_logprobs[own].double()).exp().tolist()
@@ -373,14 +373,14 @@ def test_the_gap_of_the_values_is_that_of_each_response():
 def test_the_error_of_the_surrogate_runs_over_all_responses_with_the_others_as_the_baseline():
     """A normalised Â and groups at rest: Δ is that of rewards, over every response of the step."""
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy), resting=(1, 3))
+    groups = rewarded_responses(roll_out(policy), resting=(1, 3))
     groups = [[replace(r, excess=2.5 * r.advantage + 0.0) for r in group] for group in groups]
     groups = [[replace(r, advantage=r.advantage / 0.3) for r in group] for group in groups]
-    first, second = (score_minibatch(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
+    first, second = (old_passes(policy, part, mode="R3", micro_tokens=80) for part in (groups[:2], groups[2:]))
     outcomes = [take_update(policy, part, groups=2, lr=0.1) for part in (first, second)]
     total = 0.0
     for trace in (trace for outcome in outcomes if outcome is not None for trace in outcome.traces):
-        micro = trace.scored.micro
+        micro = trace.old.micro
         for i in micro.response.unique():
             own = micro.response == i
             ratios = (trace.logprobs[own].double() - micro.rollout_logprobs[own].double()).exp().tolist()
@@ -398,10 +398,10 @@ def by_version(rows: list[ledger.Row], factor: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("skipped", [False, True])
 def test_a_lag_counts_the_updates_that_moved_the_weights(skipped):
-    """Sampled at version 5 and scored at 7 or, by the later mini-batches, at one more for each update before them."""
+    """Sampled at version 5 and trained at 7 or, by the later mini-batches, at one more for each update before them."""
     policy = tiny_policy()
     groups = [[replace(c, policy_version=5) for c in group] for group in roll_out(policy)]
-    parts = [score_minibatch(policy, [part], mode="R3") for part in scored_responses(groups)]
+    parts = [old_passes(policy, [part], mode="R3") for part in rewarded_responses(groups)]
     outcomes = [take_update(policy, part, groups=1, lr=0.01) for part in parts]
     if skipped:
         assert outcomes[0] is not None
@@ -409,7 +409,7 @@ def test_a_lag_counts_the_updates_that_moved_the_weights(skipped):
     outcomes[1] = None  # every advantage was zero
     rows = step_ledger([s for part in parts for s in part], outcomes, policy_version=7)
     sizes = [sum(len(s.old_logprobs) for s in part) for part in parts]
-    assert by_version(rows, "discrepancy") == {"2": sum(sizes)}
+    assert by_version(rows, "mismatch") == {"2": sum(sizes)}
     lags = {0: 2, 2: 2, 3: 3} if skipped else {0: 2, 2: 3, 3: 4}
     expected: dict[str, int] = {}
     for part, lag in lags.items():
@@ -430,8 +430,8 @@ def test_tokens_are_sorted_by_whether_their_own_position_was_routed_alike():
     unrouted = len(changed) - 1  # the last token's
     changed[unrouted] = 255
     groups[0] = [replace(c, routes=changed) if c is one else c for c in groups[0]]
-    scored = score_minibatch(policy, scored_responses(groups), mode="none")
-    rows = step_ledger(scored, [], policy_version=0)
+    passes = old_passes(policy, rewarded_responses(groups), mode="none")
+    rows = step_ledger(passes, [], policy_version=0)
     total = sum(len(c.token_ids) for group in groups for c in group)
     buckets = {row["bucket"]: row["tokens"] for row in rows if row["split"] == "routes"}
     assert buckets == {"agreed": total - 3, "differed": 2, "unrouted": 1}
@@ -445,9 +445,9 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(objective):
     found, counts = [], []
     for micro_tokens in (4096, 60, 24):
         policy = tiny_policy()
-        groups = scored_responses(roll_out(policy), resting=[2])
-        scored = score_minibatch(policy, groups, mode="R3", micro_tokens=micro_tokens)
-        outcome = take_update(policy, scored, groups=4, objective=objective)
+        groups = rewarded_responses(roll_out(policy), resting=[2])
+        passes = old_passes(policy, groups, mode="R3", micro_tokens=micro_tokens)
+        outcome = take_update(policy, passes, groups=4, objective=objective)
         assert outcome is not None
         counts.append(len(outcome.traces))
         found.append((gradient(policy), outcome.objective, outcome.grad_norm))
@@ -463,8 +463,8 @@ def test_the_gradient_does_not_depend_on_the_micro_batches(objective):
 def test_the_gradient_is_that_of_the_objective_written_out():
     """∇J of eq. 7 on-policy without mismatch: the mean over responses of Σ_t min(π/μ, 5) Â ∇log π."""
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy))
-    outcome = take_update(policy, score_minibatch(policy, groups, mode="none"), groups=4)
+    groups = rewarded_responses(roll_out(policy))
+    outcome = take_update(policy, old_passes(policy, groups, mode="none"), groups=4)
     found = gradient(policy)
     policy.model.zero_grad()
     total = torch.zeros(())
@@ -486,10 +486,10 @@ def test_responses_without_advantage_are_skipped_but_counted():
     found, forwards = [], []
     for resting, kept, groups in (([2, 3], slice(None), 4), ([], slice(2), 2)):
         policy = tiny_policy()
-        batch = scored_responses(roll_out(policy), resting=resting)[kept]
-        scored = score_minibatch(policy, batch, mode="R3")
+        batch = rewarded_responses(roll_out(policy), resting=resting)[kept]
+        passes = old_passes(policy, batch, mode="R3")
         with experts_used(policy) as used:
-            outcome = take_update(policy, scored, groups=groups)
+            outcome = take_update(policy, passes, groups=groups)
         assert outcome is not None
         forwards.append(len(used[0]))
         found.append(gradient(policy))
@@ -499,26 +499,26 @@ def test_responses_without_advantage_are_skipped_but_counted():
 
 def test_a_batch_of_equal_rewards_moves_nothing():
     policy = tiny_policy()
-    groups = scored_responses(roll_out(policy), resting=[0, 1, 2, 3])
+    groups = rewarded_responses(roll_out(policy), resting=[0, 1, 2, 3])
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=0.1, weight_decay=0.1)
     before = weights(policy)
-    scored = score_minibatch(policy, groups, mode="R3")
-    outcome = take_update(policy, scored, groups=4, optimizer=optimizer)
+    passes = old_passes(policy, groups, mode="R3")
+    outcome = take_update(policy, passes, groups=4, optimizer=optimizer)
     assert outcome is None
     assert all(torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
     assert not optimizer.state
     metrics = update_metrics([outcome])
     assert metrics == {"update/objective": 0.0, "update/grad_norm": 0.0, "update/skipped": 0}
-    assert factors(scored, outcome)["mismatch/k3"] > 0.0  # still measured
+    assert factors(passes, outcome)["mismatch/k3"] > 0.0  # still measured
 
 
 def test_the_gradient_is_scaled_down_to_its_limit():
     policy = tiny_policy()
-    scored = score_minibatch(policy, scored_responses(roll_out(policy)), mode="R3")
-    free = take_update(policy, scored, groups=4)
+    passes = old_passes(policy, rewarded_responses(roll_out(policy)), mode="R3")
+    free = take_update(policy, passes, groups=4)
     assert free is not None
     limit = free.grad_norm / 3
-    bounded = take_update(policy, scored, groups=4, max_grad_norm=limit)
+    bounded = take_update(policy, passes, groups=4, max_grad_norm=limit)
     assert bounded is not None
     assert bounded.grad_norm == pytest.approx(free.grad_norm, rel=1e-5)
     assert float(gradient(policy).norm()) == pytest.approx(limit, rel=1e-3)
@@ -540,8 +540,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value):
     policy = tiny_policy()
     optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-5)  # too small a step for the clip to mask it
     healthy = roll_out(policy)
-    good = score_minibatch(policy, scored_responses(healthy), mode="R3")
-    bad = score_minibatch(policy, scored_responses(with_planted(healthy, value)), mode="R3")
+    good = old_passes(policy, rewarded_responses(healthy), mode="R3")
+    bad = old_passes(policy, rewarded_responses(with_planted(healthy, value)), mode="R3")
     objective = MiniRL(weight_cap=None)
     one = take_update(policy, good, groups=4, optimizer=optimizer, objective=objective)
     before, moments = weights(policy), [{k: v.clone() for k, v in s.items()} for s in optimizer.state.values()]
@@ -563,7 +563,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted(value):
 
 def test_the_cap_and_the_limit_on_the_norm_do_not_hide_a_nan():
     policy = tiny_policy()
-    bad = score_minibatch(policy, scored_responses(with_planted(roll_out(policy), math.nan)), mode="none")
+    bad = old_passes(policy, rewarded_responses(with_planted(roll_out(policy), math.nan)), mode="none")
     before = weights(policy)
     outcome = take_update(policy, bad, groups=4, lr=1.0, max_grad_norm=1.0)
     assert outcome is not None

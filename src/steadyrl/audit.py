@@ -19,14 +19,14 @@ from steadyrl.session import open_pool, task_fields
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.scoring import ScorePool
+from steadyrl.tasks.pool import RewardPool
 
 PROBLEMS = 32
 """Problems that the command tries."""
 AT_START = 16
 """Problems that are tried at the start of a run, at most."""
 SECONDS = 30.0
-"""Time for that; the response that is being scored then is waited for."""
+"""Time for that; the response that is being verified then is waited for."""
 _TOGETHER = 64  # responses in one call of the command
 _SHOWN = 70  # characters of a text in the terminal
 
@@ -46,15 +46,15 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
 
     Returns:
         0 if no junk was paid and every right response was, else 1. With `strict`, 1 also for what is partial or
-        doubtful, and where scoring failed.
+        doubtful, and where the verifier failed.
 
     Raises:
         TaskError: the task cannot be built.
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
-    together = _TOGETHER * recipe.scoring.workers
+    together = _TOGETHER * recipe.verifier.workers
     with open_pool(recipe, task) as pool:
-        report = audit(task, pool.score, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
+        report = audit(task, pool.rewards, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))
     else:
@@ -62,12 +62,12 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     return 0 if report.passed(strict=strict) else 1
 
 
-def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) -> list[str]:
-    """Warnings about the verifier of a run that is about to begin; none where `scoring.audit` is off.
+def at_start(recipe: Recipe, task: Task, pool: RewardPool, tokenizer: Tokenizer) -> list[str]:
+    """Warnings about the verifier of a run that is about to begin; none where `verifier.audit` is off.
 
     An audit that came to its end is remembered in the user's cache folder, by a digest of everything that it rests on.
     """
-    if not recipe.scoring.audit:
+    if not recipe.verifier.audit:
         return []
     key = digest(recipe, task, tokenizer)
     report = _remembered(key)
@@ -76,10 +76,10 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
         with open_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
             found = audit(
                 task,
-                auditors.score,
+                auditors.rewards,
                 problems=AT_START,
                 correct_at=recipe.task.correct_at,
-                together=recipe.scoring.workers,
+                together=recipe.verifier.workers,
                 seconds=SECONDS,
             )
         report = found.as_json()
@@ -89,14 +89,14 @@ def at_start(recipe: Recipe, task: Task, pool: ScorePool, tokenizer: Tokenizer) 
 
 
 def _own_file(recipe: Recipe) -> Path | None:
-    """The file of the user's score function, or None where the task has a verifier of ours."""
-    score = recipe.task.score if isinstance(recipe.task, QuestionsTask) else ""
-    return Path(score.rpartition(":")[0]).expanduser() if ":" in score else None
+    """The file of the user's reward function, or None where the task has a verifier of ours."""
+    written = recipe.task.reward if isinstance(recipe.task, QuestionsTask) else ""
+    return Path(written.rpartition(":")[0]).expanduser() if ":" in written else None
 
 
 def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
-    """A digest of the problems, the score function with the Python files beside it, the tokenizer and the software."""
-    parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.scoring.time_limit, AT_START]
+    """A digest of the problems, the reward function with the Python files beside it, the tokenizer and the software."""
+    parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.verifier.time_limit, AT_START]
     parts += [importlib.metadata.version(name) for name in ("reasoning-gym", "math-verify", "sympy")]
     sources = [path for path in Path(__file__).parent.glob("tasks/*") if path.is_file()]
     if isinstance(recipe.task, QuestionsTask):  # the problems of the other tasks follow from seed and section
@@ -146,17 +146,17 @@ def _summary(report: Report, *, strict: bool) -> str:
         lines.append(f"{report.without_reference} problems have no reference answer: right responses were not tried")
     if not report.unpaid_right and any(row.half == "right" and row.paid < row.tried for row in report.rows):
         lines.append(
-            "Your score function has to pay one right form of each problem; the forms that it refuses are no fault"
+            "Your reward function has to pay one right form of each problem; the forms that it refuses are no fault"
         )
     if any(row.counts and row.example is not None and not row.example.response for row in report.rows):
-        lines.append("The empty response is paid: raise task.correct_at, or mend the score function")
+        lines.append("The empty response is paid: raise task.correct_at, or mend the reward function")
     if report.unpaid_right:
         highest = max((row.highest for row in report.rows if row.highest is not None), default=0.0)
         if highest < report.correct_at:
             lines.append(f"No reward reached task.correct_at; the highest was {highest:g}. Lower task.correct_at")
         else:
             lines.append(
-                "If your score function wants another form of answer, name a column of right responses in "
+                "If your reward function wants another form of answer, name a column of right responses in "
                 "task.solution_column"
             )
     return "\n".join(lines)
@@ -185,7 +185,7 @@ def _warnings(recipe: Recipe, report: Mapping[str, Any]) -> Iterator[str]:
             yield (
                 f"{what}: {sum(row['counts'] for row in rows)} responses ({forms}); to {shown(example['question'])} "
                 f"the response {shown(example['response'])} earned {example['reward']}. `steadyrl audit` shows all; "
-                "scoring.audit = false turns this check off"
+                "verifier.audit = false turns this check off"
             )
     if not report["complete"]:
         yield (

@@ -16,6 +16,7 @@ import tyro
 
 from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.renamed import new_field
 from steadyrl.terminal import tell, visible
 from steadyrl.trouble import unreached
 
@@ -140,7 +141,7 @@ def resume_command(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory")
     parser.add_argument("--checkpoint", help="start from this checkpoint instead of the newest, such as step-000020")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="continue although data, score function or model have changed"
+        "--accept-changes", action="store_true", help="continue although data, reward function or model have changed"
     )
     options = parser.parse_args(argv)
     from steadyrl.inputs import inputs_of
@@ -151,8 +152,8 @@ def resume_command(argv: list[str]) -> int:
 
     def compare(ready: Prepared) -> None:
         now = inputs_of(ready.recipe, ready.task)
-        if notice := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
-            print(f"steadyrl: {visible(notice, lines=True)}", file=sys.stderr)
+        if warning := run.compare_inputs(ready.recipe, now, accept=options.accept_changes):
+            print(f"steadyrl: {visible(warning, lines=True)}", file=sys.stderr)
 
     print(f"resuming {options.run}: {run.recipe.steps} steps in all")
     try:
@@ -168,18 +169,18 @@ def eval_command(argv: list[str]) -> int:
     trusted = _trusted(recipe, path, TRUST in rest)
     rest = [flag for flag in rest if flag != TRUST]
     pretrained = PretrainedModel(path=str(folder / "model"), trust_remote_code=trusted)
-    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "sinks": ()})
+    recipe = recipe.model_copy(update={"model": pretrained, "cold_start": None, "trackers": ()})
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
     from transformers.utils import logging
 
     from steadyrl.evaluate import evaluation
-    from steadyrl.rollout import require_scored
+    from steadyrl.rollout import require_rewards
     from steadyrl.session import open_session
 
     logging.disable_progress_bar()
     with open_session(recipe) as session:
         found = evaluation(session, every_mode=True)
-    require_scored(found.last, limit=recipe.scoring.max_failures)
+    require_rewards(found.last, limit=recipe.verifier.max_failures)
     _print_evaluation(found.rows)
     if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)
@@ -190,7 +191,7 @@ def audit_command(argv: list[str]) -> int:
     """`steadyrl audit RECIPE`."""
     parser = argparse.ArgumentParser(
         "steadyrl audit",
-        description="Score right responses and junk on a few dozen problems, and show what is paid. The exit status is "
+        description="Try right responses and junk on a few dozen problems, and show what is paid. The exit status is "
         "1 where junk is paid or a right response is not. Fields of the recipe are changed as with `train`.",
     )
     parser.add_argument("recipe", type=Path, help="a TOML file, or the recipe.json of a run")
@@ -314,9 +315,22 @@ def _first(argv: list[str], usage: str, meaning: str) -> tuple[Path, list[str]]:
 
 def _with_flags(kind: type[T], recipe: Recipe, rest: list[str], program: str) -> T:
     """The recipe with single values changed by flags."""
+    _refuse_old_names(rest)
     _refuse_variants(rest)
     default = kind(**{name: getattr(recipe, name) for name in Recipe.model_fields})
     return tyro.cli(kind, prog=program, args=rest, default=default, config=(tyro.conf.AvoidSubcommands,))
+
+
+def _refuse_old_names(rest: Sequence[str]) -> None:
+    """Reject a flag that an earlier version had.
+
+    Raises:
+        RecipeError: it is one; the message has its name of today.
+    """
+    for flag in rest:
+        name = flag.partition("=")[0].removeprefix("--")
+        if flag.startswith("--") and (new := new_field(name.replace("-", "_"))):
+            raise RecipeError(f"--{name}: unknown flag; it is now called --{new}")
 
 
 def _refuse_variants(rest: Sequence[str]) -> None:
@@ -352,20 +366,20 @@ def _train(
 
     from steadyrl.audit import at_start
     from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import notices, open_session, prepare
+    from steadyrl.session import open_session, prepare, recipe_warnings
 
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
     with contextlib.ExitStack() as stack:
         asked = stack.enter_context(_one_interrupt())
         ready = stack.enter_context(prepare(recipe))
-        for notice in (*notices(recipe), *ready.notices):
-            tell(notice)
+        for warning in (*recipe_warnings(recipe), *ready.warnings):
+            tell(warning)
         before(ready)
         session = stack.enter_context(open_session(recipe, ready))
         audited = at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer)
-        for notice in (*session.policy.notices, *audited):
-            tell(notice)
+        for warning in (*session.policy.warnings, *audited):
+            tell(warning)
         run = open_run(ready)
         try:
             step, taken = train(session, run, stop_asked=lambda: bool(asked))

@@ -12,14 +12,14 @@ from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
 from steadyrl.evaluate import evaluate, held_out
 from steadyrl.metrics import MetricsLog
+from steadyrl.model.forward import feed
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import moe_blocks
-from steadyrl.model.scoring import feed
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
-from steadyrl.rollout import require_scored
+from steadyrl.rollout import require_rewards
 from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task
 from steadyrl.types import TokenBatch
@@ -121,5 +121,5 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
 def _look(session: Session) -> float:
     session.engine.load_weights(dict(session.policy.model.named_parameters()), policy_version=0)
     result, _, rewards = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
-    require_scored(rewards, limit=session.recipe.scoring.max_failures)
+    require_rewards(rewards, limit=session.recipe.verifier.max_failures)
     return result.value

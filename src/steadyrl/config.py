@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from steadyrl.errors import UserError
+from steadyrl.renamed import new_field, translate_recipe
 
 
 def _no_boolean(value: Any) -> Any:
@@ -137,8 +138,8 @@ class TinyModel(Section):
         return config
 
 
-class ModelOptions(Section):
-    """How the trained model is held."""
+class Runtime(Section):
+    """Precision, device, memory and threads of the trained model."""
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of the weights, the forward and the optimizer's moments. There is no float32 copy of bfloat16 weights:
@@ -207,15 +208,15 @@ class RowsTask(AnyTask):
 
 
 class ReasoningGymTask(AnyTask):
-    """Any dataset of reasoning-gym, scored by its own verifier."""
+    """Any dataset of reasoning-gym, with its own verifier."""
 
     kind: Literal["reasoning_gym"] = "reasoning_gym"
     dataset: Name
     """Name in reasoning-gym, such as `chain_sum`."""
     parameters: JsonDict = Field(default_factory=dict)
     """Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run)."""
-    min_score: Fraction = 1.0
-    """A verifier's score below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
+    min_reward: Fraction = 1.0
+    """A reward below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit."""
     allow_code: bool = False
     """Take a dataset whose verifier runs Python code from a response. Off: such a dataset is rejected."""
 
@@ -242,9 +243,9 @@ class QuestionsTask(AnyTask):
     number; `auto` tries them in this order, and `####` and "the answer is" too."""
     skip_bad_rows: bool = False
     """Leave rows out that cannot be used, and count them; off: they are rejected."""
-    score: Place = "math_verify"
+    reward: Place = "math_verify"
     """`math_verify`, or your own function as `file.py:function`. The names of its parameters say what it gets:
-    `score(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
+    `reward(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's `compute_score(data_source,
     solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`, `finish_reason`, `token_ids`, any column,
     and `**kwargs`. It returns a number, or a dict with the number `score`; other numbers in it are logged as
     `reward/<name>`."""
@@ -260,15 +261,15 @@ class QuestionsTask(AnyTask):
 TaskConfig = Annotated[ChainsTask | RowsTask | ReasoningGymTask | QuestionsTask, Field(discriminator="kind")]
 
 
-class Scoring(Section):
-    """Limits on the scoring of responses, which runs in worker processes."""
+class Verifier(Section):
+    """Limits on the verifier, which runs in worker processes."""
 
     time_limit: Annotated[float, Field(gt=0.0, le=86_400.0, allow_inf_nan=False), NUMBER] = 10.0
-    """Seconds one response may take to score; then its worker is stopped and the response is marked."""
+    """Seconds the verifier may take for one response; then its worker is stopped and the response is marked."""
     workers: Annotated[int, Field(ge=1, le=1024), NUMBER] = 1
     """Worker processes."""
     max_failures: Fraction = 0.1
-    """Largest share of a step's responses whose scoring may raise, hang or return NaN before the run stops."""
+    """Largest share of a step's responses on which the verifier may raise, hang or return NaN before the run stops."""
     environment: tuple[Name, ...] = ()
     """Environment variables that workers get, such as `OPENAI_API_KEY`; without it, only those of an allow-list."""
     closed: bool = False
@@ -278,7 +279,7 @@ class Scoring(Section):
     folder: Place | None = None
     """Working directory of your own function; by default the folder of the recipe."""
     audit: bool = True
-    """At the start of a run, score right responses and junk on a few problems and warn where junk is paid."""
+    """At the start of a run, try right responses and junk on a few problems and warn where junk is paid."""
 
     def of_workers(self) -> JsonDict:
         """The fields that a pool of workers is built with."""
@@ -479,7 +480,7 @@ class Composed(Section):
     """Your own objective, from the parts; by default MiniRL."""
 
     name: Literal["composed"] = "composed"
-    ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
+    ratio: Literal["product", "mismatch", "staleness", "none"] = "product"
     """π_θ/μ_old, π_old/μ_old (times π_θ/π_old per token), π_θ/π_old, or 1."""
     level: Literal["token", "prefix", "lowest_prefix", "sequence", "geometric"] = "token"
     """Over which tokens of the response the ratio is taken."""
@@ -692,14 +693,14 @@ class Recipe(Section):
     """Global steps; 0: the cold start alone."""
     model: Annotated[PretrainedModel | TinyModel, Field(discriminator="kind")]
     """The model that is trained."""
-    hold: ModelOptions = ModelOptions()
+    runtime: Runtime = Runtime()
     """Precision, device and memory of the trained model."""
     task: TaskConfig
     """Where prompts and rewards come from."""
     prompt: Prompt = Prompt()
     """How questions become prompts."""
-    scoring: Scoring = Scoring()
-    """Limits on the scoring."""
+    verifier: Verifier = Verifier()
+    """Limits on the verifier."""
     engine: Annotated[LocalEngine | VLLMEngine, Field(discriminator="kind")] = LocalEngine()
     """What samples."""
     rollout: Rollout = Rollout()
@@ -720,7 +721,7 @@ class Recipe(Section):
     """Which training responses are written down."""
     checkpoints: Checkpoints = Checkpoints()
     """What is kept on disk."""
-    sinks: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
 
     @field_validator("engine", mode="before")
@@ -748,7 +749,7 @@ class Recipe(Section):
         if names and not isinstance(self.task, QuestionsTask):
             raise ValueError(
                 f'evaluate.sets: the set {names[0]!r} holds question/answer pairs, which only task.kind = "questions" '
-                f'can score; the task is "{self.task.kind}". Leave evaluate.sets out'
+                f'can verify; the task is "{self.task.kind}". Leave evaluate.sets out'
             )
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"evaluate.sets: the name {twice[0]!r} occurs twice; give each set its own")
@@ -781,24 +782,16 @@ def load(path: Path) -> Recipe:
         raise RecipeError(f"{path} is not valid {path.suffix[1:].upper() or 'TOML'}: {error}") from error
     if path.suffix == ".json" and isinstance(tree, dict):
         tree.pop(SEEN, None)
-        _rename_columns(tree.get("task"))
+        translate_recipe(tree)
     recipe = resolve(tree, source=str(path))
-    if path.suffix == ".json" or recipe.scoring.folder is not None or not _has_own_score(recipe):
+    if path.suffix == ".json" or recipe.verifier.folder is not None or not _has_own_reward(recipe):
         return recipe  # a run directory's recipe keeps the folder of the recipe that the run began with
-    scoring = recipe.scoring.model_copy(update={"folder": str(path.absolute().parent)})
-    return recipe.model_copy(update={"scoring": scoring})
+    verifier = recipe.verifier.model_copy(update={"folder": str(path.absolute().parent)})
+    return recipe.model_copy(update={"verifier": verifier})
 
 
-def _rename_columns(task: Any) -> None:
-    """Runs of the first preview call the columns of question/answer pairs `question`, `answer` and `solution`."""
-    if isinstance(task, dict) and task.get("kind") == "questions" and "question" in task:
-        for name in ("question", "answer", "solution"):
-            if name in task:
-                task[f"{name}_column"] = task.pop(name)
-
-
-def _has_own_score(recipe: Recipe) -> bool:
-    return isinstance(recipe.task, QuestionsTask) and recipe.task.score != "math_verify"
+def _has_own_reward(recipe: Recipe) -> bool:
+    return isinstance(recipe.task, QuestionsTask) and recipe.task.reward != "math_verify"
 
 
 def resolve(tree: Mapping[str, Any], *, source: str) -> Recipe:
@@ -820,6 +813,8 @@ def _explain(detail: Mapping[str, Any], root: type[Section]) -> str:
     *above, last = detail["loc"] or ("recipe",)
     place = [str(part) for part in above if part not in _TAGS] + [str(last)] * (unknown or last not in _TAGS)
     field = ".".join(place)
+    if unknown and (new := new_field(field)):
+        return f"{field}: unknown key; it is now called `{new}`"
     if unknown:
         near = difflib.get_close_matches(str(last), _section_at(root, above).model_fields, n=1) or _elsewhere(str(last))
         hint = f"; did you mean `{near[0]}`?" if near else ""

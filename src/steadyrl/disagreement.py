@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steadyrl.algo import discrepancy, ledger
+from steadyrl.algo import ledger, mismatch
 from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses
 from steadyrl.types import Completion, Response
-from steadyrl.update import Scored, routed, score_old
+from steadyrl.update import OldPass, old_pass, routed
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
@@ -32,12 +32,12 @@ def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, fl
     return {"routes/unrouted": share}
 
 
-def route_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+def route_metrics(passes: Sequence[OldPass]) -> dict[str, float]:
     """Expert sets of the θ_old pass against the rollout's: how many differ, in which layers, and how near to a tie.
 
     Under R3 the trainer's are those that its routers would have chosen above the replayed layers.
     """
-    seen = [_differences(s) for s in scored if s.differs is not None]
+    seen = [_differences(s) for s in passes if s.differs is not None]
     if not seen:
         return {}
     differs, margins, there = (torch.cat(parts) for parts in zip(*seen, strict=True))
@@ -50,9 +50,9 @@ def route_metrics(scored: Sequence[Scored]) -> dict[str, float]:
     return metrics
 
 
-def _differences(scored: Scored) -> tuple[Tensor, Tensor, Tensor]:
+def _differences(old: OldPass) -> tuple[Tensor, Tensor, Tensor]:
     """By position and layer: whether two known sets differ, the margin of the trainer's, and whether both are known."""
-    theirs, differs, margins = scored.micro.batch.routes, scored.differs, scored.margins
+    theirs, differs, margins = old.micro.batch.routes, old.differs, old.margins
     assert theirs is not None
     assert differs is not None
     assert margins is not None
@@ -74,8 +74,8 @@ def replay_effect(
     rollout = torch.cat([m.rollout_logprobs for m in micros])
     natural, replayed = (
         ledger.k3(
-            discrepancy(
-                torch.cat([score_old(policy, m, mode=mode, temperature=temperature).old_logprobs for m in micros]),
+            mismatch(
+                torch.cat([old_pass(policy, m, mode=mode, temperature=temperature).old_logprobs for m in micros]),
                 rollout,
             )
         )

@@ -12,8 +12,8 @@ from steadyrl.rollout import (
     Rewards,
     context_of,
     response_text,
+    reward_groups,
     sample_groups,
-    score_groups,
     too_many_failures,
 )
 from steadyrl.session import Session, unquantised_engine
@@ -56,7 +56,7 @@ def evaluate(
     groups = sample_groups(
         session, engine, problems.split, indices, responses=samples, sampling=sampling, key=problems.key
     )
-    rewards = score_groups(session, problems.split, groups)
+    rewards = reward_groups(session, problems.split, groups)
     return accuracy((rewards.values >= session.recipe.task.correct_at).float(), rewards.known), groups, rewards
 
 
@@ -83,11 +83,11 @@ class Evaluation:
     samples: list[Row]
     """Lines of `samples.jsonl`."""
     last: Rewards
-    """The rewards of the last set, mode and precision. Where scoring failed too often, the others are not made."""
+    """The rewards of the last set, mode and precision. Where the verifier failed too often, the others are not made."""
 
 
 def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
-    """Evaluate the weights that the engine holds; `require_scored` then says whether the verifier may go on.
+    """Evaluate the weights that the engine holds; `require_rewards` then says whether the verifier may go on.
 
     Args:
         every_mode: sampled and greedy, in the engine's precision and unquantised; else only sampled, in the engine's.
@@ -95,7 +95,7 @@ def evaluation(session: Session, *, every_mode: bool) -> Evaluation:
     rows: list[Row] = []
     samples: list[Row] = []
     made: list[Rewards] = []
-    limit = session.recipe.scoring.max_failures
+    limit = session.recipe.verifier.max_failures
     asked = [
         (precision, engine, mode, problems)
         for precision, engine in _engines(session, every_mode).items()

@@ -29,10 +29,10 @@ from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packe
 from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
-from steadyrl.rollout import counted, counted_tokens, require_scored, score_groups, with_advantages
+from steadyrl.rollout import counted, counted_tokens, require_rewards, reward_groups, with_advantages
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
-from steadyrl.update import Outcome, Scored, later_forward, score_old, step_ledger, traced, update_metrics
+from steadyrl.update import OldPass, Outcome, later_forward, old_pass, step_ledger, traced, update_metrics
 
 PARTS = 16
 """Blocks of responses that the bootstrap draws from."""
@@ -81,8 +81,8 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
     recipe, version = session.recipe, session.engine.policy_version
     groups = sample_step(session, step)
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
-    rewards, options = score_groups(session, "train", groups), recipe.advantage
-    require_scored(rewards, limit=recipe.scoring.max_failures)
+    rewards, options = reward_groups(session, "train", groups), recipe.advantage
+    require_rewards(rewards, limit=recipe.verifier.max_failures)
     answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
     n = recipe.update.minibatches
     blocks = [
@@ -110,20 +110,22 @@ def _measured(outcome: Outcome, version: int, responses: int) -> dict[str, float
     return factors | update_metrics([outcome], responses=responses)
 
 
-def _blocks(session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int) -> list[list[Scored]]:
-    """Randomly chosen responses with an advantage, in blocks that differ by one at most, each scored with θ_old."""
+def _blocks(
+    session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int
+) -> list[list[OldPass]]:
+    """Randomly chosen responses with an advantage, in blocks that differ by one at most, each after its θ_old pass."""
     moving = [r for group in groups for r in group if r.advantage != 0.0]
     taken = min(responses, len(moving))
     parts = min(PARTS, taken)
     order = torch.randperm(len(moving), generator=torch.Generator().manual_seed(seed)).tolist()
     how = {"mode": session.recipe.update.replay, "temperature": session.recipe.rollout.temperature}
     return [
-        [score_old(session.policy, micro, **how) for micro in packed(session, [[moving[i] for i in block]])]
+        [old_pass(session.policy, micro, **how) for micro in packed(session, [[moving[i] for i in block]])]
         for block in (order[:taken][part::parts] for part in range(parts))
     ]
 
 
-def _compared(session: Session, blocks: Sequence[Sequence[Scored]]) -> tuple[GradientGap | None, str]:
+def _compared(session: Session, blocks: Sequence[Sequence[OldPass]]) -> tuple[GradientGap | None, str]:
     if len(blocks) < 2:
         return None, "fewer than 2 responses have an advantage"
     products = _products(session, blocks)
@@ -133,7 +135,7 @@ def _compared(session: Session, blocks: Sequence[Sequence[Scored]]) -> tuple[Gra
         return None, str(error)
 
 
-def _products(session: Session, blocks: Sequence[Sequence[Scored]]) -> Float[Tensor, "2 2 parts parts"]:
+def _products(session: Session, blocks: Sequence[Sequence[OldPass]]) -> Float[Tensor, "2 2 parts parts"]:
     """Inner products of the blocks' gradients, added up over the model, some of its tensors at a time."""
     total = torch.zeros((), dtype=torch.float64, device=session.policy.device)
     for tensors in _portions(session.policy.model, most=HELD // (2 * len(blocks))):
@@ -156,15 +158,15 @@ def _portions(model: nn.Module, *, most: int) -> Iterator[list[nn.Parameter]]:
 
 
 def _gradients(
-    session: Session, block: Sequence[Scored], tensors: Sequence[nn.Parameter]
+    session: Session, block: Sequence[OldPass], tensors: Sequence[nn.Parameter]
 ) -> list[Float[Tensor, "2 parameters"]]:
     """Gradients of both levels to some tensors, summed over the responses of a block."""
     sums = [torch.zeros(2, t.numel(), device=t.device) for t in tensors]
-    for scored in block:
-        tokens = scored.micro.tokens(scored.old_logprobs)
+    for old in block:
+        tokens = old.micro.tokens(old.old_logprobs)
         for level, objective in enumerate(LEVELS):
             temperature = session.recipe.rollout.temperature
-            with later_forward(session.policy, scored, temperature=temperature) as (logprobs, _):
+            with later_forward(session.policy, old, temperature=temperature) as (logprobs, _):
                 value = objective(logprobs, tokens, responses=1, groups=1).surrogate.sum()
                 found = torch.autograd.grad(value, tensors, allow_unused=True, materialize_grads=True)
             for total, gradient in zip(sums, found, strict=True):
@@ -174,7 +176,7 @@ def _gradients(
 
 def table(rows: Sequence[Compared]) -> str:
     """The rows for people, and what their columns are."""
-    head = ("mini-batch", "lag", "k3 discrepancy", "k3 staleness", "value gap", "Δ [95%]", "|Δ| ≤")
+    head = ("mini-batch", "lag", "k3 mismatch", "k3 staleness", "value gap", "Δ [95%]", "|Δ| ≤")
     head += ("responses", "cosine [95%]", "‖g−G‖/‖G‖ [95%]")
     cells = [head, *(_cells(number, row) for number, row in enumerate(rows, start=1))]
     widths = [max(len(line[column]) for line in cells) for column in range(len(head))]

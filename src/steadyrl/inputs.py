@@ -30,7 +30,7 @@ Inputs = Mapping[str, str]
 
 
 def inputs_of(recipe: Recipe, task: Task) -> dict[str, str]:
-    """Digests of the data rows in use, of the user's score function, and of the model without its weights."""
+    """Digests of the data rows in use, of the user's reward function, and of the model without its weights."""
     found: dict[str, str] = {}
     if isinstance(task, Questions) and isinstance(recipe.task, QuestionsTask):
         sets = {one.name: task.size(one.name) for one in recipe.evaluate.sets}
@@ -39,9 +39,9 @@ def inputs_of(recipe: Recipe, task: Task) -> dict[str, str]:
         found |= {
             f"the rows of evaluate.sets, {name}": f"{size} rows, {task.digest(name)}" for name, size in sets.items()
         }
-        file, _, _ = recipe.task.score.rpartition(":")
+        file, _, _ = recipe.task.reward.rpartition(":")
         own = _with_neighbours(Path(file)) if file else ()
-        found |= {f"task.score: {path.relative_to(Path(file).parent)}": _digest(path.read_bytes()) for path in own}
+        found |= {f"task.reward: {path.relative_to(Path(file).parent)}": _digest(path.read_bytes()) for path in own}
     if isinstance(recipe.model, PretrainedModel):
         found |= _model(recipe.model)
     return found

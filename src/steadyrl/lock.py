@@ -22,7 +22,7 @@ class Lock:
     """The lock of a run directory, held until `close` or until the process ends, however it ends.
 
     The system locks `RUN/lock`: an editor that replaces `recipe.json` does not touch it. Some network file systems
-    cannot lock. There, `RUN/lock.holder` names the process and its host instead, and a notice says so.
+    cannot lock. There, `RUN/lock.holder` names the process and its host instead, and a warning says so.
     """
 
     def __init__(self, run: Path) -> None:

@@ -1,8 +1,8 @@
 """The loop. One direction, once per global step:
 
-prompts ─► engine samples (μ_old, routes e^μ, policy version) ─► task scores ─► advantages by group
-                                                                                  │
-   engine ◄─ weights ─ N × [ forward under replay → ratios → mask → loss → step ] ◄─ score with θ_old (π_old, e^π)
+prompts ─► engine samples (μ_old, routes e^μ, policy version) ─► task rewards ─► advantages by group
+                                                                                   │
+   engine ◄─ weights ─ N × [ forward under replay → ratios → mask → loss → step ] ◄─ forward with θ_old (π_old, e^π)
 """
 
 import resource
@@ -37,10 +37,10 @@ from steadyrl.rollout import (
     Group,
     counted,
     counted_tokens,
-    require_scored,
+    require_rewards,
+    reward_groups,
     rollout_metrics,
     sample_groups,
-    score_groups,
     with_advantages,
 )
 from steadyrl.run import Run
@@ -48,13 +48,13 @@ from steadyrl.session import Session
 from steadyrl.types import MicroBatch, Response
 from steadyrl.update import (
     Forward,
+    OldPass,
     Outcome,
-    Scored,
     first_forward,
     later_forward,
     learning_rate,
-    score_old,
-    scoring_metrics,
+    old_pass,
+    old_pass_metrics,
     step_ledger,
     traced,
     update,
@@ -158,7 +158,7 @@ def _say_if_unmoved(recipe: Recipe, step: int, metrics: Mapping[str, Value]) -> 
     warm = step * recipe.update.minibatches > recipe.optimizer.warmup_steps
     if not warm or not isinstance(share, float) or share >= LEAST_MOVED:
         return False
-    print(f"steadyrl: {unmoved(share, step=step, dtype=recipe.hold.dtype)}", file=sys.stderr)
+    print(f"steadyrl: {unmoved(share, step=step, dtype=recipe.runtime.dtype)}", file=sys.stderr)
     return True
 
 
@@ -174,7 +174,7 @@ def _watched(bar: Bar, stop_asked: Callable[[], bool]) -> Callable[[int, float, 
 
 
 def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[str, Value], list[Row]]:
-    """Sample, score, update N times, and hand the new weights to the engine; the step's metrics and its ledger."""
+    """Sample, reward, update N times, and hand the new weights to the engine; the step's metrics and its ledger."""
     recipe, clock, start = session.recipe, Clock(session.policy.device), time.perf_counter()
     step, sampler, version = progress.step + 1, session.engine.policy_version, progress.policy_version
     try:
@@ -186,22 +186,22 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
         return _skip_step(session, run, progress, []), []
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
-        rewards, options = score_groups(session, "train", groups), recipe.advantage
+        rewards, options = reward_groups(session, "train", groups), recipe.advantage
         responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
         run.log_rollouts(step, rewards.failed, rollout_rows(session, step, groups, rewards, responses))
-        require_scored(rewards, limit=recipe.scoring.max_failures)
+        require_rewards(rewards, limit=recipe.verifier.max_failures)
         parts = recipe.update.minibatches
         divisors = counted(rewards, parts=parts, options=options)
         tokens = counted_tokens(responses, rewards, parts=parts, options=options)
-    with clock("scoring"):
-        forwards, scored = begin_updates(session, responses)
+    with clock("logprobs"):
+        forwards, before = begin_updates(session, responses)
         temperature = recipe.rollout.temperature
         looked_at = responses[step % len(responses)]
         effect = replay_effect(
             session.policy, looked_at, micro_tokens=recipe.update.micro_tokens, temperature=temperature
         )
-    if scored and not bool(torch.cat([s.old_logprobs for s in scored]).isfinite().all()):  # one wait for the device
-        return _skip_step(session, run, progress, scored), []
+    if before and not bool(torch.cat([s.old_logprobs for s in before]).isfinite().all()):  # one wait for the device
+        return _skip_step(session, run, progress, before), []
     progress.broken = False
     with clock("update"):
         outcomes = [
@@ -213,14 +213,14 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     progress.step = step
     seconds = time.perf_counter() - start
     sampled = sum(len(r.completion.token_ids) for group in responses for r in group)
-    old_pass = [*scored, *traced(outcomes[:1])]
-    rows = step_ledger(old_pass, outcomes, policy_version=version)
+    passes = [*before, *traced(outcomes[:1])]
+    rows = step_ledger(passes, outcomes, policy_version=version)
     metrics = {
         "policy_version": sampler,
         **rollout_metrics(groups, rewards, correct_at=recipe.task.correct_at),
-        **scoring_metrics(old_pass),
+        **old_pass_metrics(passes),
         **ledger.summary(rows),
-        **route_metrics(old_pass),
+        **route_metrics(passes),
         **routed,
         **effect,
         **update_metrics(outcomes, responses=int(rewards.known.sum())),
@@ -244,7 +244,7 @@ def trainer_is_finite(session: Session, step: int, *, brief: bool = False) -> bo
         return all(bool(session.policy.model(input_ids=one, use_cache=False).logits.isfinite().all()) for one in ids)
 
 
-def _skip_step(session: Session, run: Run, progress: Progress, minibatch: Sequence[Scored]) -> dict[str, Value]:
+def _skip_step(session: Session, run: Run, progress: Progress, minibatch: Sequence[OldPass]) -> dict[str, Value]:
     """A step whose log-probabilities are not finite: nothing is updated, and it counts as a skipped update."""
     progress.step += 1
     progress.skipped_in_a_row += 1
@@ -275,19 +275,19 @@ def sample_step(session: Session, step: int) -> list[Group]:
 
 def begin_updates(
     session: Session, responses: Sequence[Sequence[Response]]
-) -> tuple[Sequence[Sequence[Forward]], list[Scored]]:
-    """The forwards of the N updates, not yet begun, and the θ_old pass of what they do not score themselves."""
+) -> tuple[Sequence[Sequence[Forward]], list[OldPass]]:
+    """The forwards of the N updates, not yet begun, and the θ_old pass of what they do not compute themselves."""
     recipe, policy = session.recipe, session.policy
     how: Any = {"mode": recipe.update.replay, "temperature": recipe.rollout.temperature}
     # the first mini-batch is updated at θ_old: the forward of its update is its θ_old pass
     first, *later = [packed(session, part) for part in minibatches(responses, recipe.update.minibatches)]
-    resting = [score_old(policy, micro, **how) for micro in first if not micro.moves]
-    scored = [[score_old(policy, micro, **how) for micro in part] for part in later]
+    resting = [old_pass(policy, micro, **how) for micro in first if not micro.moves]
+    passes = [[old_pass(policy, micro, **how) for micro in part] for part in later]
     forwards = [
         [first_forward(policy, micro, **how) for micro in first if micro.moves],
-        *([later_forward(policy, s, temperature=how["temperature"]) for s in part if s.micro.moves] for part in scored),
+        *([later_forward(policy, s, temperature=how["temperature"]) for s in part if s.micro.moves] for part in passes),
     ]
-    return forwards, [*resting, *(s for part in scored for s in part)]
+    return forwards, [*resting, *(s for part in passes for s in part)]
 
 
 def minibatches(groups: Sequence[Sequence[Response]], parts: int) -> list[Sequence[Sequence[Response]]]:
@@ -356,7 +356,7 @@ def take_update(
 
 
 def _give_up(
-    session: Session, run: Run, progress: Progress, minibatch: Sequence[Scored], what: str, *, step: int | None = None
+    session: Session, run: Run, progress: Progress, minibatch: Sequence[OldPass], what: str, *, step: int | None = None
 ) -> NoReturn:
     """Keep the last good weights and the batch, and stop. No skipped update has touched the weights."""
     broken = progress.broken or not _is_usable(session, progress)
@@ -406,7 +406,7 @@ def _evaluate(session: Session, run: Run, progress: Progress, *, every_mode: boo
             raise  # the engine alone errs
         _give_up(session, run, progress, [], f"log-probabilities were not finite in the evaluation, {BROKEN}")
     run.log_evaluation(progress.step, found.rows, found.samples)
-    require_scored(found.last, limit=session.recipe.scoring.max_failures)
+    require_rewards(found.last, limit=session.recipe.verifier.max_failures)
 
 
 def _peak_memory(session: Session) -> float:

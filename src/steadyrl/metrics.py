@@ -1,7 +1,7 @@
 """What a run measures, and where the numbers go.
 
 `METRICS` names every number of a global step, once; `docs/metrics.md` is printed from it (``python -m
-steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `sinks.py` has the optional
+steadyrl.metrics``). The JSON Lines files of the run directory are the truth; `trackers.py` has the optional
 copies.
 """
 
@@ -14,6 +14,7 @@ from pathlib import Path
 
 from steadyrl import trouble
 from steadyrl.jsonl import Value, ends_clean, keep_rows, to_line
+from steadyrl.renamed import METRICS as RENAMED
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("reward/min", "reward", "Lowest reward of the step."),
     Metric("reward/max", "reward", "Highest reward of the step."),
     Metric("reward/accuracy", "share", "Share of those responses with reward ≥ `task.correct_at`."),
-    Metric("reward/failures", "responses", "Responses without a reward: scoring raised, hung or returned NaN."),
+    Metric("reward/failures", "responses", "Responses without a reward: the verifier raised, hung or returned NaN."),
     Metric("reward/uniform_groups", "share", "Share of groups whose rewards are all equal: no gradient."),
     Metric("reward/<name>", "–", "Mean of a further number that the verifier returned, by its name."),
     Metric("response/length", "tokens", "Mean length of a response."),
@@ -139,9 +140,9 @@ METRICS: tuple[Metric, ...] = (
     ),
     *(Metric(f"trouble/{kind.name}", "0 or 1", kind.rule) for kind in trouble.KINDS),
     Metric("seconds/sampling", "s", "Sampling the responses."),
-    Metric("seconds/rewards", "s", "Scoring the responses against the task."),
+    Metric("seconds/rewards", "s", "The rewards of the responses, from the verifier."),
     Metric(
-        "seconds/scoring",
+        "seconds/logprobs",
         "s",
         "The trainer's forwards with θ_old, log π_old and the routes, but for the first mini-batch's, which is its "
         "update's as well; and those that measure what replay removes.",
@@ -158,7 +159,7 @@ LEDGER_FIELDS: tuple[Metric, ...] = (
     Metric(
         "factor",
         "–",
-        "ρ: `discrepancy` is π_old/μ_old, over all tokens of the step; `staleness` is π_θ/π_old and `product` is "
+        "ρ: `mismatch` is π_old/μ_old, over all tokens of the step; `staleness` is π_θ/π_old and `product` is "
         "π_θ/μ_old, both before truncation, over the tokens in the step's updates.",
     ),
     Metric(
@@ -166,7 +167,7 @@ LEDGER_FIELDS: tuple[Metric, ...] = (
         "–",
         "What the tokens are sorted by: `all`, not at all, with the numbers that `metrics.jsonl` calls mismatch, "
         "staleness and weight; `position` in the response; `advantage`, its sign; `version`, the gradient steps "
-        "between the weights that sampled a token and those that score it here; `routes`, of mixtures of experts: "
+        "between the weights that sampled a token and those that compute it here; `routes`, of mixtures of experts: "
         "whether both engines chose the same experts in every layer.",
     ),
     Metric(
@@ -199,8 +200,8 @@ EVAL_FIELDS: tuple[Metric, ...] = (
     Metric(
         "failures",
         "responses",
-        "Responses whose scoring raised, hung or returned NaN. They have no reward and count in no mean; a prompt "
-        "without any reward is left out.",
+        "Responses on which the verifier raised, hung or returned NaN. They have no reward and count in no mean; a "
+        "prompt without any reward is left out.",
     ),
     Metric(
         "pass@<n>",
@@ -225,8 +226,8 @@ COLD_START_FIELDS: tuple[Metric, ...] = (
 )
 
 FAILURE_FIELDS: tuple[Metric, ...] = (
-    Metric("step", "steps", "Global step whose responses were scored."),
-    Metric("reason", "–", "Why scoring failed, such as `raised ValueError: …` or `took longer than 10 s`."),
+    Metric("step", "steps", "Global step of the responses."),
+    Metric("reason", "–", "Why the verifier failed, such as `raised ValueError: …` or `took longer than 10 s`."),
     Metric("responses", "responses", "How many responses of the step it failed for in this way."),
 )
 
@@ -235,9 +236,9 @@ SAMPLE_FIELDS: tuple[Metric, ...] = (
     Metric("question", "–", "What the model was asked."),
     Metric("answer", "–", "The reference answer."),
     Metric("completion", "–", "The model's response, cut in the middle beyond 8 KB."),
-    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("reward", "reward", "Its reward; null where the verifier failed."),
     Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
-    Metric("failure", "–", "Why scoring failed, or null. Of responses that failed, up to 32 are added."),
+    Metric("failure", "–", "Why the verifier failed, or null. Of responses that failed, up to 32 are added."),
 )
 
 ROLLOUT_FIELDS: tuple[Metric, ...] = (
@@ -250,14 +251,14 @@ ROLLOUT_FIELDS: tuple[Metric, ...] = (
     Metric("left_out", "characters", "How many characters of the response were cut out."),
     Metric("tokens", "tokens", "Length of the response."),
     Metric("finish_reason", "–", "`stop`: it ended by itself; `length`: it was cut at the limit."),
-    Metric("reward", "reward", "Its reward; null where scoring failed."),
+    Metric("reward", "reward", "Its reward; null where the verifier failed."),
     Metric("reward/<name>", "–", "A further number that the verifier returned, by its name."),
     Metric("advantage", "–", "Â, relative to its group; 0 moves nothing."),
     Metric("policy_version", "versions", "Version of the weights that sampled it."),
-    Metric("failure", "–", "Why scoring failed, or null."),
+    Metric("failure", "–", "Why the verifier failed, or null."),
 )
-"""Of `rollout.prompts` groups, `rollouts.groups` of every `rollouts.every` steps; and each response that could not be
-scored, up to 32 a step."""
+"""Of `rollout.prompts` groups, `rollouts.groups` of every `rollouts.every` steps; and each response without a
+reward, up to 32 a step."""
 
 
 class MetricsLog:
@@ -285,9 +286,8 @@ class MetricsLog:
         """
         new = {name for row in rows for name in row} - self._met
         if unknown := sorted(name for name in new if not self._known.fullmatch(name)):
-            raise ValueError(
-                f"{self._path.name}: unknown {', '.join(unknown)}; document it in steadyrl/metrics.py first"
-            )
+            named = (f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in unknown)
+            raise ValueError(f"{self._path.name}: unknown {', '.join(named)}; document it in steadyrl/metrics.py first")
         self._met |= new
         lines = "".join(to_line({"step": step, **row}) for row in rows)
         with self._path.open("a", encoding="utf-8") as file:
@@ -332,7 +332,7 @@ def docs() -> str:
         ("`ledger.jsonl`: one line per global step, factor, split and bucket", LEDGER_FIELDS),
         ("`eval.jsonl`: one line per evaluation, set, mode and precision", EVAL_FIELDS),
         ("`cold_start.jsonl`: one line per gradient step", COLD_START_FIELDS),
-        ("`failures.jsonl`: one line per step and reason, where scoring failed", FAILURE_FIELDS),
+        ("`failures.jsonl`: one line per step and reason, where the verifier failed", FAILURE_FIELDS),
         ("`samples.jsonl`: a few responses of every evaluation", SAMPLE_FIELDS),
         ("`rollouts.jsonl`: a few groups of every step, one line per response", ROLLOUT_FIELDS),
     ):

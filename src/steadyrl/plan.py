@@ -10,7 +10,7 @@ from steadyrl.config import Recipe
 from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
-from steadyrl.session import Prepared, check_kv_cache, notices, open_pool, prepare, refuse_contradictions
+from steadyrl.session import Prepared, check_kv_cache, open_pool, prepare, recipe_warnings, refuse_contradictions
 from steadyrl.terminal import visible
 
 SHOWN = 4000
@@ -34,7 +34,7 @@ def describe(recipe: Recipe, *, run: Path) -> str:
 
 
 def _described(ready: Prepared, run: Path) -> str:
-    open_pool(ready.recipe, ready.task).close()  # rejects a score function that cannot be called
+    open_pool(ready.recipe, ready.task).close()  # rejects a reward function that cannot be called
     recipe, task, model = ready.recipe, ready.task, ready.config
     remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)
@@ -44,7 +44,7 @@ def _described(ready: Prepared, run: Path) -> str:
     size = task.size("train")
     cold = sum(stage.steps for stage in recipe.cold_start.stages) if recipe.cold_start else 0
     lines = [
-        f"model      {model.model_type}, {count:,} parameters, {recipe.hold.dtype} on {recipe.hold.device}",
+        f"model      {model.model_type}, {count:,} parameters, {recipe.runtime.dtype} on {recipe.runtime.device}",
         f"task       {recipe.task.kind}, {'endless' if size is None else f'{size:,}'} training problems",
         f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
@@ -57,7 +57,11 @@ def _described(ready: Prepared, run: Path) -> str:
         "disk",
         *_disk(recipe, count, run),
         *_prompt(ready),
-        *(f"notice     {notice}" for notice in (*notices(recipe), *ready.notices, left_out(model, shapes)) if notice),
+        *(
+            f"warning    {text}"
+            for text in (*recipe_warnings(recipe), *ready.warnings, left_out(model, shapes))
+            if text
+        ),
     ]
     return "\n".join(lines)
 
@@ -88,7 +92,7 @@ def _cache(recipe: Recipe, model: PreTrainedConfig) -> str:
 
 def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:
     """What a checkpoint takes, how many there are at most, and the room there is."""
-    one = 3 * count * (2 if recipe.hold.dtype == "bfloat16" else 4)  # weights and AdamW's two moments
+    one = 3 * count * (2 if recipe.runtime.dtype == "bfloat16" else 4)  # weights and AdamW's two moments
     there = next(folder for folder in run.absolute().parents if folder.exists())
     most = recipe.checkpoints.keep + 1  # a new one is written before the oldest goes
     return [
@@ -101,7 +105,7 @@ def _disk(recipe: Recipe, count: int, run: Path) -> list[str]:
 
 def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, float]:
     """Bytes by purpose. Activations are an estimate: about 16 hidden vectors a layer and position are kept."""
-    width = 2 if recipe.hold.dtype == "bfloat16" else 4
+    width = 2 if recipe.runtime.dtype == "bfloat16" else 4
     text = model.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -113,7 +117,7 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
             cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
         case config.VLLMEngine(cache_gib=gib):
             cache = int(gib * 2**30)
-    kept = 1 if recipe.hold.activation_checkpointing else 16
+    kept = 1 if recipe.runtime.activation_checkpointing else 16
     parts = {
         "weights": count * width,
         "gradients": count * width,

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from steadyrl.config import RecipeError
-from steadyrl.model.chat import Chat, Prompt, asked, contents
+from steadyrl.model.chat import Chat, EncodedPrompt, asked, contents
 from steadyrl.model.template import Conversation, EndlessTemplate, TemplateError
 from steadyrl.tasks.base import Example, Task, TaskError
 from steadyrl.tasks.patience import watched
@@ -39,7 +39,7 @@ class Limits:
     end_texts: tuple[str, ...]
     """How those of them are written that are special: white space behind one changes nothing."""
 
-    def fault(self, prompt: Prompt, said: Sequence[str]) -> str | None:
+    def fault(self, prompt: EncodedPrompt, said: Sequence[str]) -> str | None:
         """Why a prompt cannot be used, or None.
 
         Args:
@@ -78,15 +78,15 @@ class Prompts:
 
     def __init__(self, chat: Chat) -> None:
         self.chat = chat
-        self._kept: dict[str, Prompt] = {}
+        self._kept: dict[str, EncodedPrompt] = {}
 
-    def __call__(self, examples: Sequence[Example]) -> list[Prompt]:
+    def __call__(self, examples: Sequence[Example]) -> list[EncodedPrompt]:
         """The prompts of problems."""
         new = [example for example in examples if example.place not in self._kept]
         encoded = iter(self.chat.encode([conversation_of(example) for example in new]) if new else ())
         return [self._kept[e.place] if e.place in self._kept else next(encoded) for e in examples]
 
-    def encoded(self, examples: Sequence[Example]) -> list[Prompt]:
+    def encoded(self, examples: Sequence[Example]) -> list[EncodedPrompt]:
         """The prompts of problems; those of data are remembered."""
         found = self(examples)
         self._kept |= {example.place: prompt for example, prompt in zip(examples, found, strict=True) if example.place}
@@ -102,7 +102,7 @@ def checked_task(task: Task, prompts: Prompts, limits: Limits) -> tuple[Task, li
     """Encode and check the prompts of a task: all of data, the first of an endless task.
 
     Returns:
-        The task, without the rows that `task.skip_bad_rows` leaves out; and notices.
+        The task, without the rows that `task.skip_bad_rows` leaves out; and what to warn of.
 
     Raises:
         TaskError: prompts cannot be used, and are not left out. It lists the first and says how many they are.
@@ -112,7 +112,7 @@ def checked_task(task: Task, prompts: Prompts, limits: Limits) -> tuple[Task, li
         examples = list(task.examples)
         seen = _look(examples, [example.place for example in examples], prompts, limits)
         task = task.without(seen.faults)
-        return task, [*task.notices(), *_notices(seen)]
+        return task, [*task.warnings(), *_warnings(seen)]
     indices = range(CHECKED)
     examples = [task.example("train", index) for index in indices]
     seen = _look(examples, [f"problem {i}, {e.question[:60]!r}," for i, e in enumerate(examples)], prompts, limits)
@@ -120,7 +120,7 @@ def checked_task(task: Task, prompts: Prompts, limits: Limits) -> tuple[Task, li
         raise TaskError(
             f"{place} {fault}; {len(seen.faults):,} of the first {CHECKED} training problems cannot be used"
         )
-    return task, _notices(seen)
+    return task, _warnings(seen)
 
 
 def settled(task: Task) -> dict[str, Any]:
@@ -156,13 +156,13 @@ def _look(examples: Sequence[Example], places: Sequence[str], prompts: Prompts, 
     return seen
 
 
-def _encoded(examples: Sequence[Example], prompts: Prompts) -> Iterator[Prompt | TemplateError]:
+def _encoded(examples: Sequence[Example], prompts: Prompts) -> Iterator[EncodedPrompt | TemplateError]:
     """The prompts, which are encoded `AT_ONCE` together."""
     for start in range(0, len(examples), AT_ONCE):
         yield from _each(examples[start : start + AT_ONCE], prompts)
 
 
-def _each(examples: Sequence[Example], prompts: Prompts) -> list[Prompt | TemplateError]:
+def _each(examples: Sequence[Example], prompts: Prompts) -> list[EncodedPrompt | TemplateError]:
     """The prompt of each problem, or why the template refuses it, such as for its roles.
 
     Raises:
@@ -178,7 +178,7 @@ def _each(examples: Sequence[Example], prompts: Prompts) -> list[Prompt | Templa
         return [prompt for example in examples for prompt in _each([example], prompts)]
 
 
-def _notices(seen: _Seen) -> list[str]:
+def _warnings(seen: _Seen) -> list[str]:
     found = (
         (seen.control, "question(s) hold special tokens of the tokenizer, which the model takes as such"),
         (seen.unknown, "prompt(s) hold characters that the tokenizer does not know"),
@@ -201,7 +201,7 @@ def check_ends(chat: Chat, ends: Collection[int], vocabulary: int) -> list[str]:
     """Hold the tokens that end a response against the model.
 
     Returns:
-        Notices.
+        What to warn of.
 
     Raises:
         RecipeError: no token that the model can sample ends a response.

@@ -14,6 +14,7 @@ from pathlib import Path
 from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
 from steadyrl.jsonl import Row, last_step_rows, read_jsonl, stream_jsonl
+from steadyrl.renamed import translate_row
 from steadyrl.trouble import Trouble, Watch
 
 MOST_BUCKETS = 400
@@ -25,7 +26,7 @@ class RunError(UserError):
 
 
 @dataclass(slots=True)
-class Number:
+class BucketMetric:
     """A metric over the steps of a bucket that measured it; numbers that were not finite do not count."""
 
     total: float = 0.0
@@ -42,7 +43,7 @@ class Number:
         """Their mean; NaN, which a curve shows as a gap, if there are none."""
         return self.total / self.count if self.count else math.nan
 
-    def add(self, other: "Number") -> None:
+    def add(self, other: "BucketMetric") -> None:
         """Take those of another bucket in."""
         self.total += other.total
         self.count += other.count
@@ -57,7 +58,7 @@ class Bucket:
     """The first of them."""
     last: int
     """The last."""
-    numbers: dict[str, Number] = field(default_factory=dict)
+    numbers: dict[str, BucketMetric] = field(default_factory=dict)
     """Each metric that one of them measured."""
 
     @property
@@ -88,7 +89,7 @@ class Course:
         bucket = self.buckets[-1]
         bucket.last = row["step"]
         for name, value in row.items():
-            number = bucket.numbers.setdefault(name, Number())
+            number = bucket.numbers.setdefault(name, BucketMetric())
             if isinstance(value, int | float) and math.isfinite(value):
                 number.total += value
                 number.count += 1
@@ -100,7 +101,7 @@ class Course:
         """Sum of a metric over all steps."""
         return math.fsum(bucket.numbers[name].total for bucket in self.buckets if name in bucket.numbers)
 
-    def column(self, name: str) -> list[tuple[float, Number]]:
+    def column(self, name: str) -> list[tuple[float, BucketMetric]]:
         """The buckets that have a metric: where each stands, and its number."""
         return [(bucket.middle, bucket.numbers[name]) for bucket in self.buckets if name in bucket.numbers]
 
@@ -109,7 +110,7 @@ class Course:
         for left, right in zip(self.buckets[::2], self.buckets[1::2], strict=True):
             left.last = right.last
             for name, number in right.numbers.items():
-                left.numbers.setdefault(name, Number()).add(number)
+                left.numbers.setdefault(name, BucketMetric()).add(number)
         self.buckets = self.buckets[::2]
         self.width *= 2
 
@@ -149,7 +150,7 @@ def read_run(run: Path) -> Reading:
         raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
     steps, cold_start, watch = Course(), Course(), Watch()
     for row in stream_jsonl(run / "metrics.jsonl"):
-        steps.add(row)
+        steps.add(translate_row(row))
         watch.see(row)
     for row in stream_jsonl(run / "cold_start.jsonl"):
         cold_start.add(row)
@@ -160,7 +161,7 @@ def read_run(run: Path) -> Reading:
         recipe=load(run / "recipe.json"),
         steps=steps,
         cold_start=cold_start,
-        ledger=last_step_rows(run / "ledger.jsonl"),
+        ledger=[translate_row(row) for row in last_step_rows(run / "ledger.jsonl")],
         evals=read_jsonl(evals) if evals.exists() else [],
         samples={rows[0]["step"]: rows for rows in ends if rows},
         rollouts=last_step_rows(run / "rollouts.jsonl"),

@@ -35,7 +35,7 @@ from steadyrl.trouble import unreached
 
 _GROUPS, _RESPONSES, _FAILED = 3, 8, 4  # that the page shows
 _LISTED = 16  # evaluations of a kind that the page lists: the first and the last
-_PHASES = ("sampling", "rewards", "scoring", "update", "sync")
+_PHASES = ("sampling", "rewards", "logprobs", "update", "sync")
 Legend = dict[str, str]  # label → role of the palette
 
 
@@ -264,7 +264,7 @@ def write_report(run: Path) -> Path:
 
 
 def figure_overview(run: Path, path: Path) -> None:
-    """Write one wide SVG for a README: held-out accuracy, reward, discrepancy and entropy, on a white card.
+    """Write one wide SVG for a README: held-out accuracy, reward, mismatch and entropy, on a white card.
 
     Raises:
         RunError: `run` is not a run directory.
@@ -303,7 +303,7 @@ def _cards(run: Reading) -> Iterator[Card]:
 
 
 def _trained_on(run: Reading) -> tuple[list[list[Row]], list[Row]]:
-    """Whole groups of the last step in `rollouts.jsonl`, the best responses first, and others whose scoring failed."""
+    """Whole groups of the last step in `rollouts.jsonl`, the best responses first, and others whose verifier failed."""
     groups, size = by_group(run.rollouts), run.recipe.rollout.responses
     best = [sorted(rows, key=lambda row: -(row["advantage"] or 0.0)) for rows in groups.values() if len(rows) >= size]
     return [rows[:_RESPONSES] for rows in best], [row for rows in groups.values() if len(rows) < size for row in rows]

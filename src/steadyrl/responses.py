@@ -63,7 +63,7 @@ def chosen_groups(step: int, prompts: int, *, groups: int, every: int) -> list[i
 def rollout_rows(
     session: Session, step: int, groups: Sequence[Group], rewards: Rewards, responses: Sequence[Sequence[Response]]
 ) -> list[Row]:
-    """Rows of `rollouts.jsonl`: the chosen groups, and up to `MOST_FAILED` other responses whose scoring failed."""
+    """Rows of `rollouts.jsonl`: the chosen groups, and up to `MOST_FAILED` other responses whose verifier failed."""
     options = session.recipe.rollouts
     chosen = chosen_groups(step, len(groups), groups=options.groups, every=options.every)
     return [
@@ -75,7 +75,7 @@ def rollout_rows(
 
 
 def sample_rows(session: Session, groups: Sequence[Group], rewards: Rewards, *, first: int) -> list[Row]:
-    """Rows of `samples.jsonl`: one response of each of the first groups, and those whose scoring failed."""
+    """Rows of `samples.jsonl`: one response of each of the first groups, and those whose verifier failed."""
     rows: list[Row] = []
     firsts = [(place, 0) for place in range(min(first, len(groups)))]
     failed = [cell for cell in _places(rewards, []) if cell not in firsts]

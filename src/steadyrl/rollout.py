@@ -16,7 +16,7 @@ from steadyrl.model.text import decode_response
 from steadyrl.order import seed_of
 from steadyrl.session import Session
 from steadyrl.tasks.base import Context, Example, Split, TaskError
-from steadyrl.tasks.scoring import ScoreRequest
+from steadyrl.tasks.pool import RewardRequest
 from steadyrl.types import Completion, Response, Sampling
 
 _MOST_PARTS = 64  # names of parts that a step logs
@@ -46,16 +46,16 @@ class Rewards:
     values: Float[Tensor, "groups responses"]
     """Reward of each; 0 where it is missing."""
     known: Bool[Tensor, "groups responses"]
-    """Which responses have a reward; scoring failed for the others."""
+    """Which responses have a reward; the verifier failed on the others."""
     parts: Mapping[str, Float[Tensor, "groups responses"]]
     """Further numbers that the verifier returned, by name; NaN where it returned none. One that has the name of a
     metric of ours, such as `mean`, is called `mean_part`."""
     failures: tuple[str | None, ...]
-    """Why scoring failed, for each response; None where it did not."""
+    """Why the verifier failed, for each response; None where it did not."""
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """The reasons alone, of the responses that scoring failed for."""
+        """The reasons alone, of the responses that the verifier failed on."""
         return tuple(reason for reason in self.failures if reason is not None)
 
 
@@ -111,10 +111,10 @@ def sample_groups(
     ]
 
 
-def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rewards:
-    """Score every response."""
+def reward_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rewards:
+    """The reward of every response."""
     requests = [
-        ScoreRequest(
+        RewardRequest(
             split=split,
             index=group.index,
             completion=response_text(session, completion),
@@ -123,18 +123,18 @@ def score_groups(session: Session, split: Split, groups: Sequence[Group]) -> Rew
         for group in groups
         for completion in group.completions
     ]
-    scores = session.pool.score(requests)
-    names = sorted({name for score in scores for name in score.parts})[:_MOST_PARTS]
+    rewards = session.pool.rewards(requests)
+    names = sorted({name for reward in rewards for name in reward.parts})[:_MOST_PARTS]
     return Rewards(
-        values=_table([score.reward or 0.0 for score in scores], groups),
-        known=_table([float(score.reward is not None) for score in scores], groups).bool(),
+        values=_table([reward.value or 0.0 for reward in rewards], groups),
+        known=_table([float(reward.value is not None) for reward in rewards], groups).bool(),
         parts={
             f"{name}_part" if name in _TAKEN else name: _table(
-                [score.parts.get(name, math.nan) for score in scores], groups
+                [reward.parts.get(name, math.nan) for reward in rewards], groups
             )
             for name in names
         },
-        failures=tuple(score.failure for score in scores),
+        failures=tuple(reward.failure for reward in rewards),
     )
 
 
@@ -155,22 +155,22 @@ def response_text(session: Session, completion: Completion) -> str:
     )
 
 
-def require_scored(rewards: Rewards, *, limit: float) -> None:
+def require_rewards(rewards: Rewards, *, limit: float) -> None:
     """Stop a run whose verifier fails too often.
 
     Raises:
-        TaskError: scoring failed for more than the share `limit` of the responses.
+        TaskError: the verifier failed on more than the share `limit` of the responses.
     """
     if too_many_failures(rewards, limit=limit):
         failed = rewards.failed
         raise TaskError(
-            f"scoring failed for {len(failed)} of {len(rewards.failures)} responses, above scoring.max_failures = "
+            f"the verifier failed on {len(failed)} of {len(rewards.failures)} responses, above verifier.max_failures = "
             f"{limit}; the first: {failed[0]}"
         )
 
 
 def too_many_failures(rewards: Rewards, *, limit: float) -> bool:
-    """Whether scoring failed for more than the share `limit` of the responses."""
+    """Whether the verifier failed on more than the share `limit` of the responses."""
     return len(rewards.failed) > limit * len(rewards.failures)
 
 

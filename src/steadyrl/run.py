@@ -37,11 +37,12 @@ from steadyrl.metrics import (
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar
+from steadyrl.renamed import translate_inputs
 from steadyrl.report import write_report
-from steadyrl.sinks import SinkError, forget_curves, open_sinks, require_sinks
 from steadyrl.terminal import tell
+from steadyrl.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.trouble import Watch, fields, unreached
-from steadyrl.update import Scored
+from steadyrl.update import OldPass
 
 
 class RunDirectoryError(UserError):
@@ -58,7 +59,7 @@ def _inputs_before(path: Path) -> dict[str, str] | None:
     found = json.loads(path.read_text(encoding="utf-8")).get(SEEN)
     if found is not None and not (isinstance(found, dict) and all(isinstance(v, str) for v in found.values())):
         raise RunDirectoryError(f"{path}: `{SEEN}` must hold digests by name; delete the section to begin without")
-    return found
+    return None if found is None else translate_inputs(found)
 
 
 def _sweep_unmade(path: Path) -> None:
@@ -76,7 +77,7 @@ class Run:
     Raises:
         LockedError: another process has.
         RunDirectoryError: `start_from` names no checkpoint.
-        SinkError: a sink cannot be opened.
+        TrackerError: a tracker cannot be opened.
     """
 
     def __init__(self, path: Path, recipe: Recipe, *, start_from: str | None = None):
@@ -89,7 +90,7 @@ class Run:
             raise
 
     def _open(self, start_from: str | None) -> None:
-        """Sweep up what a kill has left, and open the logs and the sinks."""
+        """Sweep up what a kill has left, and open the logs and the trackers."""
         path, recipe = self.path, self.recipe
         self._start_from = start_from
         self._checkpoints = path / "checkpoints"
@@ -101,7 +102,7 @@ class Run:
             if start_from not in known:
                 raise RunDirectoryError(f"{path} has no checkpoint {start_from}; it has {known}")
             forget_curves(path)
-        self._sinks = open_sinks(recipe.sinks, path, recipe.model_dump(mode="json"))
+        self._trackers = open_trackers(recipe.trackers, path, recipe.model_dump(mode="json"))
         self._metrics = MetricsLog(path / "metrics.jsonl", METRICS)
         self._ledger = MetricsLog(path / "ledger.jsonl", LEDGER_FIELDS)
         self._evaluations = MetricsLog(path / "eval.jsonl", EVAL_FIELDS)
@@ -127,10 +128,11 @@ class Run:
 
         Raises:
             RunDirectoryError: it exists, or cannot be written.
-            MissingSink, SinkError: a sink's package is not installed, or it cannot be opened. No directory is left.
+            MissingTracker, TrackerError: a tracker's package is not installed, or it cannot be opened; no directory is
+                left.
         """
         cls.refuse_existing(path)
-        require_sinks(recipe.sinks)
+        require_trackers(recipe.trackers)
         part = path.with_name(f".{path.name}.{os.getpid()}.part")
         try:
             _sweep_unmade(path)
@@ -142,7 +144,7 @@ class Run:
             raise RunDirectoryError(f"cannot make the run directory {path}: {error}") from error
         try:
             return cls(path, recipe)
-        except SinkError:
+        except TrackerError:
             shutil.rmtree(path)
             raise
 
@@ -184,7 +186,7 @@ class Run:
             accept: go on with what has changed, and add it to changes.jsonl.
 
         Returns:
-            A notice where there was nothing to compare with, or where changes were accepted.
+            A warning where there was nothing to compare with, or where changes were accepted.
 
         Raises:
             RunDirectoryError: something has changed; the message names all of it.
@@ -258,7 +260,7 @@ class Run:
         policy: Policy,
         optimizer: Optimizer,
         state: Mapping[str, Any],
-        minibatch: Sequence[Scored],
+        minibatch: Sequence[OldPass],
         *,
         broken: bool,
     ) -> Path:
@@ -278,20 +280,20 @@ class Run:
         else:
             folder.mkdir()
         tensors = {}
-        for number, scored in enumerate(minibatch):
+        for number, old in enumerate(minibatch):
             fields = {
-                "input_ids": scored.micro.batch.input_ids,
-                "position_ids": scored.micro.batch.position_ids,
-                "blocks": torch.tensor(scored.micro.batch.blocks),
-                "cells": scored.micro.batch.cells,
-                "targets": scored.micro.batch.targets,
-                "predicting": scored.micro.batch.predicting,
-                "advantages": scored.micro.advantages,
-                "rollout_logprobs": scored.micro.rollout_logprobs,
-                "old_logprobs": scored.old_logprobs,
+                "input_ids": old.micro.batch.input_ids,
+                "position_ids": old.micro.batch.position_ids,
+                "blocks": torch.tensor(old.micro.batch.blocks),
+                "cells": old.micro.batch.cells,
+                "targets": old.micro.batch.targets,
+                "predicting": old.micro.batch.predicting,
+                "advantages": old.micro.advantages,
+                "rollout_logprobs": old.micro.rollout_logprobs,
+                "old_logprobs": old.old_logprobs,
             }
-            if scored.replayed is not None:
-                fields["routes"] = scored.replayed
+            if old.replayed is not None:
+                fields["routes"] = old.replayed
             tensors |= {f"{number}.{name}": value.contiguous() for name, value in fields.items()}
         if tensors:
             save_file(tensors, folder / "batch.safetensors")
@@ -303,8 +305,8 @@ class Run:
         metrics = {**metrics, **fields(trouble.kind for trouble in found)}
         self._ledger.log(step, *ledger, sync=False)  # many lines, and no checkpoint rests on them yet
         self._metrics.log(step, metrics)
-        for sink in self._sinks:
-            sink.log(step, metrics)
+        for tracker in self._trackers:
+            tracker.log(step, metrics)
         for trouble in found:
             self._tell_once(trouble.kind.name, f"step {step}: {trouble.says}. {trouble.kind.advice}")
 
@@ -318,7 +320,7 @@ class Run:
         write_atomically(self.path / "engine.json", json.dumps(dict(facts), indent=2))
 
     def log_rollouts(self, step: int, failures: Sequence[str], rows: Sequence[Row]) -> None:
-        """Write down responses of a step, and why scoring failed."""
+        """Write down responses of a step, and why the verifier failed."""
         for reason, count in Counter(failures).items():
             self._failures.log(step, {"reason": reason, "responses": count})
         self._rollouts.log(step, *rows, sync=False)  # as the ledger
@@ -327,8 +329,8 @@ class Run:
         """Write down an evaluation, and draw the report anew."""
         self._evaluations.log(step, *rows)
         self._samples.log(step, *samples)
-        for sink in self._sinks:
-            sink.log(step, {name: value for row in rows for name, value in _evaluation_curves(row).items()})
+        for tracker in self._trackers:
+            tracker.log(step, {name: value for row in rows for name, value in _evaluation_curves(row).items()})
         if warning := unreached(rows, correct_at=self.recipe.task.correct_at):
             self._tell_once("unreached", f"evaluation at step {step}: {warning}.")
         self._draw()
@@ -345,15 +347,15 @@ class Run:
         return Bar(title, total, done=done)
 
     def close(self) -> None:
-        """Flush the sinks, and let others open it; once more does nothing."""
-        for sink in self._sinks:
-            sink.close()
-        self._sinks = []
+        """Flush the trackers, and let others open it; once more does nothing."""
+        for tracker in self._trackers:
+            tracker.close()
+        self._trackers = []
         self._lock.close()
 
 
 def _evaluation_curves(row: Row) -> dict[str, Value]:
-    """The numbers of an evaluation by the names that sinks show: the accuracy's has no name of its own."""
+    """The numbers of an evaluation by the names that trackers show: the accuracy's has no name of its own."""
     place = f"{row['mode']}/{row['precision']}"
     place = place if row["set"] == "held_out" else f"{row['set']}/{place}"
     several = [name for name in row if name == "reward" or "@" in name]

@@ -39,7 +39,7 @@ from steadyrl.order import seed_of
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.scoring import ScorePool
+from steadyrl.tasks.pool import RewardPool
 from steadyrl.types import Sampling
 
 
@@ -59,7 +59,7 @@ class Session:
     """What is maximised."""
     task: Task
     """Problems, in this process."""
-    pool: ScorePool
+    pool: RewardPool
     """Their verifier, in worker processes."""
     sampling: Sampling
     """How rollouts are sampled."""
@@ -86,7 +86,7 @@ class Prepared:
     """What the model will be asked, looked at."""
     ends: frozenset[int]
     """Tokens that end a response."""
-    notices: tuple[str, ...]
+    warnings: tuple[str, ...]
     """What is allowed, but may not be what was meant."""
 
 
@@ -99,8 +99,8 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
         TemplateError: the chat template raises, never ends, or loses the question.
         RecipeError: nothing ends a response.
     """
-    if recipe.hold.threads:
-        torch.set_num_threads(recipe.hold.threads)
+    if recipe.runtime.threads:
+        torch.set_num_threads(recipe.runtime.threads)
     check_kv_cache(recipe)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     refuse_sizes(recipe, task)
@@ -135,7 +135,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
             task=task,
             prompts=prompts,
             ends=ends,
-            notices=(*chat.notices(), *odd, *said),
+            warnings=(*chat.warnings(), *odd, *said),
         )
 
 
@@ -160,7 +160,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, recipe: Recipe
 
 @contextmanager
 def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[Session]:
-    """Build the parts; the scoring workers and the engine live as long as the context.
+    """Build the parts; the verifier workers and the engine live as long as the context.
 
     Args:
         recipe: what is asked for.
@@ -179,9 +179,9 @@ def open_session(recipe: Recipe, prepared: Prepared | None = None) -> Iterator[S
 @contextmanager
 def _opened(ready: Prepared) -> Iterator[Session]:
     recipe, task = ready.recipe, ready.task
-    with open_pool(recipe, task) as pool:  # a score function is rejected before a weight is loaded
+    with open_pool(recipe, task) as pool:  # a reward function is rejected before a weight is loaded
         if pool.lacking:
-            print(f"steadyrl: scoring workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
+            print(f"steadyrl: verifier workers run without {', '.join(pool.lacking)}; see SECURITY.md", file=sys.stderr)
         policy = build_policy(recipe)
         refuse_contradictions(recipe, policy.model, task)
         if recipe.update.replay != "none":
@@ -203,8 +203,8 @@ def _opened(ready: Prepared) -> Iterator[Session]:
             )
 
 
-def open_pool(recipe: Recipe, task: Task) -> ScorePool:
-    """The scoring workers of a recipe.
+def open_pool(recipe: Recipe, task: Task) -> RewardPool:
+    """The verifier workers of a recipe.
 
     Args:
         recipe: What is asked for.
@@ -214,7 +214,7 @@ def open_pool(recipe: Recipe, task: Task) -> ScorePool:
         TaskError: the workers cannot build the task, or the user's function cannot be called.
     """
     spec = task_fields(recipe) | settled(task)
-    return ScorePool(spec, seed=recipe.seed, **recipe.scoring.of_workers())
+    return RewardPool(spec, seed=recipe.seed, **recipe.verifier.of_workers())
 
 
 def model_config(recipe: Recipe) -> PreTrainedConfig:
@@ -251,16 +251,16 @@ def _generation_ends(recipe: Recipe, model: PreTrainedConfig) -> int | list[int]
 
 def build_policy(recipe: Recipe) -> Policy:
     """Load or build the model, without dropout: on the same weights, π must be π."""
-    dtype = getattr(torch, recipe.hold.dtype)
-    _check_device(recipe.hold.device)
+    dtype = getattr(torch, recipe.runtime.dtype)
+    _check_device(recipe.runtime.device)
     match recipe.model:
         case config.TinyModel() as m:
             policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
         case config.PretrainedModel() as m:
             policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
-    model = policy.model.to(recipe.hold.device)  # pyright: ignore[reportArgumentType]
+    model = policy.model.to(recipe.runtime.device)  # pyright: ignore[reportArgumentType]
     model.eval()
-    if recipe.hold.activation_checkpointing:
+    if recipe.runtime.activation_checkpointing:
         recompute_activations(model)
     return policy
 
@@ -306,7 +306,7 @@ def _check_device(name: str) -> None:
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count() or "no"
-        raise RecipeError(f'hold.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
+        raise RecipeError(f'runtime.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
 
 
 def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:
@@ -340,7 +340,7 @@ def build_objective(options: config.ObjectiveConfig) -> Objective:
     return getattr(algo, type(options).__name__)(**options.model_dump(exclude={"name"}))
 
 
-def notices(recipe: Recipe) -> list[str]:
+def recipe_warnings(recipe: Recipe) -> list[str]:
     """What in a recipe is allowed, but will not do what it seems to."""
     if recipe.update.replay == "R2" and recipe.update.minibatches == 1:
         return [

@@ -141,8 +141,8 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind(
         name="failures",
-        rule="Scoring failed for some responses.",
-        says="scoring failed for {reward/failures:g} of the step's responses",
+        rule="The verifier failed on some responses.",
+        says="the verifier failed on {reward/failures:g} of the step's responses",
         advice="The reasons are in failures.jsonl, the responses in rollouts.jsonl.",
         holds=_failures,
     ),

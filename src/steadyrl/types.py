@@ -54,7 +54,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Response:
-    """A scored response on its way to the trainer."""
+    """A response with its advantage on its way to the trainer."""
 
     prompt_ids: tuple[int, ...]
     """Tokens of the prompt."""

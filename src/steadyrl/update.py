@@ -12,17 +12,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steadyrl.algo import Objective, Terms, discrepancy, ledger, product, staleness, surrogate_error, value_gap
+from steadyrl.algo import Objective, Terms, ledger, mismatch, product, staleness, surrogate_error, value_gap
 from steadyrl.algo.ratio import begins
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import Moved, moved_since, sampled
 from steadyrl.model.routing import Recorder, is_moe, record, replay
-from steadyrl.model.scoring import score
 from steadyrl.types import MicroBatch, Routes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scored:
+class OldPass:
     """A micro-batch after the θ_old pass."""
 
     micro: MicroBatch
@@ -41,7 +41,7 @@ class Scored:
     """Experts that every update must use: e^π_old under R2, e^μ_old under R3; None: route natively."""
 
 
-Forward = AbstractContextManager[tuple[Float[Tensor, "tokens"], Scored]]
+Forward = AbstractContextManager[tuple[Float[Tensor, "tokens"], OldPass]]
 """A forward of an update: log π_θ with its graph, and the θ_old pass; the backward belongs inside."""
 
 
@@ -51,7 +51,7 @@ class Traced:
 
     logprobs: Float[Tensor, "tokens"]
     """log π_θ(y_t) as the update saw it."""
-    scored: Scored
+    old: OldPass
     """The micro-batch."""
     terms: Terms
     """Its terms, detached."""
@@ -87,7 +87,7 @@ def _routing(policy: Policy, routes: Routes | None) -> Iterator[Recorder | None]
 @contextmanager
 def first_forward(
     policy: Policy, micro: MicroBatch, *, mode: str, temperature: float
-) -> Iterator[tuple[Float[Tensor, "tokens"], Scored]]:
+) -> Iterator[tuple[Float[Tensor, "tokens"], OldPass]]:
     """A forward at θ_old: log π_θ, and what it says of π_old, which is the same.
 
     It routes naturally under `none` and R2, and replays the rollout's experts under R3. What it computes is the θ_old
@@ -100,12 +100,12 @@ def first_forward(
     if mode == "R3" and rollout is None:
         raise ValueError('update.replay = "R3" needs the routes of the rollout, and the engine returned none')
     with _routing(policy, rollout if mode == "R3" else None) as recorder:
-        logprobs, entropy = score(policy.model, micro.batch, temperature=temperature)
+        logprobs, entropy = response_logprobs(policy.model, micro.batch, temperature=temperature)
         preferred = None if recorder is None else recorder.routes()
         replayed = {"none": None, "R2": preferred, "R3": rollout}[mode]
         yield (
             logprobs,
-            Scored(
+            OldPass(
                 micro=micro,
                 old_logprobs=logprobs.detach(),
                 entropy=entropy,
@@ -119,21 +119,21 @@ def first_forward(
 
 @contextmanager
 def later_forward(
-    policy: Policy, scored: Scored, *, temperature: float
-) -> Iterator[tuple[Float[Tensor, "tokens"], Scored]]:
+    policy: Policy, old: OldPass, *, temperature: float
+) -> Iterator[tuple[Float[Tensor, "tokens"], OldPass]]:
     """A forward at a later θ, with the experts that were fixed at θ_old; log π_θ, and what was known."""
-    with nullcontext() if scored.replayed is None else replay(policy.model, scored.replayed):
-        yield score(policy.model, scored.micro.batch, temperature=temperature)[0], scored
+    with nullcontext() if old.replayed is None else replay(policy.model, old.replayed):
+        yield response_logprobs(policy.model, old.micro.batch, temperature=temperature)[0], old
 
 
 @torch.no_grad()
-def score_old(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> Scored:
+def old_pass(policy: Policy, micro: MicroBatch, *, mode: str, temperature: float) -> OldPass:
     """The θ_old pass over a micro-batch.
 
     It runs on the very micro-batches that the updates run on, so that at θ_old the ratio π_θ/π_old is exactly 1.
     """
-    with first_forward(policy, micro, mode=mode, temperature=temperature) as (_, scored):
-        return scored
+    with first_forward(policy, micro, mode=mode, temperature=temperature) as (_, old):
+        return old
 
 
 def update(
@@ -176,53 +176,53 @@ def update(
 
 def _backward(objective: Objective, forward: Forward, counts: Mapping[str, Any]) -> Traced:
     """Forward and backward of one micro-batch; the backward lies inside the replay, for recomputed activations."""
-    with forward as (logprobs, scored):
-        tokens = scored.micro.tokens(scored.old_logprobs)
+    with forward as (logprobs, old):
+        tokens = old.micro.tokens(old.old_logprobs)
         terms = objective(logprobs, tokens, **counts)
         (-terms.surrogate.sum()).backward()
     detached = terms._replace(surrogate=terms.surrogate.detach())
-    return Traced(logprobs=logprobs.detach(), scored=scored, terms=detached)
+    return Traced(logprobs=logprobs.detach(), old=old, terms=detached)
 
 
-def traced(outcomes: Sequence[Outcome | None]) -> list[Scored]:
+def traced(outcomes: Sequence[Outcome | None]) -> list[OldPass]:
     """The micro-batches that updates have seen."""
-    return [trace.scored for outcome in outcomes if outcome is not None for trace in outcome.traces]
+    return [trace.old for outcome in outcomes if outcome is not None for trace in outcome.traces]
 
 
-def scoring_metrics(scored: Sequence[Scored]) -> dict[str, float]:
+def old_pass_metrics(passes: Sequence[OldPass]) -> dict[str, float]:
     """The θ_old pass over all tokens of the step, and how they were packed."""
-    batches = [s.micro.batch for s in scored]
+    batches = [s.micro.batch for s in passes]
     fed = sum(b.fed_tokens for b in batches)
     return {
-        "policy/entropy": torch.cat([s.entropy for s in scored]).mean().item(),
+        "policy/entropy": torch.cat([s.entropy for s in passes]).mean().item(),
         "update/padding": 1.0 - fed / sum(len(b.cells) for b in batches),
         "update/computed": sum(len(b.input_ids) for b in batches) / fed,
     }
 
 
 def step_ledger(
-    scored: Sequence[Scored], outcomes: Sequence[Outcome | None], *, policy_version: int
+    passes: Sequence[OldPass], outcomes: Sequence[Outcome | None], *, policy_version: int
 ) -> list[ledger.Row]:
     """Both factors of eq. 5 and their product, each over all tokens and by bucket (`ledger.table`).
 
-    The discrepancy over all tokens of the step; staleness and product as the updates met them, over the tokens of
+    The mismatch over all tokens of the step; staleness and product as the updates met them, over the tokens of
     responses whose advantage is not zero.
 
     Args:
-        scored: the θ_old pass.
+        passes: the θ_old pass.
         outcomes: the updates, in order.
         policy_version: of θ_old.
     """
-    apart = torch.cat([discrepancy(s.old_logprobs, s.micro.rollout_logprobs) for s in scored])
-    rows = _table({"discrepancy": apart}, scored, [policy_version] * len(scored))
+    apart = torch.cat([mismatch(s.old_logprobs, s.micro.rollout_logprobs) for s in passes])
+    rows = _table({"mismatch": apart}, passes, [policy_version] * len(passes))
     moved = list(zip(outcomes, _versions(outcomes, policy_version), strict=True))
     traces = [(trace, version) for outcome, version in moved if outcome is not None for trace in outcome.traces]
     if traces:
         met = {
-            "product": torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t, _ in traces]),
-            "staleness": torch.cat([staleness(t.logprobs, t.scored.old_logprobs) for t, _ in traces]),
+            "product": torch.cat([product(t.logprobs, t.old.micro.rollout_logprobs) for t, _ in traces]),
+            "staleness": torch.cat([staleness(t.logprobs, t.old.old_logprobs) for t, _ in traces]),
         }
-        rows += _table(met, [t.scored for t, _ in traces], [version for _, version in traces])
+        rows += _table(met, [t.old for t, _ in traces], [version for _, version in traces])
     return rows
 
 
@@ -232,9 +232,9 @@ def _versions(outcomes: Sequence[Outcome | None], first: int) -> list[int]:
     return list(itertools.accumulate(moved[:-1], initial=first)) if moved else []
 
 
-def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: Sequence[int]) -> list[ledger.Row]:
-    """The ledger of tokens, split in every way; `versions` are those of the weights that score each micro-batch."""
-    micros = [s.micro for s in scored]
+def _table(measured: Mapping[str, Tensor], passes: Sequence[OldPass], versions: Sequence[int]) -> list[ledger.Row]:
+    """The ledger of tokens, split in every way; `versions` are those of the weights that each micro-batch met."""
+    micros = [s.micro for s in passes]
     response = _responses(micros)
     splits = [
         ledger.by_position(response),
@@ -243,7 +243,7 @@ def _table(measured: Mapping[str, Tensor], scored: Sequence[Scored], versions: S
     ]
     chosen = [
         (s.differs[b.predicting], routed(b.routes)[b.predicting].all(dim=1))
-        for s in scored
+        for s in passes
         if s.differs is not None and (b := s.micro.batch).routes is not None
     ]
     if chosen:
@@ -271,7 +271,7 @@ def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None 
     Args:
         outcomes: the updates, in order.
         responses: how many responses of their mini-batches have a reward, over which the mean of Δ runs; None: those
-            that were scored in the updates.
+            that the updates met.
     """
     moved = [o for o in outcomes if o is not None]
     finite = [o for o in moved if o.finite]
@@ -287,9 +287,9 @@ def update_metrics(outcomes: Sequence[Outcome | None], *, responses: int | None 
     traces = [trace for outcome in moved for trace in outcome.traces]
     if not traces:
         return metrics
-    response = _responses([t.scored.micro for t in traces])
-    gap = value_gap(torch.cat([product(t.logprobs, t.scored.micro.rollout_logprobs) for t in traces]), response)
-    excess = torch.cat([t.scored.micro.excess for t in traces])[begins(response)]
+    response = _responses([t.old.micro for t in traces])
+    gap = value_gap(torch.cat([product(t.logprobs, t.old.micro.rollout_logprobs) for t in traces]), response)
+    excess = torch.cat([t.old.micro.excess for t in traces])[begins(response)]
     errors = surrogate_error(gap, excess, responses=responses)
     metrics |= {f"surrogate/{name}": value for name, value in errors.items()}
     shares = {

@@ -110,7 +110,7 @@ WEIGHTS = {
     DPPOKL(): lambda p, o, m, a: [dppo(x, z, a, binary_kl(z, x) > 0.05) for x, z in zip(p, m, strict=True)],
     VESPO(): lambda p, o, m, a: [vespo(math.prod(p) / math.prod(m), a) for _ in p],
     SAPO(): lambda p, o, m, a: [sapo(x / y, a) / len(p) for x, y in zip(p, o, strict=True)],
-    Composed(ratio="discrepancy", outside="mask", weight_floor=0.8, weight_cap=1.2, trust="none"): (
+    Composed(ratio="mismatch", outside="mask", weight_floor=0.8, weight_cap=1.2, trust="none"): (
         lambda p, o, m, a: [  # IcePop
             x / z if 0.8 <= y / z <= 1.2 else 0.0 for x, y, z in zip(p, o, m, strict=True)
         ]
@@ -127,8 +127,8 @@ def test_the_gradient_is_the_defining_expectation(objective) -> None:
         rows = [PREFIXES.index(y[:t]) for t in range(len(y))]
         p, o, m = ([table[row, token].item() for row, token in zip(rows, y, strict=True)] for table in probabilities)
         for row, token, weight in zip(rows, y, WEIGHTS[objective](p, o, m, reward), strict=True):
-            score = torch.eye(3, dtype=torch.float64)[token] - probabilities[0][row]  # ∇log π by the logits
-            expected[row] += math.prod(m) * reward * weight * score
+            slope = torch.eye(3, dtype=torch.float64)[token] - probabilities[0][row]  # ∇log π by the logits
+            expected[row] += math.prod(m) * reward * weight * slope
             masked, total = masked + (weight == 0.0), total + 1
     assert masked < total
     torch.testing.assert_close(gradient(objective, THETA, all_tokens(OLD, MU)), expected, rtol=1e-12, atol=1e-14)

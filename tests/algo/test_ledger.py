@@ -157,14 +157,14 @@ def test_the_largest_log_is_that_of_a_small_ratio_too() -> None:
 
 
 def test_the_metrics_of_a_step_are_the_rows_of_all_tokens() -> None:
-    factors = {"discrepancy": P - Q, "staleness": Q - P, "product": P - P}
+    factors = {"mismatch": P - Q, "staleness": Q - P, "product": P - P}
     said = ledger.summary(ledger.table(factors, RESPONSE, [ledger.by_position(RESPONSE)]))
-    for factor, prefix in (("discrepancy", "mismatch"), ("staleness", "staleness"), ("product", "weight")):
+    for factor, prefix in (("mismatch", "mismatch"), ("staleness", "staleness"), ("product", "weight")):
         values = described(factors[factor], RESPONSE)
         found = {n.removeprefix(f"{prefix}/"): v for n, v in said.items() if n.startswith(f"{prefix}/")}
         assert {"k1", "k3", "k3_margin", "mean", "max", "ess", "chi2", "p99", "tail_5"} <= found.keys()
         assert all(value == values[name] for name, value in found.items())
-        assert ({"k1_margin", "abs_mean", "abs_max"} <= found.keys()) == (factor == "discrepancy")
+        assert ({"k1_margin", "abs_mean", "abs_max"} <= found.keys()) == (factor == "mismatch")
 
 
 def test_the_metrics_of_a_step_are_of_all_tokens_however_they_are_split() -> None:
@@ -182,11 +182,11 @@ THETA, OLD, MU = (torch.tensor(p).log() for p in ([0.6, 0.2, 0.3, 0.4], [0.3, 0.
 
 def test_the_factors_multiply_to_the_product() -> None:
     found = ledger.factors(THETA, MU, OLD)
-    assert found.discrepancy is not None
+    assert found.mismatch is not None
     assert found.staleness is not None
-    torch.testing.assert_close(found.discrepancy.exp(), torch.tensor([1.5, 0.5, 2.0, 1.0]))
+    torch.testing.assert_close(found.mismatch.exp(), torch.tensor([1.5, 0.5, 2.0, 1.0]))
     torch.testing.assert_close(found.staleness.exp(), torch.tensor([2.0, 1.0, 0.5, 1.0]))
-    torch.testing.assert_close(found.product, found.discrepancy + found.staleness)
+    torch.testing.assert_close(found.product, found.mismatch + found.staleness)
     assert found.note is None
 
 
@@ -204,10 +204,10 @@ def test_the_table_has_a_row_for_each_factor_and_bucket_that_is_not_empty() -> N
     measured = ledger.factors(THETA, MU, OLD)
     rows = ledger.table(measured.known, RESPONSE, [ledger.by_advantage(advantages)])
     heads = [(row["factor"], row["split"], row["bucket"], row["tokens"]) for row in rows]
-    factors = ("product", "discrepancy", "staleness")
+    factors = ("product", "mismatch", "staleness")
     buckets = (("all", "all", 4), ("advantage", "negative", 2), ("advantage", "positive", 2))
     assert heads == [(f, *b) for b in buckets for f in factors]
-    apart = next(r for r in rows if (r["factor"], r["bucket"]) == ("discrepancy", "negative"))
+    apart = next(r for r in rows if (r["factor"], r["bucket"]) == ("mismatch", "negative"))
     assert apart["mean"] == pytest.approx(1.5)  # 2 and 1
 
 

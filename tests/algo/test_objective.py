@@ -75,7 +75,7 @@ ALL = [
     VESPO(),
     SAPO(),
     *(Composed(level=level, outside="mask", weight_floor=0.1) for level in ("sequence", "geometric")),
-    *(Composed(ratio="discrepancy", trust=trust) for trust in TRUSTS),
+    *(Composed(ratio="mismatch", trust=trust) for trust in TRUSTS),
 ]
 S0, S1 = 1.25**0.5, 0.5 ** (1 / 3)  # geometric means of r: √(1.25 · 1), (.5 · .5 · 2)^⅓
 
@@ -145,15 +145,15 @@ def value_and_gradient(
         (Composed(trust="none", ratio="none"), [1 / 2, -1 / 2, 1 / 2, -1 / 2, 1 / 2]),
         (Composed(trust="none", ratio="staleness"), [1.25 / 2, -1 / 2, 0.5 / 2, -0.5 / 2, 2 / 2]),
         # π_old/μ = 1.6 3 20 4 1, cut at 5, times r
-        (Composed(trust="none", ratio="discrepancy"), [2 / 2, -3 / 2, 2.5 / 2, -2 / 2, 2 / 2]),
+        (Composed(trust="none", ratio="mismatch"), [2 / 2, -3 / 2, 2.5 / 2, -2 / 2, 2 / 2]),
         (  # IcePop
-            Composed(trust="none", ratio="discrepancy", outside="mask", weight_floor=1.5),
+            Composed(trust="none", ratio="mismatch", outside="mask", weight_floor=1.5),
             [2 / 2, -3 / 2, 0, -2 / 2, 0],
         ),
         (Composed(trust="none", outside="mask", weight_cap=None, weight_floor=2.5), [0, -3 / 2, 10 / 2, 0, 0]),
         (Composed(trust="none", level="sequence", weight_cap=None), [6 / 2, -6 / 2, 40 / 2, -40 / 2, 40 / 2]),
         (  # the same beside a clip
-            Composed(ratio="discrepancy", outside="mask", weight_floor=0.5, weight_cap=3.5),
+            Composed(ratio="mismatch", outside="mask", weight_floor=0.5, weight_cap=3.5),
             [2 / 2, -3 / 2, 0, 0, 0],
         ),
         (Composed(mean="own_tokens"), [2 / 4, -3 / 4, 5 / 6, 0, 0]),
@@ -411,7 +411,7 @@ wild = st.tuples(
 )
 MORE = [  # every part of every composition
     Composed(ratio=ratio, level=level, outside=outside, weight_cap=cap, trust="clip+sequence_mask")
-    for ratio in ("product", "discrepancy", "staleness", "none")
+    for ratio in ("product", "mismatch", "staleness", "none")
     for level in ("token", "prefix", "lowest_prefix", "sequence", "geometric")
     for outside in ("truncate", "mask")
     for cap in (None, 5.0)
@@ -445,7 +445,7 @@ def one_response(
 def test_a_rejected_token_is_nothing_however_large_its_other_factor(trust: Trust, advantage: float) -> None:
     """IcePop: π_old/μ_old = e^−100 is outside the band, π_θ/π_old = e^100 overflows."""
     logprobs, tokens = one_response([-1.0, -1.0], [-1.0, -101.0], [-1.0, -1.0], advantage)
-    objective = Composed(ratio="discrepancy", outside="mask", weight_floor=0.5, weight_cap=5.0, trust=trust)
+    objective = Composed(ratio="mismatch", outside="mask", weight_floor=0.5, weight_cap=5.0, trust=trust)
     value, gradient = value_and_gradient(objective, logprobs, tokens, responses=1)
     assert value.tolist() == [-advantage, 0.0]
     assert gradient.tolist() == [advantage, 0.0]
@@ -454,7 +454,7 @@ def test_a_rejected_token_is_nothing_however_large_its_other_factor(trust: Trust
 def test_factors_that_make_up_for_each_other_neither_overflow_nor_vanish() -> None:
     # π_old/μ_old = e^−200 and e^200, π_θ/π_old the inverse: the weight is 1
     logprobs, tokens = one_response([-1.0, -201.0], [-201.0, -1.0], [-1.0, -201.0], 1.0)
-    objective = Composed(ratio="discrepancy", weight_cap=None, trust="none")
+    objective = Composed(ratio="mismatch", weight_cap=None, trust="none")
     _, gradient = value_and_gradient(objective, logprobs, tokens, responses=1)
     assert gradient.tolist() == [1.0, 1.0]
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steadyrl.algo import at_level, discrepancy, importance_weight, masked_weight, product, staleness
+from steadyrl.algo import at_level, importance_weight, masked_weight, mismatch, product, staleness
 from steadyrl.algo.ratio import first_tokens, sum_from_start, sum_over_response
 
 # one token: π_θ = .6, π_old = .3, μ_old = .2
@@ -14,10 +14,10 @@ LEVELS = ("token", "prefix", "lowest_prefix", "sequence", "geometric")
 
 
 def test_the_two_factors_of_eq_5() -> None:
-    torch.testing.assert_close(discrepancy(OLD, MU).exp(), torch.tensor([1.5]))  # .3 / .2
+    torch.testing.assert_close(mismatch(OLD, MU).exp(), torch.tensor([1.5]))  # .3 / .2
     torch.testing.assert_close(staleness(THETA, OLD).exp(), torch.tensor([2.0]))  # .6 / .3
     torch.testing.assert_close(product(THETA, MU).exp(), torch.tensor([3.0]))  # .6 / .2
-    torch.testing.assert_close(discrepancy(OLD, MU) + staleness(THETA, OLD), product(THETA, MU))
+    torch.testing.assert_close(mismatch(OLD, MU) + staleness(THETA, OLD), product(THETA, MU))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_factor_of_zero_makes_a_product_zero_beside_an_infinite_one(level: str
 
 def test_nothing_over_nothing_is_nothing() -> None:
     none = torch.tensor([-math.inf])
-    for ratio in (discrepancy, staleness, product):
+    for ratio in (mismatch, staleness, product):
         assert ratio(none, none).item() == -math.inf
         assert ratio(none, torch.tensor([-1.0])).item() == -math.inf
         assert ratio(torch.tensor([-1.0]), none).item() == math.inf

@@ -66,7 +66,7 @@ def test_responses_that_earned_what_the_others_did_add_nothing_and_count() -> No
     assert said["delta_high"] - said["delta"] == pytest.approx(margin)
     assert said["delta_bound"] == pytest.approx(3 / 5)
     assert said["value_gap"] == pytest.approx(1.25)  # of what was updated
-    # nor does it matter whether one of them was scored
+    # nor does it matter whether one of them was computed
     assert surrogate_error(gap, torch.tensor([0.0, -2.0]), responses=5)["delta"] == pytest.approx(-0.2)
     assert surrogate_error(gap, torch.tensor([0.0, -2.0]))["delta"] == pytest.approx(-0.5)
 

@@ -10,10 +10,10 @@ from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import local
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine, sample
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import record
-from steadyrl.model.scoring import score
 from steadyrl.types import Completion, Routes, Sampling
 
 PROMPTS = [random_ids(n, seed=n) for n in (7, 1, 12, 3, 7)]  # mixed lengths, one of a single token
@@ -42,7 +42,7 @@ def trained(policy: Policy, prompt: tuple[int, ...], completion: Completion) -> 
     sequence = (*prompt, *completion.token_ids)
     (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False, device=policy.device)
     with record(policy.model) as recorder:
-        logprobs, _ = score(policy.model, batch, temperature=WARM.temperature)
+        logprobs, _ = response_logprobs(policy.model, batch, temperature=WARM.temperature)
     return logprobs, recorder.routes() if completion.routes is not None else None
 
 

@@ -18,11 +18,11 @@ from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.precision import quantised_weights, round_e4m3
 from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.repeatable import repeatable
 from steadyrl.model.routing import record
-from steadyrl.model.scoring import score
 from steadyrl.types import Completion, Sampling
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
@@ -79,7 +79,7 @@ def apart(
                 [sequence], [len(prompt)], micro_tokens=512, one_block=False, device=policy.device
             )
             with record(policy.model) as recorder:
-                logprobs, _ = score(policy.model, batch, temperature=temperature)
+                logprobs, _ = response_logprobs(policy.model, batch, temperature=temperature)
             differences.append((logprobs - completion.logprobs.roll(late)).abs())
             if completion.routes is not None:
                 assert completion.routes.shape == recorder.routes().shape  # every fed position, the prompt's included

@@ -15,7 +15,7 @@ import torch
 
 from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
-from steadyrl.algo import discrepancy
+from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
@@ -23,9 +23,9 @@ from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
-from steadyrl.rollout import sample_groups, score_groups, with_advantages
+from steadyrl.rollout import reward_groups, sample_groups, with_advantages
 from steadyrl.session import open_session
-from steadyrl.update import score_old
+from steadyrl.update import old_pass
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
@@ -94,7 +94,7 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         groups = sample_groups(
             session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
         )
-        rewards = score_groups(session, "held_out", groups)
+        rewards = reward_groups(session, "held_out", groups)
         answered = with_advantages(groups, rewards, normalise=False, options=session.recipe.advantage)
         responses = [response for group in answered for response in group]
         micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
@@ -109,8 +109,8 @@ def per_response(policy, micros, mode: str) -> torch.Tensor:
     """Mean over a response's tokens of r − 1 − log r with r = π_old/μ_old, for each response."""
     found = []
     for micro in micros:
-        old = score_old(policy, micro, mode=mode, temperature=1.0).old_logprobs
-        log_ratio = discrepancy(old, micro.rollout_logprobs).double()
+        old = old_pass(policy, micro, mode=mode, temperature=1.0).old_logprobs
+        log_ratio = mismatch(old, micro.rollout_logprobs).double()
         terms = log_ratio.exp() - 1.0 - log_ratio
         totals = torch.zeros(int(micro.response.max()) + 1, dtype=torch.float64).index_add(0, micro.response, terms)
         found.append(totals / torch.bincount(micro.response))

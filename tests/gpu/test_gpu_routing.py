@@ -10,10 +10,10 @@ from builders import dense_policy, random_ids, tiny_policy
 from machine import GPU, on_gpu
 from steadyrl.conformance.families import build, named_config
 from steadyrl.engine.local import LocalEngine
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_responses, pack_sequences
 from steadyrl.model.routing import RoutingError, check_replay, check_routes, moe_blocks, record, replay
-from steadyrl.model.scoring import score
 from steadyrl.types import Completion, Response, Sampling, TokenBatch
 
 pytestmark = on_gpu
@@ -39,7 +39,7 @@ def packed(policy: Policy) -> TokenBatch:
 def scored(policy: Policy, batch: TokenBatch) -> tuple[Tensor, list[Tensor]]:
     """Log-probabilities, and the gradient of their sum."""
     policy.model.zero_grad()
-    logprobs, _ = score(policy.model, batch, temperature=0.7)
+    logprobs, _ = response_logprobs(policy.model, batch, temperature=0.7)
     logprobs.sum().backward()
     return logprobs.detach(), [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
 
@@ -84,7 +84,7 @@ def test_every_kernel_of_the_experts_takes_foreign_routes(dtype, kernel, record_
     policy = there(tiny_policy(dtype=dtype))
     batch = packed(policy)
     with torch.no_grad(), record(policy.model) as recorder:
-        score(policy.model, batch, temperature=1.0)
+        response_logprobs(policy.model, batch, temperature=1.0)
     routes = shifted(policy, recorder.routes())
     reference = there(tiny_policy())
     reference.model.load_state_dict({k: v.float() for k, v in policy.model.state_dict().items()})

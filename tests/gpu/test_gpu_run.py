@@ -25,7 +25,7 @@ def everything(home: Path, device: str = GPU) -> dict[str, Any]:
     return {
         "task": coin_questions(home),
         "steps": 3,
-        "hold": {"device": device},
+        "runtime": {"device": device},
         "engine": {"kv_precision": "fp8"},
         "update": {"minibatches": 2},
         "cold_start": {"batch": 16, "check_every": 2, "aux_loss": 0.01, "stages": [{"steps": 1}, {"steps": 3}]},
@@ -36,7 +36,7 @@ def everything(home: Path, device: str = GPU) -> dict[str, Any]:
 def plain(home: Path, device: str, **more: Any) -> dict[str, Any]:
     """One step of a sampler in the model's own precision, whose tokens are the CPU's but for ties."""
     quiet = {"steps": 1, "engine": {"precision": "native"}, "evaluate": {"every": 0, "prompts": 8}}
-    return merged({"task": coin_questions(home), "hold": {"device": device}} | quiet, more)
+    return merged({"task": coin_questions(home), "runtime": {"device": device}} | quiet, more)
 
 
 def rows(run: Path, name: str = "metrics") -> list[Row]:
@@ -106,7 +106,7 @@ def test_a_step_is_that_of_the_cpu(home, tmp_path, family):
     require_finite(ours)
 
 
-@pytest.mark.parametrize("changes", [{"hold": {"dtype": "bfloat16"}}, {"hold": {"device": f"{GPU}:0"}}], ids=str)
+@pytest.mark.parametrize("changes", [{"runtime": {"dtype": "bfloat16"}}, {"runtime": {"device": f"{GPU}:0"}}], ids=str)
 def test_another_way_to_hold_the_model(home, tmp_path, changes):
     run = train(tmp_path, **merged(everything(home), changes | {"steps": 2}))
     assert all(row["update/skipped"] == 0 for row in rows(run))

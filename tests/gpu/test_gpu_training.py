@@ -11,13 +11,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from builders import random_ids, response, tiny_policy
 from machine import GPU, on_gpu
 from steadyrl.config import ObjectiveConfig
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, recompute_activations
 from steadyrl.model.packing import pack_responses, pack_sequences
 from steadyrl.model.routing import record, replay
-from steadyrl.model.scoring import score
 from steadyrl.session import build_objective
 from steadyrl.types import MicroBatch, Tokens
-from steadyrl.update import first_forward, later_forward, score_old
+from steadyrl.update import first_forward, later_forward, old_pass
 
 pytestmark = on_gpu
 
@@ -57,10 +57,10 @@ def test_at_the_old_weights_the_ratio_is_exactly_one(dtype, mode, config):
     """The θ_old pass keeps no graph and the update does: both must compute the same bits."""
     policy = there(tiny_policy(dtype=dtype, **config))
     micro = with_routes(policy)
-    scored = score_old(policy, micro, mode=mode, temperature=0.7)
-    with later_forward(policy, scored, temperature=0.7) as (logprobs, _):
+    old = old_pass(policy, micro, mode=mode, temperature=0.7)
+    with later_forward(policy, old, temperature=0.7) as (logprobs, _):
         assert logprobs.requires_grad
-        assert torch.equal(logprobs.detach(), scored.old_logprobs)
+        assert torch.equal(logprobs.detach(), old.old_logprobs)
 
 
 def with_gradient(policy: Policy, micro: MicroBatch) -> tuple[Tensor, list[Tensor]]:
@@ -134,9 +134,9 @@ def test_packed_rows_need_no_square_of_the_length(dtype, near, record_property):
     sequences = [random_ids(n, seed=n) for n in (700, 690, 512, 33)]
     (batch,) = pack_sequences(sequences, [50, 50, 9, 2], micro_tokens=4096, one_block=False, device=policy.device)
     with torch.no_grad(), record(exact.model) as recorder, sdpa_kernel(SDPBackend.MATH):
-        expected, _ = score(exact.model, batch, temperature=1.0)
+        expected, _ = response_logprobs(exact.model, batch, temperature=1.0)
     with sdpa_kernel(LINEAR), replay(policy.model, recorder.routes()):
-        found, _ = score(policy.model, batch, temperature=1.0)
+        found, _ = response_logprobs(policy.model, batch, temperature=1.0)
         found.sum().backward()
     assert all(bool(p.grad.isfinite().all()) for p in policy.model.parameters() if p.grad is not None)
     differ = (found.detach() - expected).abs()

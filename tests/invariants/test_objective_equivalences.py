@@ -79,7 +79,7 @@ EVERYWHERE = [  # the same gradient whatever the tokens
     (UNCAPPED, MiniRL(**WIDE, weight_cap=1e9)),
     (UNCAPPED, DPPOTV(threshold=1.0)),
     (UNCAPPED, DPPOKL(threshold=1e9)),
-    (UNCAPPED, Composed(ratio="discrepancy", trust="none", weight_cap=None)),  # the two factors of eq. 5
+    (UNCAPPED, Composed(ratio="mismatch", trust="none", weight_cap=None)),  # the two factors of eq. 5
     (UNCAPPED, Composed(trust="sequence_mask", threshold=1e9, weight_cap=None)),
     (UNCAPPED, Composed(trust="second_moment", threshold=1e9, weight_cap=None)),
     (UNCAPPED, Composed(trust="none", outside="mask", weight_cap=None)),

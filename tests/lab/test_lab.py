@@ -292,9 +292,9 @@ def test_a_run_that_was_stopped_has_no_last_policy() -> None:
 
 
 def test_natural_divergence_undoes_what_replay_lowers() -> None:
-    scored = {"replay__k3_natural": [3e-3] * 12, "replay__k3_replayed": [1e-3] * 12}
-    assert measure(with_steps(result("a", 0, replay="R3"), **scored), "kl_natural") == pytest.approx(3e-3)
-    assert measure(with_steps(result("a", 0, replay="R2"), **scored), "kl_natural") == pytest.approx(1e-3)
+    computed = {"replay__k3_natural": [3e-3] * 12, "replay__k3_replayed": [1e-3] * 12}
+    assert measure(with_steps(result("a", 0, replay="R3"), **computed), "kl_natural") == pytest.approx(3e-3)
+    assert measure(with_steps(result("a", 0, replay="R2"), **computed), "kl_natural") == pytest.approx(1e-3)
 
 
 def test_a_seed_without_a_measure_is_left_out() -> None:

@@ -215,23 +215,23 @@ def test_the_closing_token_ends_a_response_beside_the_others(chat: Make) -> None
     assert end_tokens(made.tokenizer, [1], ("a",), chat=made) == {0, 1, 2, made.tokenizer("a").input_ids[0]}
 
 
-# ---- notices
+# ---- warnings
 
 
 def test_a_doubled_question_is_noticed(chat: Make) -> None:
-    assert chat("{{ messages[0].content }} {{ messages[0].content }}").notices() == [
+    assert chat("{{ messages[0].content }} {{ messages[0].content }}").warnings() == [
         "the chat template writes the question 2 times into the prompt"
     ]
 
 
 def test_a_closing_text_that_ends_nothing_is_noticed(chat: Make) -> None:
-    (notice,) = chat("{% for m in messages %}{{ m.role }}: {{ m.content }}\n###\n{% endfor %}").notices()
-    assert "closes an answer with '###', which is no single token" in notice
+    (warning,) = chat("{% for m in messages %}{{ m.role }}: {{ m.content }}\n###\n{% endfor %}").warnings()
+    assert "closes an answer with '###', which is no single token" in warning
 
 
 @pytest.mark.parametrize("template", [CHATML, INST, QWEN3, PARTS, None])
 def test_nothing_is_noticed_of_usual_templates(template: str | None, chat: Make) -> None:
-    assert chat(template).notices() == []
+    assert chat(template).warnings() == []
 
 
 # ---- without a template

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from builders import dense_policy, family_policy, random_ids, response, tiny_policy
 from steadyrl.errors import UserError
 from steadyrl.model import packing
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import layout, pack_responses, pack_sequences
-from steadyrl.model.scoring import score
 from steadyrl.types import MicroBatch, Response, TokenBatch
 
 CPU = torch.device("cpu")
@@ -208,14 +208,14 @@ def logprobs_by_response(policy: Policy, micros: list[MicroBatch]) -> dict[int, 
     found: dict[int, torch.Tensor] = {}
     with torch.no_grad():
         for micro in micros:
-            ours, _ = score(policy.model, micro.batch, temperature=1.0)
+            ours, _ = response_logprobs(policy.model, micro.batch, temperature=1.0)
             owner = (-micro.rollout_logprobs - 1).long() // 100
             found |= {int(i): ours[owner == i] for i in owner.unique()}
     return found
 
 
 def furthest(policy: Policy, micros: list[MicroBatch], responses: list[Response]) -> float:
-    """Largest difference from each response scored alone, by the model's own forward."""
+    """Largest difference from each response computed alone, by the model's own forward."""
     packed = logprobs_by_response(policy, micros)
     differences = []
     for i, r in enumerate(responses):
@@ -252,7 +252,7 @@ def test_sharing_a_prompt_changes_no_logprob_and_no_gradient() -> None:
     def gradients(micros: list[MicroBatch]) -> list[torch.Tensor]:
         policy.model.zero_grad()
         for micro in micros:
-            logprobs, _ = score(policy.model, micro.batch, temperature=1.0)
+            logprobs, _ = response_logprobs(policy.model, micro.batch, temperature=1.0)
             owner = (-micro.rollout_logprobs - 1).long() // 100
             for i in owner.unique():
                 own = logprobs[owner == i]

@@ -5,13 +5,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from builders import tiny_policy
-from steadyrl.model.route_record import RouteRecord, Run
+from steadyrl.model.route_record import RouteRecord, RouteRun
 from steadyrl.model.routing import RoutingError, record
 
 RUNS = (
-    Run(start=0, policy_version=7, source="cached_prefix"),
-    Run(start=2, policy_version=8, source="prefill"),
-    Run(start=3, policy_version=8, source="decode"),
+    RouteRun(start=0, policy_version=7, source="cached_prefix"),
+    RouteRun(start=2, policy_version=8, source="prefill"),
+    RouteRun(start=3, policy_version=8, source="decode"),
 )
 
 
@@ -41,7 +41,7 @@ def test_recorded_routes_make_a_record(tmp_path: Path) -> None:
     model = tiny_policy().model
     with torch.no_grad(), record(model) as recorder:
         model(input_ids=torch.tensor([[3, 9, 20]]), use_cache=False)
-    made = RouteRecord(routes=recorder.routes(), runs=(Run(start=0, policy_version=0, source="prefill"),))
+    made = RouteRecord(routes=recorder.routes(), runs=(RouteRun(start=0, policy_version=0, source="prefill"),))
     made.save(tmp_path / "r")
     assert torch.equal(RouteRecord.load(tmp_path / "r").routes, recorder.routes())
 
@@ -59,13 +59,13 @@ def test_recorded_routes_make_a_record(tmp_path: Path) -> None:
 def test_runs_that_do_not_cover_the_rows_are_refused(starts: tuple[int, ...], message: str) -> None:
     with pytest.raises(RoutingError, match=message):
         RouteRecord(
-            routes=routes(), runs=tuple(Run(start=start, policy_version=0, source="decode") for start in starts)
+            routes=routes(), runs=tuple(RouteRun(start=start, policy_version=0, source="decode") for start in starts)
         )
 
 
 def test_a_negative_version_is_refused() -> None:
     with pytest.raises(RoutingError, match="policy_version=-1"):
-        RouteRecord(routes=routes(), runs=(Run(start=0, policy_version=-1, source="decode"),))
+        RouteRecord(routes=routes(), runs=(RouteRun(start=0, policy_version=-1, source="decode"),))
 
 
 def test_what_is_no_record_is_refused_by_path(tmp_path: Path) -> None:

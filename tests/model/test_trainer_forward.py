@@ -2,17 +2,17 @@ import pytest
 import torch
 
 from builders import dense_policy, random_ids, tiny_policy
+from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.scoring import score
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("policy", [tiny_policy(), dense_policy(), dense_policy(tie_word_embeddings=True)])
-def test_score_is_the_models_own_forward(policy: Policy, temperature: float) -> None:
+def test_response_logprobs_are_those_of_the_models_own_forward(policy: Policy, temperature: float) -> None:
     sequence = random_ids(12, seed=0)
     (batch,) = pack_sequences([sequence], [5], micro_tokens=16, one_block=False, device=torch.device("cpu"))
-    ours, entropy = score(policy.model, batch, temperature=temperature)
+    ours, entropy = response_logprobs(policy.model, batch, temperature=temperature)
 
     logits = policy.model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, 4:-1]
     everything = torch.log_softmax(logits / temperature, dim=-1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from steadyrl.tasks.answers import final_answer
 from steadyrl.tasks.base import TaskError
-from steadyrl.tasks.math_answers import math_verify_score, right_responses
+from steadyrl.tasks.math_answers import math_verify_reward, right_responses
 
 TABLE = Path(__file__).with_name("answer_pairs.txt")
 
@@ -25,7 +25,7 @@ def pairs() -> list[tuple[str, str, float]]:
 
 
 def test_every_pair_of_the_table_is_read_right() -> None:
-    wrong = [pair for pair in pairs() if math_verify_score(pair[0], pair[1]) != pair[2]]
+    wrong = [pair for pair in pairs() if math_verify_reward(pair[0], pair[1]) != pair[2]]
     assert wrong == []
 
 
@@ -76,8 +76,8 @@ def test_the_final_answer(completion: str, answer: str | None) -> None:
     ],
 )
 def test_where_the_answer_must_stand(place: Any, right: list[str], wrong: list[str]) -> None:
-    assert [math_verify_score("8", response, place=place) for response in right] == [1.0] * len(right)
-    assert [math_verify_score("8", response, place=place) for response in wrong] == [0.0] * len(wrong)
+    assert [math_verify_reward("8", response, place=place) for response in right] == [1.0] * len(right)
+    assert [math_verify_reward("8", response, place=place) for response in wrong] == [0.0] * len(wrong)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_where_the_answer_must_stand(place: Any, right: list[str], wrong: list[s
     ],
 )
 def test_a_prompt_that_ends_in_a_thought(prompt: str, completion: str, reward: float) -> None:
-    assert math_verify_score("8", completion, prompt_text=prompt) == reward
+    assert math_verify_reward("8", completion, prompt_text=prompt) == reward
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_a_prompt_that_ends_in_a_thought(prompt: str, completion: str, reward: f
     ],
 )
 def test_a_response_that_was_cut(completion: str, reward: float) -> None:
-    assert math_verify_score("72", completion, finish_reason="length") == reward
+    assert math_verify_reward("72", completion, finish_reason="length") == reward
 
 
 def test_a_response_that_was_cut_has_no_last_number() -> None:
-    assert math_verify_score("72", "72", place="last_number") == 1.0
-    assert math_verify_score("72", "72", place="last_number", finish_reason="length") == 0.0
+    assert math_verify_reward("72", "72", place="last_number") == 1.0
+    assert math_verify_reward("72", "72", place="last_number", finish_reason="length") == 0.0
 
 
 QUESTION = "Tom has 16 apples and gives 0 apples to Ann. How many apples does Tom have now? Write it as $2^4$ or 32/2."
@@ -148,19 +148,19 @@ QUESTION = "Tom has 16 apples and gives 0 apples to Ann. How many apples does To
     ],
 )
 def test_what_only_repeats_the_question_is_no_answer(completion: str, reward: float) -> None:
-    assert math_verify_score("16", completion, question=QUESTION) == reward
+    assert math_verify_reward("16", completion, question=QUESTION) == reward
 
 
 def test_a_fraction_of_the_question_may_be_the_answer() -> None:
     question = r"Which is larger, \frac{1}{2} or \frac{3}{4}?"
-    assert math_verify_score(r"\frac{3}{4}", r"\boxed{\frac{3}{4}}", question=question) == 1.0
-    assert math_verify_score("3/4", r"\boxed{\frac{3}{4}}", question=question) == 1.0
+    assert math_verify_reward(r"\frac{3}{4}", r"\boxed{\frac{3}{4}}", question=question) == 1.0
+    assert math_verify_reward("3/4", r"\boxed{\frac{3}{4}}", question=question) == 1.0
 
 
 def test_a_list_of_the_question_is_no_sorted_list() -> None:
     question = "Sort these numbers: 3, 1, 2"
-    assert math_verify_score("1, 2, 3", r"\boxed{3, 1, 2}", question=question) == 0.0
-    assert math_verify_score("1, 2, 3", r"\boxed{1, 2, 3}", question=question) == 1.0
+    assert math_verify_reward("1, 2, 3", r"\boxed{3, 1, 2}", question=question) == 0.0
+    assert math_verify_reward("1, 2, 3", r"\boxed{1, 2, 3}", question=question) == 1.0
 
 
 CHOICES = "Which car is faster?\nA) the old red car\nB) the new blue car\nC) 12 small cars\nD) 15 cars"
@@ -186,16 +186,16 @@ CHOICES = "Which car is faster?\nA) the old red car\nB) the new blue car\nC) 12 
 def test_an_option_of_the_question_is_an_answer_and_all_options_are_none(
     reference: str, completion: str, reward: float
 ) -> None:
-    assert math_verify_score(reference, completion, question=CHOICES) == reward
+    assert math_verify_reward(reference, completion, question=CHOICES) == reward
 
 
 def test_any_of_several_accepted_references() -> None:
-    assert math_verify_score(["1/3", "0.333"], r"\boxed{0.333}") == 1.0
-    assert math_verify_score(["1/3", "0.333"], r"\boxed{\frac{1}{3}}") == 1.0
-    assert math_verify_score(["1/3", "0.333"], r"\boxed{0.33}") == 0.0
-    assert math_verify_score(["Yes", "True"], "true") == 1.0
+    assert math_verify_reward(["1/3", "0.333"], r"\boxed{0.333}") == 1.0
+    assert math_verify_reward(["1/3", "0.333"], r"\boxed{\frac{1}{3}}") == 1.0
+    assert math_verify_reward(["1/3", "0.333"], r"\boxed{0.33}") == 0.0
+    assert math_verify_reward(["Yes", "True"], "true") == 1.0
     with pytest.raises(TaskError):
-        math_verify_score(["5", ""], "5")
+        math_verify_reward(["5", ""], "5")
 
 
 @pytest.mark.parametrize(
@@ -205,13 +205,13 @@ def test_any_of_several_accepted_references() -> None:
 def test_right_responses_are_right(answer: str, place: Any) -> None:
     forms = right_responses(answer, place=place)
     assert {"bare", "in a sentence", "after thoughts"} <= {name for name, _ in forms}
-    assert [name for name, response in forms if math_verify_score(answer, response, place=place) != 1.0] == []
+    assert [name for name, response in forms if math_verify_reward(answer, response, place=place) != 1.0] == []
 
 
 def test_right_responses_of_a_worked_answer_hold_the_answer_alone() -> None:
     assert right_responses("48 + 24 = 72\n#### 72")[0] == ("bare", "72")
     for _, response in right_responses("48 + 24 = 72\n#### 72", place="last_number"):
-        assert math_verify_score("72", response, place="last_number") == 1.0
+        assert math_verify_reward("72", response, place="last_number") == 1.0
 
 
 HOSTILE = {
@@ -249,7 +249,7 @@ def test_hostile_text_takes_no_second(name: str, frame: str) -> None:
     completion = frame.format(HOSTILE[name])
     start = time.process_time()
     for reference in ("5", "Paris", "x+1", "(1, 2)"):
-        assert math_verify_score(reference, completion, question="What is 5 + 11?") in (0.0, 1.0)
+        assert math_verify_reward(reference, completion, question="What is 5 + 11?") in (0.0, 1.0)
     assert time.process_time() - start < 2.0
 
 
@@ -282,7 +282,7 @@ def test_hostile_text_takes_no_second(name: str, frame: str) -> None:
 def test_large_formulas_are_not_worked_out(formula: str) -> None:
     start = time.process_time()
     for reference in ("5", "x+1", r"2\pi", "x > 3"):
-        assert math_verify_score(reference, f"\\boxed{{{formula}}}") == 0.0
+        assert math_verify_reward(reference, f"\\boxed{{{formula}}}") == 0.0
     assert time.process_time() - start < 4.0  # the import of sympy among them
 
 
@@ -302,6 +302,6 @@ def test_large_formulas_are_not_worked_out(formula: str) -> None:
 )  # fmt: skip
 def test_no_text_raises(completion: str, reference: str, place: Any, finish_reason: Any) -> None:
     options: Any = {"place": place, "finish_reason": finish_reason, "question": "What is 5 + 11?"}
-    assert math_verify_score(reference, completion, **options) in (0.0, 1.0)
+    assert math_verify_reward(reference, completion, **options) in (0.0, 1.0)
     found = final_answer(completion, **options)
     assert found is None or isinstance(found, str)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from steadyrl.tasks.math_answers import math_verify_score
+from steadyrl.tasks.math_answers import math_verify_reward
 
 POWER = [r"\boxed{2^{10}}", "2^10", r"\boxed{(2)^{10}}", r"\boxed{{2}^{10}}", r"\boxed{2^{10.0}}", "2**10", "2¹⁰"]
 POWER += [r"\boxed{2^{10} = 2^{10}}", r"\boxed{x = 2^{10}}", r"\boxed{2^{10} \text{ units}}", r"\boxed{+2^{10}}"]
@@ -50,7 +50,7 @@ RESTATED = [
     [(reference, asked, said) for reference, questions, told in RESTATED for asked in questions for said in told],
 )
 def test_a_formula_of_the_question_is_no_answer(reference: str, question: str, response: str) -> None:
-    assert math_verify_score(reference, response, question=question) == 0.0
+    assert math_verify_reward(reference, response, question=question) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_formula_of_the_question_is_no_answer(reference: str, question: str, r
     ],
 )
 def test_what_was_worked_out_is_right_beside_its_question(reference: str, question: str, responses: list[str]) -> None:
-    assert [math_verify_score(reference, said, question=question) for said in responses] == [1.0] * len(responses)
+    assert [math_verify_reward(reference, said, question=question) for said in responses] == [1.0] * len(responses)
 
 
 @pytest.mark.parametrize(
@@ -85,18 +85,18 @@ def test_what_was_worked_out_is_right_beside_its_question(reference: str, questi
     ],
 )
 def test_options_in_one_line_are_no_answer(response: str) -> None:
-    assert math_verify_score("12", response) == 0.0
+    assert math_verify_reward("12", response) == 0.0
 
 
 @pytest.mark.parametrize(
     "response", [r"So \boxed{12}. Now let me", "<answer>12</answer> Let", "#### 12\nLet me", "The answer is 12.\nTo"]
 )
 def test_a_closed_answer_of_a_cut_response_counts(response: str) -> None:
-    assert math_verify_score("12", response, finish_reason="length") == 1.0
+    assert math_verify_reward("12", response, finish_reason="length") == 1.0
 
 
 @pytest.mark.parametrize(
     "response", [r"\boxed{12", "<answer>12", "#### 12", "The answer is 12", "12", "6 + 6 = 12", "So **12"]
 )
 def test_an_open_answer_of_a_cut_response_does_not_count(response: str) -> None:
-    assert math_verify_score("12", response, finish_reason="length") == 0.0
+    assert math_verify_reward("12", response, finish_reason="length") == 0.0

@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 
-from steadyrl.tasks.math_answers import math_verify_score
+from steadyrl.tasks.math_answers import math_verify_reward
 
 Problem = tuple[str, str, str]
 """Question, the expression in it, reference."""
@@ -40,7 +40,7 @@ def fraction(rng: random.Random) -> Problem:
 
 
 KINDS = [total, product, difference, larger, fraction]
-BLIND_QUOTES = [  # these earn nothing even where the score does not know the question
+BLIND_QUOTES = [  # these earn nothing even where the verifier does not know the question
     "{question}",
     "{expression}",
     "{expression} =",
@@ -95,7 +95,7 @@ def test_a_policy_that_quotes_earns_nothing(kind: Callable[[random.Random], Prob
         (problem, form)
         for problem in problems(kind)
         for form in BLIND_QUOTES
-        if math_verify_score(problem[2], fill(form, problem)) != 0.0
+        if math_verify_reward(problem[2], fill(form, problem)) != 0.0
     ]
     assert paid == []
 
@@ -106,7 +106,7 @@ def test_a_policy_that_quotes_a_known_question_earns_nothing(kind: Callable[[ran
         (problem, form)
         for problem in problems(kind)
         for form in BLIND_QUOTES + QUOTES
-        if math_verify_score(problem[2], fill(form, problem), question=problem[0]) != 0.0
+        if math_verify_reward(problem[2], fill(form, problem), question=problem[0]) != 0.0
     ]
     assert paid == []
 
@@ -117,6 +117,6 @@ def test_a_right_answer_in_a_usual_form_earns_1(kind: Callable[[random.Random], 
         (problem, form)
         for problem in problems(kind)
         for form in RIGHT
-        if math_verify_score(problem[2], fill(form, problem), question=problem[0]) != 1.0
+        if math_verify_reward(problem[2], fill(form, problem), question=problem[0]) != 1.0
     ]
     assert unpaid == []

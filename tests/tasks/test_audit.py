@@ -9,8 +9,8 @@ from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, 
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.chains import STYLES
 from steadyrl.tasks.junk import junk_responses
+from steadyrl.tasks.pool import Reward, RewardRequest
 from steadyrl.tasks.right import right_answers
-from steadyrl.tasks.scoring import Score, ScoreRequest
 
 SUMS = [(f"{a} + {b} =", str(a + b)) for a, b in zip(range(117, 200, 9), range(31, 300, 17), strict=False)]
 Verify = Callable[[str, str, str], float]
@@ -29,7 +29,7 @@ class Pairs:
     def example(self, split: Split, index: int) -> Example:
         return self.examples[index]
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         example = self.examples[index]
         return self.verify(example.question, completion, example.answer)
 
@@ -40,16 +40,16 @@ class Pairs:
 
 
 def audit_of(task: Pairs, *, correct_at: float = 1.0, seconds: float = 60.0) -> Report:
-    def score(requests: Sequence[ScoreRequest]) -> list[Score]:
-        return [scored(request) for request in requests]
+    def verify(requests: Sequence[RewardRequest]) -> list[Reward]:
+        return [rewarded(request) for request in requests]
 
-    def scored(request: ScoreRequest) -> Score:
+    def rewarded(request: RewardRequest) -> Reward:
         try:
-            return Score(reward=task.score(request.split, request.index, request.completion), failure=None)
+            return Reward(value=task.reward(request.split, request.index, request.completion), failure=None)
         except Exception as error:
-            return Score(reward=None, failure=f"raised {type(error).__name__}")
+            return Reward(value=None, failure=f"raised {type(error).__name__}")
 
-    return audit(task, score, problems=8, correct_at=correct_at, together=5, seconds=seconds)
+    return audit(task, verify, problems=8, correct_at=correct_at, together=5, seconds=seconds)
 
 
 def faults(report: Report, half: str = "junk") -> set[str]:
@@ -185,7 +185,7 @@ def test_what_may_be_right_is_doubtful() -> None:
     assert rows["zero"].counts == 16  # bare and in a box
 
 
-def test_a_response_whose_scoring_failed_is_not_paid() -> None:
+def test_a_response_whose_verifier_failed_is_not_paid() -> None:
     def fails(question: str, response: str, answer: str) -> float:
         if "boxed" in response:
             raise ValueError
@@ -333,17 +333,17 @@ def test_rows_pay_their_right_form_and_no_junk(noise: float) -> None:
 
 
 def assert_sound(task: Task) -> None:
-    def score(requests: Sequence[ScoreRequest]) -> list[Score]:
-        return [Score(reward=task.score(r.split, r.index, r.completion), failure=None) for r in requests]
+    def verify(requests: Sequence[RewardRequest]) -> list[Reward]:
+        return [Reward(value=task.reward(r.split, r.index, r.completion), failure=None) for r in requests]
 
-    report = audit(task, score, problems=64, correct_at=1.0, together=64)
+    report = audit(task, verify, problems=64, correct_at=1.0, together=64)
     assert (report.paid_junk, report.unpaid_right, report.doubts, report.problems) == (0, 0, 0, 64)
 
 
 @pytest.mark.parametrize("place", ["auto", "boxed", "tag", "last_number"])
 def test_the_forms_of_math_verify_are_those_that_its_place_allows(place: Place) -> None:
     example = Example(question="?", answer="so 9*8=72\n#### 72", solution="")
-    right = right_answers(example, score="math_verify", place=place, solved=False)
+    right = right_answers(example, reward="math_verify", place=place, solved=False)
     assert right.every
     assert all("72" in response and "####" not in response for _, response in right.forms)
     marks = {"boxed": "\\boxed{72}", "tag": "<answer>72</answer>"}
@@ -352,8 +352,8 @@ def test_the_forms_of_math_verify_are_those_that_its_place_allows(place: Place) 
 
 def test_an_own_function_is_offered_every_form_and_the_solution() -> None:
     example = Example(question="?", answer="72", solution="9*8 is JSON {72}", accepted=("72", "seventy-two"))
-    right = right_answers(example, score="own.py:score", place="auto", solved=True)
+    right = right_answers(example, reward="own.py:reward", place="auto", solved=True)
     assert (right.every, right.only) == (False, False)
     assert ("worked", example.solution) in right.forms
     assert dict(right.forms)["bare"] == "72"
-    assert "worked" not in dict(right_answers(example, score="own.py:score", place="auto", solved=False).forms)
+    assert "worked" not in dict(right_answers(example, reward="own.py:reward", place="auto", solved=False).forms)

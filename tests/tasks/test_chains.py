@@ -122,13 +122,13 @@ def test_noise_replaces_running_totals_and_carries_on() -> None:
         (">{answer};", 0.0),
     ],
 )
-def test_score(completion: str, reward: float) -> None:
+def test_reward_of_a_response(completion: str, reward: float) -> None:
     task = chains()
     for index in range(5):
         example = task.example("held_out", index)
         answer, wrong = example.answer, str((int(example.answer) + 1) % 10)
         work = example.solution.partition(">")[0]
-        assert task.score("held_out", index, completion.format(work=work, answer=answer, wrong=wrong)) == reward
+        assert task.reward("held_out", index, completion.format(work=work, answer=answer, wrong=wrong)) == reward
 
 
 @pytest.mark.parametrize(

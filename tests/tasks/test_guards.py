@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from machine import unprivileged_namespaces
-from steadyrl.tasks import ScorePool, ScoreRequest, TaskError
+from steadyrl.tasks import RewardPool, RewardRequest, TaskError
 from steadyrl.tasks.environment import worker_environment
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -37,7 +37,7 @@ def daemon(seconds):
         os._exit(0)
     os.wait()
 
-def score(prompt, completion):
+def reward(prompt, completion):
     if completion == prompt:
         return 1.0
     way, seconds = completion.split()
@@ -70,10 +70,10 @@ KINDS = ["child", "session", "group", "stubborn", "daemon", "shell", "stopped", 
 
 PARENT = """
 import json, sys, threading
-from steadyrl.tasks import ScorePool, ScoreRequest
-pool = ScorePool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=30.0)
-batch = [ScoreRequest(split="train", index=0, completion=text) for text in json.loads(sys.argv[2])]
-threading.Thread(target=pool.score, args=(batch,), daemon=True).start()
+from steadyrl.tasks import RewardPool, RewardRequest
+pool = RewardPool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=30.0)
+batch = [RewardRequest(split="train", index=0, completion=text) for text in json.loads(sys.argv[2])]
+threading.Thread(target=pool.rewards, args=(batch,), daemon=True).start()
 input()
 """
 # what a system without namespaces looks like to a worker
@@ -91,13 +91,13 @@ needs_namespaces = pytest.mark.skipif(not unprivileged_namespaces(), reason="the
 
 @pytest.fixture
 def task(tmp_path: Path) -> dict:
-    """A task scored by `mine.py`, which a test writes."""
+    """A task verified by `mine.py`, which a test writes."""
     (tmp_path / "pairs.jsonl").write_text('{"question": "1", "answer": "1"}\n{"question": "2", "answer": "2"}\n')
-    (tmp_path / "mine.py").write_text("def score(prompt, completion):\n    return eval(completion)\n")
+    (tmp_path / "mine.py").write_text("def reward(prompt, completion):\n    return eval(completion)\n")
     return {
         "kind": "questions",
         "path": str(tmp_path / "pairs.jsonl"),
-        "score": f"{tmp_path}/mine.py:score",
+        "reward": f"{tmp_path}/mine.py:reward",
         "held_out": 1,
     }
 
@@ -121,9 +121,9 @@ def until(condition, seconds: float = 10.0) -> bool:
 
 
 def evaluate(task: dict, *texts: str, **options) -> list:
-    with ScorePool(task, seed=0, workers=1, time_limit=10, **options) as pool:
-        scores = pool.score([ScoreRequest(split="train", index=0, completion=text) for text in texts])
-    return [score.reward if score.failure is None else score.failure for score in scores]
+    with RewardPool(task, seed=0, workers=1, time_limit=10, **options) as pool:
+        rewards = pool.rewards([RewardRequest(split="train", index=0, completion=text) for text in texts])
+    return [reward.value if reward.failure is None else reward.failure for reward in rewards]
 
 
 # ---- nothing outlives the run
@@ -191,7 +191,7 @@ def test_a_closed_worker_reaches_neither_network_nor_files(task: dict, tmp_path:
     inside = tmp_path / "own"  # only the function's folder is shown
     inside.mkdir()
     (tmp_path / "mine.py").rename(inside / "mine.py")
-    task["score"] = f"{inside}/mine.py:score"
+    task["reward"] = f"{inside}/mine.py:reward"
     probes["edit"] = probes["edit"].replace(str(tmp_path), str(inside))
     found = dict(zip(probes, evaluate(task, *probes.values(), closed=True), strict=True))
     assert found.pop("mount") == -1.0
@@ -223,7 +223,7 @@ def test_a_closed_worker_still_works(task: dict) -> None:
 @needs_namespaces
 def test_our_own_verifiers_are_closed(task: dict, tmp_path: Path) -> None:
     """The worker of a task of ours shows, in its own mounts, that the private folder is gone."""
-    with ScorePool(
+    with RewardPool(
         {"kind": "chains", "min_terms": 3, "max_terms": 4, "teacher_noise": 0.0}, seed=0, workers=1, time_limit=5
     ) as pool:
         (guard,) = [worker._process.pid for worker in pool._workers]
@@ -253,7 +253,7 @@ def test_the_environment_is_an_allow_list(task: dict, monkeypatch: pytest.Monkey
 
 
 def test_a_variable_that_is_not_set_is_named() -> None:
-    with pytest.raises(TaskError, match=r"scoring\.environment names 'NO_SUCH_KEY', which is not set"):
+    with pytest.raises(TaskError, match=r"verifier\.environment names 'NO_SUCH_KEY', which is not set"):
         worker_environment({"PATH": "/bin"}, ["NO_SUCH_KEY"])
     kept = {"PATH": "/bin", "PYTHONHASHSEED": "0", "LC_CTYPE": "C", "OMP_NUM_THREADS": "1"}
     assert worker_environment({**kept, "SECRET": "x", "PATHS": "y"}, []) == kept
@@ -263,10 +263,10 @@ def test_a_variable_that_is_not_set_is_named() -> None:
 def test_a_run_without_home_or_working_directory(task: dict, tmp_path: Path, closed: bool) -> None:
     code = (
         "import json, os, sys\n"
-        "from steadyrl.tasks import ScorePool, ScoreRequest\n"
+        "from steadyrl.tasks import RewardPool, RewardRequest\n"
         "os.environ.pop('HOME', None); os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')\n"
-        f"with ScorePool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=5, closed={closed}) as pool:\n"
-        "    print(pool.score([ScoreRequest(split='train', index=0, completion='2.5')])[0].reward)\n"
+        f"with RewardPool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=5, closed={closed}) as pool:\n"
+        "    print(pool.rewards([RewardRequest(split='train', index=0, completion='2.5')])[0].value)\n"
     )
     command = [sys.executable, "-c", code, json.dumps(task)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
@@ -282,7 +282,7 @@ def test_the_recipes_folder_is_the_working_directory(task: dict, tmp_path: Path)
 
 def test_a_recipes_folder_that_is_gone_is_told(task: dict, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     assert evaluate(task, "len(__import__('os').listdir('.'))", folder=str(tmp_path / "gone")) == [0.0]
-    assert "the score function runs in a temporary folder: [Errno 2]" in capfd.readouterr().err
+    assert "the reward function runs in a temporary folder: [Errno 2]" in capfd.readouterr().err
 
 
 # ---- systems that lack a guard
@@ -293,14 +293,16 @@ def test_a_recipes_folder_that_is_gone_is_told(task: dict, tmp_path: Path, capfd
     [(WITHOUT_NAMESPACES, "namespaces of processes"), (LIKE_A_MAC, "namespaces of processes, a limit on memory")],
     ids=["no namespaces", "macOS"],
 )
-def test_a_system_that_lacks_guards_scores_and_names_them(task: dict, tmp_path: Path, code: str, lacking: str) -> None:
+def test_a_system_that_lacks_guards_verifies_and_names_them(
+    task: dict, tmp_path: Path, code: str, lacking: str
+) -> None:
     program = (
         "import json, sys\n"
-        "from steadyrl.tasks import ScorePool, ScoreRequest\n"
+        "from steadyrl.tasks import RewardPool, RewardRequest\n"
         "for closed in (False, True):\n"
-        "    with ScorePool(json.loads(sys.argv[1]), seed=0, workers=2, time_limit=5, closed=closed) as pool:\n"
-        "        batch = [ScoreRequest(split='train', index=0, completion=text) for text in ('1', '2', '1 / 0')]\n"
-        "        print([score.reward for score in pool.score(batch)], ', '.join(pool.lacking))\n"
+        "    with RewardPool(json.loads(sys.argv[1]), seed=0, workers=2, time_limit=5, closed=closed) as pool:\n"
+        "        batch = [RewardRequest(split='train', index=0, completion=text) for text in ('1', '2', '1 / 0')]\n"
+        "        print([reward.value for reward in pool.rewards(batch)], ', '.join(pool.lacking))\n"
     )
     environment = {**os.environ, "PYTHONPATH": modified(tmp_path / "around", code)}
     command = [sys.executable, "-c", program, json.dumps(task)]

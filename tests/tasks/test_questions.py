@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.tasks import ScorePool, ScoreRequest, Split, TaskError, build_task
+from steadyrl.tasks import RewardPool, RewardRequest, Split, TaskError, build_task
 from steadyrl.tasks.questions import Questions
 
 ROWS = [{"question": f"{n}+{n}=", "answer": str(2 * n), "work": f"twice {n} is {2 * n}"} for n in range(40)]
 
-SCORE = f"{Path(__file__).parents[2] / 'examples' / 'score_exact.py'}:score"
+REWARD = f"{Path(__file__).parents[2] / 'examples' / 'reward_exact.py'}:reward"
 
 
 def write(folder: Path, rows: list) -> str:
@@ -21,7 +21,7 @@ def write(folder: Path, rows: list) -> str:
 
 def questions(path: str, **changed: object) -> Questions:
     fields: dict = {"split": "train"}
-    return Questions(**fields | {"path": path, "score": "math_verify", "held_out": 8} | changed)
+    return Questions(**fields | {"path": path, "reward": "math_verify", "held_out": 8} | changed)
 
 
 def held_out(task: Questions) -> list[str]:
@@ -136,7 +136,7 @@ def test_files_of_a_folder_are_not_retyped(tmp_path: Path, hub_folder: str, name
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / name).write_text(text)
-    task = questions(str(folder), score=SCORE, held_out=1)
+    task = questions(str(folder), reward=REWARD, held_out=1)
     found = {(pair.question, pair.answer) for pair in task.examples}
     assert {("1.50", "007"), ("2.50", "NA")} <= found <= {("1.50", "007"), ("2.50", "NA"), ("3.50", "2024-01-01")}
     assert task.example("train", 0).place.startswith(f"{folder}, split train, line ")
@@ -171,13 +171,13 @@ def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_example_recipe_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path(__file__).parents[2])
-    score = "examples/score_exact.py:score"
-    task = questions("examples/arithmetic.jsonl", solution_column="solution", score=score, held_out=100)
+    reward = "examples/reward_exact.py:reward"
+    task = questions("examples/arithmetic.jsonl", solution_column="solution", reward=reward, held_out=100)
     assert (task.size("train"), task.size("held_out")) == (3900, 100)
     for index in range(3900):
         example = task.example("train", index)
-        assert task.score("train", index, example.solution) == 1.0
-        assert task.score("train", index, example.solution + "0") == 0.0
+        assert task.reward("train", index, example.solution) == 1.0
+        assert task.reward("train", index, example.solution + "0") == 0.0
         assert set(example.question + example.solution) <= set("0123456789+-=")
 
 
@@ -197,24 +197,24 @@ def test_the_example_recipe_data(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_spellings_of_a_question_are_on_one_side(tmp_path: Path, spellings: list[str]) -> None:
     for others in range(1, 12):
         rows = [{"question": text, "answer": "1"} for text in [*spellings, *(f"other {n}" for n in range(others))]]
-        task = questions(write(tmp_path, rows), score=SCORE, held_out=1 + others // 2)
+        task = questions(write(tmp_path, rows), reward=REWARD, held_out=1 + others // 2)
         sides = {split for split in ("train", "held_out") if set(spellings) & set(ALL[split](task))}
         assert len(sides) == 1
         assert len(train(task)) + len(held_out(task)) == (len(rows) if sides == {"train"} else others + 1)
-        assert [f"{len(spellings) - 1} question(s) of " in text for text in task.notices()] == [True]
+        assert [f"{len(spellings) - 1} question(s) of " in text for text in task.warnings()] == [True]
 
 
 def test_further_spellings_make_up_the_number_where_questions_are_few(tmp_path: Path) -> None:
     texts = ["What is 1+1?", "What is 1+1? ", "What is 1+1?\n", "  What is 1+1?", "Other A", "Other B"]
     path = write(tmp_path, [{"question": text, "answer": "1"} for text in texts])
-    task = questions(path, score=SCORE, held_out=3)
+    task = questions(path, reward=REWARD, held_out=3)
     assert len(held_out(task)) == len(set(held_out(task))) == 3
     assert len({" ".join(text.split()) for text in held_out(task)}) == 2
     assert len(train(task)) == 1
     assert {" ".join(text.split()) for text in train(task)}.isdisjoint(" ".join(t.split()) for t in held_out(task))
-    assert len(held_out(questions(path, score=SCORE, held_out=5))) == 5
+    assert len(held_out(questions(path, reward=REWARD, held_out=5))) == 5
     with pytest.raises(TaskError, match=r"held_out = 6, but .* has 3 different question"):
-        questions(path, score=SCORE, held_out=6)
+        questions(path, reward=REWARD, held_out=6)
 
 
 ALL = {"train": train, "held_out": held_out}
@@ -222,9 +222,9 @@ ALL = {"train": train, "held_out": held_out}
 
 @pytest.mark.parametrize("pair", [("1+1", "1 + 1"), ("a", "A"), ("x\u00b2", "x2"), ("word", "wo rd"), ("\uff11", "1")])
 def test_questions_that_differ_in_more_are_two(tmp_path: Path, pair: tuple[str, str]) -> None:
-    task = questions(write(tmp_path, [{"question": q, "answer": "1"} for q in pair]), score=SCORE, held_out=1)
+    task = questions(write(tmp_path, [{"question": q, "answer": "1"} for q in pair]), reward=REWARD, held_out=1)
     assert {*train(task), *held_out(task)} == set(pair)
-    assert task.notices() == []
+    assert task.warnings() == []
 
 
 def test_a_conversation_is_told_apart_by_all_its_turns_but_not_by_its_system_prompt(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_conversation_is_told_apart_by_all_its_turns_but_not_by_its_system_pro
 
     rows = [row("a", "go on"), row("b", "go on "), row("a", "x", "y", "go on"), row("a", "x", "z", "go on")]
     for n in (1, 2):
-        task = questions(write(tmp_path, rows), score=SCORE, held_out=n)
+        task = questions(write(tmp_path, rows), reward=REWARD, held_out=n)
         assert train(task) + held_out(task) == ["go on"] * (len(rows) if not_held(task, "go on ") else len(rows) - 1)
         pairs = [task.example(split, i) for split in ("train", "held_out") for i in range(task.size(split) or 0)]
         assert len({json.dumps(pair.messages) for pair in pairs if len(pair.messages or ()) > 2}) == 2
@@ -271,8 +271,8 @@ def test_unreadable_references_are_rejected_with_their_lines_before_training(tmp
     task = questions(write(tmp_path, rows), skip_bad_rows=True)
     assert len(task.left_out) == 4
     assert len(train(task)) == 28
-    assert "4 row(s) left out; " in task.notices()[0]
-    assert "line 4: `answer`: " in task.notices()[0]
+    assert "4 row(s) left out; " in task.warnings()[0]
+    assert "line 4: `answer`: " in task.warnings()[0]
     listed = [row | {"answer": [row["answer"], "\\$"]} if n == 5 else row for n, row in enumerate(ROWS)]
     with pytest.raises(TaskError, match="line 6: `answer`: "):
         questions(write(tmp_path, listed))
@@ -310,16 +310,16 @@ def test_further_rows_are_left_out_by_place_and_a_worker_leaves_out_the_same(tmp
     assert task.without({}) is task
 
 
-def test_scoring_workers_see_the_problems_of_the_run(tmp_path: Path) -> None:
-    section = {"kind": "questions", "path": write(tmp_path, BAD), "score": "math_verify", "skip_bad_rows": True}
+def test_verifier_workers_see_the_problems_of_the_run(tmp_path: Path) -> None:
+    section = {"kind": "questions", "path": write(tmp_path, BAD), "reward": "math_verify", "skip_bad_rows": True}
     task = build_task("questions", seed=0, parameters=section | {"held_out": 8})
     assert isinstance(task, Questions)
     task = task.without({task.example("held_out", 3).place: "has a prompt of 1,120 tokens"})
     asked: list[tuple[Split, int]] = [("train", n) for n in range(31)] + [("held_out", n) for n in range(8)]
-    requests = [ScoreRequest(split=s, index=n, completion=task.example(s, n).answer) for s, n in asked]
+    requests = [RewardRequest(split=s, index=n, completion=task.example(s, n).answer) for s, n in asked]
     spec = section | {"held_out": 8} | task.settled()
-    with ScorePool(spec, seed=0, workers=1, time_limit=10.0) as pool:
-        assert [score.reward for score in pool.score(requests)] == [1.0] * 39
+    with RewardPool(spec, seed=0, workers=1, time_limit=10.0) as pool:
+        assert [reward.value for reward in pool.rewards(requests)] == [1.0] * 39
 
 
 def test_further_rows_are_refused_with_their_places_unless_they_may_be_left_out(tmp_path: Path) -> None:
@@ -363,8 +363,8 @@ def test_a_set_is_read_in_the_order_of_its_file_and_never_trained_on(tmp_path: P
     assert held_out(task) == held_out(without)
     assert train(task) == [text for text in train(without) if text not in ("0+0=", "1+1=")]
     gone = len(train(without)) - len(train(task))
-    assert [f"{gone:,} training pair(s)" in text for text in task.notices()] == ([True] if gone else [])
-    assert task.score("hard", 2, "2") == 1.0
+    assert [f"{gone:,} training pair(s)" in text for text in task.warnings()] == ([True] if gone else [])
+    assert task.reward("hard", 2, "2") == 1.0
     assert questions(path, sets=sets, **task.settled()).digest() == task.digest() != without.digest()
     whole = [one | {"path": path, "question_column": "question", "answer_column": "answer"}]
     with pytest.raises(TaskError, match=r"every training question of .* is in one of evaluate\.sets"):

@@ -20,8 +20,8 @@ from steadyrl.tasks.gym_table import GymTable, table
 from steadyrl.tasks.reasoning import HASH_ORDERED, SEVERAL_ANSWERS, UNREPEATABLE, ReasoningGym, extract_answer
 
 
-def gym(dataset: str = "chain_sum", *, seed: int = 0, min_score: float = 1.0, **parameters: object) -> ReasoningGym:
-    return ReasoningGym(seed=seed, dataset=dataset, parameters=parameters, min_score=min_score)
+def gym(dataset: str = "chain_sum", *, seed: int = 0, min_reward: float = 1.0, **parameters: object) -> ReasoningGym:
+    return ReasoningGym(seed=seed, dataset=dataset, parameters=parameters, min_reward=min_reward)
 
 
 @pytest.mark.parametrize("dataset", ["chain_sum", "letter_counting", "simple_equations"])
@@ -29,10 +29,10 @@ def test_the_reference_answer_is_right_and_another_is_not(dataset: str) -> None:
     task = gym(dataset)
     for index in (0, 1, 70, 10**9):
         example = task.example("train", index)
-        assert task.score("train", index, f"Well. <answer>{example.answer}</answer>") == 1.0
-        assert task.score("train", index, example.solution) == 1.0
-        assert task.score("train", index, f"<answer>{example.answer}1</answer>") == 0.0
-        assert task.score("train", index, "") == 0.0
+        assert task.reward("train", index, f"Well. <answer>{example.answer}</answer>") == 1.0
+        assert task.reward("train", index, example.solution) == 1.0
+        assert task.reward("train", index, f"<answer>{example.answer}1</answer>") == 0.0
+        assert task.reward("train", index, "") == 0.0
 
 
 def test_splits_are_disjoint_and_problems_pure() -> None:
@@ -52,13 +52,13 @@ def test_parameters_reach_the_dataset() -> None:
     assert sum(character.isdigit() for character in expression) == 5
 
 
-def test_min_score_decides_about_partial_credit() -> None:
+def test_min_reward_decides_about_partial_credit() -> None:
     # chain_sum's verifier gives the whole point or 0.01; spell_backward rewards a part of the letters
-    lenient, strict = gym("spell_backward", min_score=0.3), gym("spell_backward")
+    lenient, strict = gym("spell_backward", min_reward=0.3), gym("spell_backward")
     answer = lenient.example("train", 0).answer
     nearly = answer[:-1] + "?"
     assert 0.3 <= lenient._verifier.score_answer(nearly, lenient._entry("train", 0)) < 1.0
-    assert (lenient.score("train", 0, nearly), strict.score("train", 0, nearly)) == (1.0, 0.0)
+    assert (lenient.reward("train", 0, nearly), strict.reward("train", 0, nearly)) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_min_score_decides_about_partial_credit() -> None:
 )
 def test_an_answer_that_cannot_be_read_is_wrong(dataset: str, answer: str) -> None:
     """It is worth 0 and not a missing reward, whatever the verifier raises."""
-    assert gym(dataset).score("train", 0, answer) == 0.0
+    assert gym(dataset).reward("train", 0, answer) == 0.0
 
 
 class _Raising:
@@ -94,7 +94,7 @@ class _Raising:
 def test_whatever_a_verifier_raises_is_worth_nothing(error: str) -> None:
     task = gym("chain_sum")
     task._verifier = _Raising()  # type: ignore[assignment]
-    assert task.score("train", 0, error) == 0.0
+    assert task.reward("train", 0, error) == 0.0
 
 
 def test_a_missing_reference_answer_is_empty() -> None:
@@ -120,7 +120,7 @@ def test_unknown_names_get_a_suggestion() -> None:
     with pytest.raises(TaskError, match=r"parameter of reasoning-gym's chain_sum `min_term` .* `min_terms`"):
         gym(min_term=2)
     with pytest.raises(TaskError, match="`seed` is unknown"):
-        ReasoningGym(seed=0, dataset="chain_sum", parameters={"seed": 1}, min_score=1.0)
+        ReasoningGym(seed=0, dataset="chain_sum", parameters={"seed": 1}, min_reward=1.0)
 
 
 def test_values_the_dataset_refuses() -> None:
@@ -167,7 +167,7 @@ def test_right_responses_are_paid_with_and_without_tags() -> None:
     task = gym("chain_sum")
     right = task.right_responses("train", 5)
     assert [name for name, _ in right.forms] == ["bare", "tag", "tag after thoughts"]
-    assert all(task.score("train", 5, response) == 1.0 for _, response in right.forms)
+    assert all(task.reward("train", 5, response) == 1.0 for _, response in right.forms)
     assert right.only
     assert gym("graph_color").right_responses("train", 0).forms == ()
     assert not gym("jugs").right_responses("train", 0).only
@@ -197,8 +197,8 @@ def test_a_verifier_that_runs_code_needs_leave(dataset: str, monkeypatch: pytest
         TaskError, match=f"task.dataset = '{dataset}': its verifier runs Python code .*allow_code = true"
     ):
         gym(dataset)
-    task = ReasoningGym(seed=0, dataset=dataset, parameters={}, min_score=1.0, allow_code=True)
-    assert task.score("train", 0, task.example("train", 0).answer) == 1.0
+    task = ReasoningGym(seed=0, dataset=dataset, parameters={}, min_reward=1.0, allow_code=True)
+    assert task.reward("train", 0, task.example("train", 0).answer) == 1.0
 
 
 def test_the_recipe_gives_that_leave() -> None:
@@ -215,14 +215,14 @@ def test_a_verifier_that_pays_junk_in_full_is_refused(dataset: str) -> None:
         gym(dataset)
 
 
-def test_min_score_must_lie_above_what_junk_earns() -> None:
+def test_min_reward_must_lie_above_what_junk_earns() -> None:
     with pytest.raises(
-        TaskError, match=r"gives 0\.05 for junk .*min_score = 0\.05 .*raise task\.min_score above 0\.05"
+        TaskError, match=r"gives 0\.05 for junk .*min_reward = 0\.05 .*raise task\.min_reward above 0\.05"
     ):
-        gym("arc_agi", min_score=0.05)
-    assert gym("arc_agi", min_score=0.06)
-    with pytest.raises(TaskError, match=r"min_score = 0 would pay"):
-        gym("ab", min_score=0.0)
+        gym("arc_agi", min_reward=0.05)
+    assert gym("arc_agi", min_reward=0.06)
+    with pytest.raises(TaskError, match=r"min_reward = 0 would pay"):
+        gym("ab", min_reward=0.0)
 
 
 def test_a_dataset_that_nobody_looked_at_needs_leave_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,7 +231,7 @@ def test_a_dataset_that_nobody_looked_at_needs_leave_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(gym_table, "table", lambda: dataclasses.replace(known, datasets=fewer))
     with pytest.raises(TaskError, match=r"'chain_sum': it is not known whether .*reasoning-gym .*allow_code = true"):
         gym("chain_sum")
-    assert ReasoningGym(seed=0, dataset="chain_sum", parameters={}, min_score=1.0, allow_code=True)
+    assert ReasoningGym(seed=0, dataset="chain_sum", parameters={}, min_reward=1.0, allow_code=True)
 
 
 def test_another_version_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +302,7 @@ import hashlib, json, math, sys, time
 from steadyrl.tasks.reasoning import ReasoningGym
 found = {}
 for name in sys.argv[1:]:
-    task = ReasoningGym(seed=0, dataset=name, parameters={}, min_score=math.inf, allow_code=True)
+    task = ReasoningGym(seed=0, dataset=name, parameters={}, min_reward=math.inf, allow_code=True)
     found[name] = []
     began = time.monotonic()
     while len(found[name]) < 24 and time.monotonic() < began + 1:
@@ -314,7 +314,7 @@ print("\\n" + json.dumps(found))
 
 @pytest.mark.slow
 def test_every_other_dataset_is_the_same_in_every_process() -> None:
-    """A worker scores problems that another process drew: both must see the same ones."""
+    """A worker verifies responses to problems that another process drew: both must see the same ones."""
     names = sorted(set(DATASETS) - HASH_ORDERED - UNREPEATABLE.keys())
     first, second = (_draw_in_a_process(names, hash_seed) for hash_seed in ("1", "2"))
     # both stop a slow dataset after a second, maybe not at the same problem

@@ -16,7 +16,7 @@ from steadyrl.tasks.answer_values import Choice, Equation, Formula, Number, Opaq
 from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.formula_values import exact, is_literal, is_value, is_worked_out
 from steadyrl.tasks.formulas import NotAFormula, parse
-from steadyrl.tasks.math_answers import math_verify_score
+from steadyrl.tasks.math_answers import math_verify_reward
 from steadyrl.tasks.references import read_reference
 
 
@@ -112,8 +112,8 @@ def test_what_cannot_be_read_is_rejected(answer: str) -> None:
     ],
 )
 def test_what_equals_a_reference(reference: str, right: list[str], wrong: list[str]) -> None:
-    assert [answer for answer in right if math_verify_score(reference, f"\\boxed{{{answer}}}") != 1.0] == []
-    assert [answer for answer in wrong if math_verify_score(reference, f"\\boxed{{{answer}}}") != 0.0] == []
+    assert [answer for answer in right if math_verify_reward(reference, f"\\boxed{{{answer}}}") != 1.0] == []
+    assert [answer for answer in wrong if math_verify_reward(reference, f"\\boxed{{{answer}}}") != 0.0] == []
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_every_text_is_read_or_rejected(answer: str) -> None:
         read_reference(answer)
     except TaskError:
         return
-    assert math_verify_score(answer, f"\\boxed{{{answer}}}") in (0.0, 1.0)
+    assert math_verify_reward(answer, f"\\boxed{{{answer}}}") in (0.0, 1.0)
 
 
 def test_100000_plain_references_are_read_in_seconds() -> None:
@@ -187,9 +187,9 @@ def test_100000_plain_references_are_read_in_seconds() -> None:
 
 def test_numbers_and_words_never_load_sympy() -> None:
     code = (
-        "import sys\nfrom steadyrl.tasks.math_answers import math_verify_score as score\n"
+        "import sys\nfrom steadyrl.tasks.math_answers import math_verify_reward as reward\n"
         "for answer in ('72', 'Paris', 'B', '$18', '3 1/2', '50%', r'\\frac{1}{2}', '1, 2'):\n"
-        "    assert score(answer, f'The answer is {answer}.') == 1.0, answer\n"
+        "    assert reward(answer, f'The answer is {answer}.') == 1.0, answer\n"
         "assert not {'sympy', 'math_verify', 'torch'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -204,4 +204,4 @@ def test_the_documented_table_is_true() -> None:
         for form in ("\\boxed{%s}", "The answer is %s."):
             for cell, reward in ((right, 1.0), (wrong, 0.0)):
                 for answer in re.findall(r"`([^`]+)`", cell):
-                    assert math_verify_score(reference.strip("`"), form % answer) == reward, (reference, form, answer)
+                    assert math_verify_reward(reference.strip("`"), form % answer) == reward, (reference, form, answer)

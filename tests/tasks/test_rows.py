@@ -72,7 +72,7 @@ def test_noise_replaces_digits_and_carries_on() -> None:
     assert wrong / digits == pytest.approx(0.1 * 0.9, abs=0.01)
 
 
-def test_score() -> None:
+def test_reward() -> None:
     task = rows()
     for index in range(5):
         example = task.example("held_out", index)
@@ -86,7 +86,7 @@ def test_score() -> None:
             ("", 0.0),
             ("0" * (len(example.solution) - 6) + example.answer, 1.0),  # the rows between are not checked
         ]:
-            assert task.score("held_out", index, completion) == reward
+            assert task.reward("held_out", index, completion) == reward
 
 
 @pytest.mark.parametrize(

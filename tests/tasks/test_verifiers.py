@@ -1,7 +1,7 @@
 import pytest
 
 from steadyrl.tasks.base import TaskError
-from steadyrl.tasks.math_answers import math_verify_score
+from steadyrl.tasks.math_answers import math_verify_reward
 
 
 @pytest.mark.parametrize(
@@ -26,9 +26,9 @@ from steadyrl.tasks.math_answers import math_verify_score
     ],
 )
 def test_math_verify(answer: str, completion: str, reward: float) -> None:
-    assert math_verify_score(answer, completion) == reward
+    assert math_verify_reward(answer, completion) == reward
 
 
 def test_an_answer_that_cannot_be_read() -> None:
     with pytest.raises(TaskError, match="cannot read the answer 'work ####'"):
-        math_verify_score("work ####", "5")
+        math_verify_reward("work ####", "5")

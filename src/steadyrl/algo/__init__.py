@@ -22,7 +22,7 @@ from steadyrl.algo.objective import (
     Weighed,
     refuse_broken,
 )
-from steadyrl.algo.ratio import at_level, discrepancy, importance_weight, masked_weight, product, staleness
+from steadyrl.algo.ratio import at_level, importance_weight, masked_weight, mismatch, product, staleness
 from steadyrl.algo.surrogate import gradient_gap, gram, surrogate_error, value_gap
 from steadyrl.algo.trust import (
     Clipped,
@@ -60,7 +60,6 @@ __all__ = [
     "binary_kl",
     "binary_tv",
     "decoupled_clip",
-    "discrepancy",
     "divergence_mask",
     "gradient_gap",
     "gram",
@@ -69,6 +68,7 @@ __all__ = [
     "informative",
     "leave_one_out",
     "masked_weight",
+    "mismatch",
     "off_policy_sequence_mask",
     "product",
     "refuse_broken",

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from steadyrl.algo.ratio import discrepancy, first_tokens, product, staleness
+from steadyrl.algo.ratio import first_tokens, mismatch, product, staleness
 from steadyrl.types import Routes
 
 POSITIONS = (0, 16, 64, 256, 1024, 4096, 16384)
@@ -48,7 +48,7 @@ class Factors(NamedTuple):
 
     product: Float[Tensor, "tokens"]
     """log π_θ/μ_old."""
-    discrepancy: Float[Tensor, "tokens"] | None
+    mismatch: Float[Tensor, "tokens"] | None
     """log π_old/μ_old; None: not known."""
     staleness: Float[Tensor, "tokens"] | None
     """log π_θ/π_old; None: not known."""
@@ -61,9 +61,9 @@ class Factors(NamedTuple):
     @property
     def note(self) -> str | None:
         """Why a factor is missing."""
-        if self.discrepancy is not None:
+        if self.mismatch is not None:
             return None
-        return "no θ_old pass was made: discrepancy and staleness cannot be separated, only their product is known"
+        return "no θ_old pass was made: mismatch and staleness cannot be separated, only their product is known"
 
 
 def factors(
@@ -75,7 +75,7 @@ def factors(
     both = product(logprobs, rollout_logprobs)
     if old_logprobs is None:
         return Factors(both, None, None)
-    return Factors(both, discrepancy(old_logprobs, rollout_logprobs), staleness(logprobs, old_logprobs))
+    return Factors(both, mismatch(old_logprobs, rollout_logprobs), staleness(logprobs, old_logprobs))
 
 
 class Split(NamedTuple):
@@ -100,7 +100,7 @@ def by_advantage(advantages: Float[Tensor, "tokens"]) -> Split:
 
 
 def by_version(lag: Int[Tensor, "tokens"]) -> Split:
-    """By the gradient steps between the weights that sampled a token and those that score it now."""
+    """By the gradient steps between the weights that sampled a token and those that compute it now."""
     return _by_edge("version", lag, LAGS)
 
 
@@ -142,12 +142,12 @@ def table(
 
 def summary(rows: Sequence[Row]) -> dict[str, float]:
     """What `metrics.jsonl` says of each factor: the rows of all tokens, by metric."""
-    prefixes = {"discrepancy": "mismatch", "staleness": "staleness", "product": "weight"}
+    prefixes = {"product": "weight"}  # the other factors have the names of their metrics
     return {
-        f"{prefixes[str(row['factor'])]}/{name}": float(row[name])
+        f"{prefixes.get(str(row['factor']), row['factor'])}/{name}": float(row[name])
         for row in rows
         if row["split"] == "all"
-        for name in (*_SAID, *(_OF_ENGINES if row["factor"] == "discrepancy" else ()))
+        for name in (*_SAID, *(_OF_ENGINES if row["factor"] == "mismatch" else ()))
     }
 
 

@@ -27,9 +27,9 @@ from steadyrl.algo.ratio import (
     BEYOND,
     Level,
     at_level,
-    discrepancy,
     importance_weight,
     masked_weight,
+    mismatch,
     product,
     staleness,
     times,
@@ -448,11 +448,11 @@ class Composed(Objective):
 
     J = Σ M_t · sg[bound(ρ_t) · rest_t] · Â · log π_θ(y_t) / mean
 
-    ρ_t is `ratio` at `level`. Where `ratio` is the discrepancy alone, rest_t = r_t supplies the other factor of eq. 5,
+    ρ_t is `ratio` at `level`. Where `ratio` is the mismatch alone, rest_t = r_t supplies the other factor of eq. 5,
     as TIS, MIS and IcePop do; else rest_t = 1.
     """
 
-    ratio: Literal["product", "discrepancy", "staleness", "none"] = "product"
+    ratio: Literal["product", "mismatch", "staleness", "none"] = "product"
     """π_θ/μ_old, π_old/μ_old, π_θ/π_old (no train–inference correction), or 1 (no importance sampling)."""
     level: Level = "token"
     """Over which tokens of the response ρ_t is taken."""
@@ -481,7 +481,7 @@ class Composed(Objective):
         moved = staleness(logprobs, tokens.old_logprobs)
         log_ratio = {
             "product": product(logprobs, tokens.rollout_logprobs),
-            "discrepancy": discrepancy(tokens.old_logprobs, tokens.rollout_logprobs),
+            "mismatch": mismatch(tokens.old_logprobs, tokens.rollout_logprobs),
             "staleness": moved,
             "none": torch.zeros_like(moved),
         }[self.ratio]
@@ -495,7 +495,7 @@ class Composed(Objective):
             weighed = Weighed(weight, clipped, weight != log_weight.exp())
             bounded = log_weight.masked_fill((weight != log_weight.exp()) & ~log_weight.isnan(), -inf)
         # in logs: neither 0 · inf, nor the overflow of a factor that the other makes up for
-        return weighed._replace(weight=times(bounded, moved).exp()) if self.ratio == "discrepancy" else weighed
+        return weighed._replace(weight=times(bounded, moved).exp()) if self.ratio == "mismatch" else weighed
 
     def _trust(self, logprobs: Float[Tensor, "tokens"], tokens: Tokens) -> Clipped | None:
         if self.trust == "none":

@@ -1,6 +1,6 @@
 """Ratios of two policies, as logs: the two factors of eq. 5, arXiv 2512.01374, per token or over several tokens.
 
-    π_θ/μ_old = π_old/μ_old × π_θ/π_old: discrepancy of the engines × staleness of the policy
+    π_θ/μ_old = π_old/μ_old × π_θ/π_old: mismatch of the engines × staleness of the policy
 
 `response` numbers the response that each token belongs to; the tokens of a response are contiguous and in order.
 Sums run in float64, so that the log of a product of 32,768 ratios is as good as its terms.
@@ -20,7 +20,7 @@ BEYOND = 1e3
 """exp of it, and of its negative, is beyond every float: no log ratio needs to be larger."""
 
 
-def discrepancy(
+def mismatch(
     old_logprobs: Float[Tensor, "tokens"], rollout_logprobs: Float[Tensor, "tokens"]
 ) -> Float[Tensor, "tokens"]:
     """log π_old(y_t)/μ_old(y_t): how far the two engines differ on the same weights (first factor of eq. 5)."""

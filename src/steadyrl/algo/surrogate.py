@@ -57,7 +57,7 @@ def surrogate_error(
     """Estimates of Δ, the error of the surrogate's value, in units of the reward.
 
     Args:
-        gap: of the responses that were scored at θ.
+        gap: of the responses that were computed at θ.
         rewards: R of each, or R less the mean R of the others in its group: both have the mean Δ.
         responses: how many there are in all; those that are not in `gap` have the reward of the others in their group,
             and so add 0. None: as many as in `gap`.

@@ -26,7 +26,7 @@ class ConformanceError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
+class CheckOutcome:
     """What one check found."""
 
     check: str
@@ -38,14 +38,14 @@ class Outcome:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class Conformance:
     """What all checks found of one model."""
 
     name: str
     """The family, or the path that was given."""
     refused: str | None = None
     """Why replay refuses the model; no check was run then."""
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[CheckOutcome, ...] = ()
     """One for each check."""
 
     @property
@@ -60,25 +60,25 @@ class Verdict:
         return self.conforms if expected is None else self.refused is not None and expected in self.refused
 
 
-def examine(name: str, subject: Subject) -> Verdict:
+def examine(name: str, subject: Subject) -> Conformance:
     """Hold a model against every promise."""
     try:
         check_replay(subject.build())
     except RoutingError as refusal:
-        return Verdict(name=name, refused=str(refusal))
-    return Verdict(name=name, outcomes=tuple(outcome_of(check, subject) for check in CHECKS))
+        return Conformance(name=name, refused=str(refusal))
+    return Conformance(name=name, outcomes=tuple(outcome_of(check, subject) for check in CHECKS))
 
 
-def outcome_of(check: str, subject: Subject) -> Outcome:
+def outcome_of(check: str, subject: Subject) -> CheckOutcome:
     """Hold a model against one promise."""
     try:
         with repeatable(torch.device("cpu")):
             CHECKS[check](subject)
     except NotApplicable as lack:
-        return Outcome(check=check, found="idle", why=str(lack))
+        return CheckOutcome(check=check, found="idle", why=str(lack))
     except (CheckFailed, RoutingError) as failure:
-        return Outcome(check=check, found="broken", why=str(failure))
-    return Outcome(check=check, found="held")
+        return CheckOutcome(check=check, found="broken", why=str(failure))
+    return CheckOutcome(check=check, found="held")
 
 
 def listed_subject(name: str) -> Subject:
@@ -114,13 +114,13 @@ def subject_of(model: str, *, weights: bool) -> Subject:
         raise ConformanceError(f"no small {own.model_type} can be made of {model!r}: {error}; try --weights") from error
 
 
-def every_family() -> Iterator[Verdict]:
+def every_family() -> Iterator[Conformance]:
     """All families that are listed, one after the other."""
     for name in FAMILIES:
         yield examine(name, listed_subject(name))
 
 
-def lines(verdict: Verdict) -> str:
+def lines(verdict: Conformance) -> str:
     """One model's verdict, a line for each check."""
     if verdict.refused is not None:
         return f"{verdict.name}: refused. {verdict.refused}"
@@ -128,14 +128,14 @@ def lines(verdict: Verdict) -> str:
     return "\n".join([f"{verdict.name}: {'conforms' if verdict.conforms else 'does not conform'}", *found])
 
 
-def row(verdict: Verdict) -> str:
+def row(verdict: Conformance) -> str:
     """One model's row of the families' table, in Markdown."""
     if verdict.refused is not None:
         return f"| `{verdict.name}` | {verdict.refused} |"
     return f"| `{verdict.name}` | {' | '.join(MARKS[outcome.found] for outcome in verdict.outcomes)} |"
 
 
-def page(verdicts: Iterable[Verdict]) -> str:
+def page(verdicts: Iterable[Conformance]) -> str:
     """The page of all families, in Markdown."""
     verdicts = list(verdicts)
     idle: dict[str, list[str]] = {}

@@ -248,11 +248,11 @@ ADDED: dict[str, Any] = {
     "prompt": {"date": None},
     "rollout.strip_special": False,
     "rollouts": {"every": 1, "groups": 2},
-    "scoring.audit": True,
-    "scoring.closed": False,
-    "scoring.environment": [],
-    "scoring.folder": None,
-    "scoring.memory_gib": 8.0,
+    "verifier.audit": True,
+    "verifier.closed": False,
+    "verifier.environment": [],
+    "verifier.folder": None,
+    "verifier.memory_gib": 8.0,
     "task.correct_at": 1.0,
 }
 """Fields that recipes have got since the first results were stored, with the value that leaves a run as it was."""

@@ -56,7 +56,7 @@ JUDGED = f"""\
 - The learning rate was chosen by MiniRL alone in *calm* and *long*, on two of the seeds that are judged here, and in
   *deep* on one; *calm-32* takes that of *calm* over, *stress* and *smoke* double it.
 - D_KL under replay is lowered by definition. *k3, natural* is without it: for R3, k3 times the ratio of both over the
-  responses that were scored both ways: one prompt's at every step, which is few where N is large, and has no interval.
+  responses that ran both ways: one prompt's at every step, which is few where N is large, and has no interval.
   Expert sets that differ are, under R3, those that a router would choose while the layers below it replay.
 - Columns: *T = 1* is held-out accuracy at the end, sampled at temperature 1 in the sampler's precision, with its
   interval over the seeds; *peak* the best of all its evaluations, the first included; *unquantised* is that at the

@@ -13,7 +13,7 @@ from steadyrl.lab.collapse import WINDOW
 from steadyrl.lab.figure import Arm, Claim, Figure, Higher, Measure, changed, cold_name, cold_recipe, figures
 from steadyrl.lab.preface import ALARMS, COURSES, HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
-from steadyrl.lab.verdict import FEWEST, MANY, Finding, decide, interval, judge
+from steadyrl.lab.verdict import FEWEST, MANY, RuleFinding, decide, interval, judge
 
 Results = Mapping[str, Sequence[Result]]
 
@@ -263,7 +263,7 @@ def _arms(figure: Figure, results: Results) -> str:
     return _table(("arm", "runs", "collapsed", *(title for title, _, _ in _COLUMNS)), rows)
 
 
-def _words(finding: Finding) -> str:
+def _words(finding: RuleFinding) -> str:
     """The verdict on a rule; if undecided, how many seeds would decide it with this mean and this spread."""
     words = ": ".join(filter(None, (finding.verdict, finding.reason)))
     if finding.seeds_needed is None:

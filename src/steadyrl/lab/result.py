@@ -138,7 +138,7 @@ def _last(result: Result, accuracy: list[tuple[int, float]]) -> float:
 
 
 def _natural(result: Result) -> float:
-    """Without R3 no replay touches π_old. With it, k3 times the ratio of both over the responses scored both ways."""
+    """Without R3 no replay touches π_old. With it, k3 times the ratio of both over the responses computed both ways."""
     if result.replay != "R3":
         return _late(result, "mismatch/k3")
     return _late(result, "mismatch/k3") * _late(result, "replay/k3_natural") / _late(result, "replay/k3_replayed")

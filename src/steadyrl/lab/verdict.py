@@ -31,7 +31,7 @@ FORMS: dict[Measure, str] = {"entropy": "+.1e", "kl": "+.1e", "kl_natural": "+.1
 """How differences of a measure are printed; the others, which are shares, to three decimals."""
 
 
-class Finding(NamedTuple):
+class RuleFinding(NamedTuple):
     """What a rule came to."""
 
     verdict: Verdict
@@ -48,7 +48,7 @@ class Finding(NamedTuple):
     """Which way these seeds would decide it."""
 
 
-def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
+def judge(claim: Claim, results: Results) -> tuple[Verdict, list[RuleFinding]]:
     """All rules of a claim, and what they come to together.
 
     Contradicted if one rule is; else not run if one lacks its runs; else not visible if one is not; else replicated.
@@ -64,19 +64,19 @@ def judge(claim: Claim, results: Results) -> tuple[Verdict, list[Finding]]:
     return "replicated", findings
 
 
-def _only_where(finding: Finding, arm: str, results: Results) -> Finding:
+def _only_where(finding: RuleFinding, arm: str, results: Results) -> RuleFinding:
     """The same finding, or none where at most half of the runs of `arm` have collapsed, or it has no runs."""
     if not results[arm]:
-        return Finding("not run", finding.text, f"{finding.effect}; {arm} has no runs")
+        return RuleFinding("not run", finding.text, f"{finding.effect}; {arm} has no runs")
     fallen = sum(run.collapsed_at is not None for run in results[arm])
     if finding.verdict == "not run" or 2 * fallen > len(results[arm]):
         return finding
     effect = f"{finding.effect}; but {arm} collapses in {fallen} of {len(results[arm])}"
     reason = "too few collapses to be saved from" if fallen else "nothing to be saved from"
-    return Finding("not visible here", finding.text, effect, reason)
+    return RuleFinding("not visible here", finding.text, effect, reason)
 
 
-def decide(rule: Rule, results: Results) -> list[Finding]:
+def decide(rule: Rule, results: Results) -> list[RuleFinding]:
     """One rule: a finding for each comparison that it makes."""
     match rule:
         case Higher():
@@ -92,11 +92,11 @@ def decide(rule: Rule, results: Results) -> list[Finding]:
             return [_shown(own)]
 
 
-def _compare(results: Results, rule: Higher, other: str) -> Finding:
+def _compare(results: Results, rule: Higher, other: str) -> RuleFinding:
     text = f"{rule.measure}: {rule.arm} above {other}" + (f" by {rule.by:g}" if rule.by else "")
     differences = _paired(results[rule.arm], results[other], rule.measure)
     if len(differences) < 2:
-        return Finding("not run", text, f"{len(differences)} pairs")
+        return RuleFinding("not run", text, f"{len(differences)} pairs")
     if rule.measure == "collapsed":
         return _sign_test(text, rule.arm, other, differences)
     low, high = interval(differences)
@@ -104,7 +104,7 @@ def _compare(results: Results, rule: Higher, other: str) -> Finding:
     return _difference(verdict, text, rule.measure, differences, room=fmean(differences) - rule.by)
 
 
-def _sign_test(text: str, arm: str, other: str, differences: Sequence[float]) -> Finding:
+def _sign_test(text: str, arm: str, other: str, differences: Sequence[float]) -> RuleFinding:
     """Whether one arm collapses where the other does not, over the seeds at which they differ.
 
     Equation: P(X ≥ more), X binomial over those seeds with chance ½, which is McNemar's exact test.
@@ -115,27 +115,29 @@ def _sign_test(text: str, arm: str, other: str, differences: Sequence[float]) ->
     verdict = "replicated" if above < ONE_SIDED else "contradicted" if below < ONE_SIDED else "not visible here"
     seeds = f"only {arm} at {more} of {len(differences)} seeds, only {other} at {fewer}"
     effect = f"{seeds}; p = {min(above, below):.3f}"
-    return Finding(verdict, text, effect, "undecided" if verdict == "not visible here" else "")
+    return RuleFinding(verdict, text, effect, "undecided" if verdict == "not visible here" else "")
 
 
-def _alike(results: Results, rule: Alike) -> Finding:
+def _alike(results: Results, rule: Alike) -> RuleFinding:
     text = f"{rule.measure}: {rule.arm} within {rule.within:g} of {rule.to}"
     differences = _paired(results[rule.arm], results[rule.to], rule.measure)
     if len(differences) < 2:
-        return Finding("not run", text, f"{len(differences)} pairs")
+        return RuleFinding("not run", text, f"{len(differences)} pairs")
     low, high = interval(differences)
     inside, outside = -rule.within < low and high < rule.within, high < -rule.within or low > rule.within
     verdict = "replicated" if inside else "contradicted" if outside else "not visible here"
     return _difference(verdict, text, rule.measure, differences, room=rule.within - abs(fmean(differences)))
 
 
-def _difference(verdict: Verdict, text: str, what: Measure, differences: Sequence[float], *, room: float) -> Finding:
+def _difference(
+    verdict: Verdict, text: str, what: Measure, differences: Sequence[float], *, room: float
+) -> RuleFinding:
     """A finding about a mean difference that lies `room` on the claimed side of where the verdict changes."""
     mean, low, high = (format(v, FORMS.get(what, "+.3f")) for v in (fmean(differences), *interval(differences)))
     effect = f"{mean} [{low}, {high}], {len(differences)} pairs"
     if verdict != "not visible here":
-        return Finding(verdict, text, effect)
-    return Finding(
+        return RuleFinding(verdict, text, effect)
+    return RuleFinding(
         verdict, text, effect, "undecided", _seeds_needed(differences, abs(room)), "for" if room > 0 else "against"
     )
 
@@ -171,15 +173,15 @@ def student(n: int) -> float:
     return STUDENT.get(n) or Z + (Z**3 + Z) / (4 * nu) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * nu * nu)
 
 
-def _share(hits: Sequence[bool], text: str, *, note: str = "") -> Finding:
+def _share(hits: Sequence[bool], text: str, *, note: str = "") -> RuleFinding:
     """Whether something holds for most runs."""
     n = len(hits)
     if not n:
-        return Finding("not run", text, "0 runs")
+        return RuleFinding("not run", text, "0 runs")
     low, high = wilson(sum(hits), n)
     verdict = "replicated" if low > 0.5 else "contradicted" if high < 0.5 else "not visible here"
     reason = "undecided" if verdict == "not visible here" else ""
-    return Finding(verdict, text, f"{sum(hits)} of {n} runs [{low:.2f}, {high:.2f}]{note}", reason)
+    return RuleFinding(verdict, text, f"{sum(hits)} of {n} runs [{low:.2f}, {high:.2f}]{note}", reason)
 
 
 def wilson(hits: int, n: int) -> tuple[float, float]:
@@ -189,16 +191,16 @@ def wilson(hits: int, n: int) -> tuple[float, float]:
     return (centre - half) / (1 + Z * Z / n), (centre + half) / (1 + Z * Z / n)
 
 
-def _shown(runs: Sequence[Result]) -> Finding:
+def _shown(runs: Sequence[Result]) -> RuleFinding:
     """Whether most collapses show in the entropy or in the divergence."""
     text = "a collapse shows in the entropy or in the KL"
     stable = [run for run in runs if run.collapsed_at is None]
     fallen = [run for run in runs if run.collapsed_at is not None]
     if not runs:
-        return Finding("not run", text, "0 runs")
+        return RuleFinding("not run", text, "0 runs")
     if not fallen or not stable:
         reason = "nothing collapsed" if stable else "nothing is stable"
-        return Finding("not visible here", text, f"{len(fallen)} of {len(runs)} runs collapsed", reason)
+        return RuleFinding("not visible here", text, f"{len(fallen)} of {len(runs)} runs collapsed", reason)
     signs = [_signs(run, stable) for run in fallen]
     low, high = sum(low for low, _ in signs), sum(high for _, high in signs)
     return _share([any(pair) for pair in signs], text, note=f": entropy below in {low}, divergence above in {high}")

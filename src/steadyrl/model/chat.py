@@ -18,7 +18,7 @@ ANSWER = "The answer is 585987."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Prompt:
+class EncodedPrompt:
     """What the model is shown."""
 
     text: str
@@ -98,7 +98,7 @@ class Chat:
                 )
         return [_text_of(turns[0]["content"]) for turns in conversations]
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Prompt]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[EncodedPrompt]:
         """Prompts of conversations; special tokens come from the template or, without one, from the tokenizer.
 
         Raises:
@@ -109,7 +109,7 @@ class Chat:
         found = self._ids(texts, special=special)
         behind = self._appended(texts, found) if special else 0
         return [
-            Prompt(text=text, packed=array("i", ids[: len(ids) - behind]))
+            EncodedPrompt(text=text, packed=array("i", ids[: len(ids) - behind]))
             for text, ids in zip(texts, found, strict=True)
         ]
 
@@ -157,7 +157,7 @@ class Chat:
                 "add_generation_prompt. Add it to the template of the tokenizer"
             )
 
-    def notices(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What the template does that its user may not expect."""
         if self.template is None:
             return []

@@ -39,7 +39,7 @@ class Policy:
     """A causal language model of transformers."""
     tokenizer: PreTrainedTokenizerBase
     """Its tokenizer."""
-    notices: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     """What its user should know, such as a vision tower that was left out."""
 
     @property
@@ -85,8 +85,8 @@ def load_pretrained(
     model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
     config = config_of(str(path), revision=revision, trust_remote_code=trust_remote_code)
-    notice = left_out(config, model)
-    return _policy(model, tokenizer, notices=() if notice is None else (notice,))
+    warning = left_out(config, model)
+    return _policy(model, tokenizer, warnings=() if warning is None else (warning,))
 
 
 def load_tokenizer(path: str | Path, *, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -248,11 +248,11 @@ def _resume(layer: nn.Module, args: object, output: object) -> None:
     layer.training = layer.trains  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, notices: tuple[str, ...] = ()) -> Policy:
+def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, warnings: tuple[str, ...] = ()) -> Policy:
     refuse_frozen(model)
     _check_head(model)
     attend_by_block(model)
-    return Policy(model=model, tokenizer=tokenizer, notices=notices)
+    return Policy(model=model, tokenizer=tokenizer, warnings=warnings)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ SAMPLE = 2**16
 """Most weights of one tensor that are looked at, at even distances; a smaller tensor is looked at whole."""
 
 LEAST_MOVED = 0.1
-"""A smaller share is worth a notice."""
+"""A smaller share is worth a warning."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,35 +22,32 @@ class Moved:
     """How many of them have another value after the update."""
 
 
-def sampled(model: nn.Module) -> list[Tensor]:
-    """Return a copy of each parameter's sample, to be held against the weights after an update."""
-    return [_sample(weight).clone() for weight in model.parameters()]
+def sampled(model: nn.Module) -> Tensor:
+    """Return a copy of each parameter's sample, joined, to compare with the weights after an update."""
+    return torch.cat([_sample(weight) for weight in model.parameters()])
 
 
 @torch.no_grad()
-def moved_since(before: list[Tensor], model: nn.Module) -> Moved:
-    """Count the weights that have a gradient, and those of them that are not what they were.
+def moved_since(before: Tensor, model: nn.Module) -> Moved:
+    """Count the weights that have a gradient, and those of them that changed.
 
     Args:
         before: `sampled(model)`, taken before the update.
         model: after the update, with the gradients that made it.
     """
-    pulled, changed = [], []
-    for old, weight in zip(before, model.parameters(), strict=True):
-        if weight.grad is not None:
-            has_gradient = _sample(weight.grad) != 0.0
-            pulled.append(has_gradient.sum())
-            changed.append((has_gradient & (_sample(weight) != old)).sum())
-    if not pulled:
-        return Moved(pulled=0, changed=0)
-    return Moved(pulled=int(torch.stack(pulled).sum()), changed=int(torch.stack(changed).sum()))
+    weights = list(model.parameters())
+    gradients = [_sample(torch.zeros_like(w) if w.grad is None else w.grad) for w in weights]
+    pulled = torch.cat(gradients) != 0.0
+    changed = pulled & (torch.cat([_sample(weight) for weight in weights]) != before)
+    counts = torch.stack([pulled.sum(), changed.sum()]).tolist()
+    return Moved(pulled=counts[0], changed=counts[1])
 
 
 def unmoved(share: float, *, step: int, dtype: str) -> str:
     """Return what to tell the user of a step that changed no more than this share of the weights."""
     return (
         f"step {step} changed {share:.1%} of the weights that have a gradient (update/moved): the other updates are "
-        f'smaller than {dtype} can hold. Use hold.dtype = "float32" or a larger optimizer.learning_rate'
+        f'smaller than {dtype} can hold. Use runtime.dtype = "float32" or a larger optimizer.learning_rate'
     )
 
 

@@ -49,7 +49,7 @@ def pack_responses(
     their micro-batches and keep its gradient.
 
     Args:
-        responses: scored responses, those to one prompt side by side.
+        responses: responses with their advantages, those to one prompt side by side.
         micro_tokens: most cells in one micro-batch.
         one_block: for models that take one block at a time (`model.attention`), with a row for each sequence.
         device: where the tensors go.

@@ -19,7 +19,7 @@ SOURCES: tuple[Source, ...] = get_args(Source)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class RouteRun:
     """Consecutive rows with one origin, up to the next run's start."""
 
     start: int
@@ -36,7 +36,7 @@ class RouteRecord:
 
     A prompt of 3 tokens answered by 3 is fed 5 positions, so it has 5 rows. The first 2 came from a cached prefix of
     version 7, the prompt's last from a prefill of version 8, the other 2 were decoded:
-    `runs = (Run(0, 7, "cached_prefix"), Run(2, 8, "prefill"), Run(3, 8, "decode"))`.
+    `runs = (RouteRun(0, 7, "cached_prefix"), RouteRun(2, 8, "prefill"), RouteRun(3, 8, "decode"))`.
 
     Raises:
         RoutingError: the routes are not [tokens, layers, slots] of an unsigned type, or the runs do not begin at row
@@ -45,7 +45,7 @@ class RouteRecord:
 
     routes: Routes
     """Experts of each fed position; the type's largest value is the sentinel "no route: route natively"."""
-    runs: tuple[Run, ...]
+    runs: tuple[RouteRun, ...]
     """Origins, in the order of the rows."""
 
     def __post_init__(self) -> None:
@@ -94,7 +94,7 @@ class RouteRecord:
         columns = [found[name].tolist() for name in ("start", "policy_version", "source")]
         if len({len(column) for column in columns}) != 1 or not all(0 <= s < len(SOURCES) for s in columns[2]):
             raise RoutingError(f"{path} is no route record: its runs are {columns} (start, policy_version, source)")
-        runs = tuple(Run(start=a, policy_version=v, source=SOURCES[s]) for a, v, s in zip(*columns, strict=True))
+        runs = tuple(RouteRun(start=a, policy_version=v, source=SOURCES[s]) for a, v, s in zip(*columns, strict=True))
         return cls(routes=found["routes"], runs=runs)
 
     def _tensors(self) -> dict[str, Tensor]:

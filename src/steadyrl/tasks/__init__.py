@@ -1,7 +1,7 @@
-"""Where prompts and rewards come from. Nothing here loads torch: scoring runs in light worker processes."""
+"""Where prompts and rewards come from. Nothing here loads torch: verifiers run in light worker processes."""
 
 from steadyrl.tasks.base import Example, Split, Task, TaskError
 from steadyrl.tasks.build import build_task
-from steadyrl.tasks.scoring import Score, ScorePool, ScoreRequest
+from steadyrl.tasks.pool import Reward, RewardPool, RewardRequest
 
-__all__ = ["Example", "Score", "ScorePool", "ScoreRequest", "Split", "Task", "TaskError", "build_task"]
+__all__ = ["Example", "Reward", "RewardPool", "RewardRequest", "Split", "Task", "TaskError", "build_task"]

@@ -7,16 +7,16 @@ from typing import Any, Literal
 
 from steadyrl.tasks.base import Context, Example, RightResponses, Split, Task
 from steadyrl.tasks.junk import Junk, junk_responses
-from steadyrl.tasks.scoring import Score, ScoreRequest
+from steadyrl.tasks.pool import Reward, RewardRequest
 
 Half = Literal["right", "junk"]
-Scorer = Callable[[Sequence[ScoreRequest]], Sequence[Score]]
+Verify = Callable[[Sequence[RewardRequest]], Sequence[Reward]]
 _SPLIT: Split = "train"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """A response that the audit scored."""
+    """A response that the audit tried."""
 
     half: Half
     """Whether it is right or junk."""
@@ -31,9 +31,9 @@ class Finding:
     response: str
     """The response."""
     reward: float | None
-    """What it earned; None: its scoring failed."""
+    """What it earned; None: the verifier failed."""
     failure: str | None
-    """Why its scoring failed."""
+    """Why the verifier failed."""
     paid: bool
     """Its reward is at least `task.correct_at`."""
     counts: bool
@@ -63,9 +63,9 @@ class Row:
     partial: int = 0
     """Junk that earned more than the empty response, but is not paid."""
     failed: int = 0
-    """Responses whose scoring failed."""
+    """Responses whose verifier failed."""
     highest: float | None = None
-    """The highest reward; None: every scoring failed."""
+    """The highest reward; None: the verifier failed on each."""
     example: Finding | None = None
     """The first fault; else the first that is doubtful, partial or failed."""
 
@@ -110,7 +110,7 @@ class Report:
 
     @property
     def doubts(self) -> int:
-        """Responses that only a strict audit counts: doubtful or partial ones, and those whose scoring failed."""
+        """Responses that only a strict audit counts: doubtful or partial ones, and those whose verifier failed."""
         return sum(row.doubtful + row.partial + row.failed for row in self.rows)
 
     def passed(self, *, strict: bool = False) -> bool:
@@ -124,7 +124,7 @@ class Report:
 
 def audit(
     task: Task,
-    score: Scorer,
+    verify: Verify,
     *,
     problems: int,
     correct_at: float,
@@ -132,16 +132,16 @@ def audit(
     seconds: float = float("inf"),
     prompt_text: Callable[[Example], str] = lambda example: example.question,
 ) -> Report:
-    """Score right responses and junk on some of the training problems.
+    """Verify right responses and junk on some of the training problems.
 
     Args:
         task: Its problems and their right responses.
-        score: What scores responses; `ScorePool.score`.
+        verify: What gives responses their rewards; `RewardPool.rewards`.
         problems: How many are tried at most.
         correct_at: From this reward on a response is paid.
-        together: Responses that are scored in one call; the time is looked at between calls.
+        together: Responses that are verified in one call; the time is looked at between calls.
         seconds: No call begins after so many seconds. A problem that is not finished then is left out.
-        prompt_text: The prompt that a score function sees as `prompt_text`.
+        prompt_text: The prompt that a reward function sees as `prompt_text`.
 
     Returns:
         Counts and an example for each form of response.
@@ -159,12 +159,12 @@ def audit(
         junk = junk_responses(example, right, other)
         context = Context(prompt_text=prompt_text(example))
         texts = [*(response for _, response in right.forms), *(one.response for one in junk)]
-        scores = _scored(score, [_request(index, text, context) for text in texts], together, deadline)
-        if len(scores) < len(texts):
+        rewards = _verified(verify, [_request(index, text, context) for text in texts], together, deadline)
+        if len(rewards) < len(texts):
             break
         report.problems += 1
         report.without_reference += not right.forms
-        paid, earned = scores[: len(right.forms)], scores[len(right.forms) :]
+        paid, earned = rewards[: len(right.forms)], rewards[len(right.forms) :]
         for finding in (
             *_right_findings(index, example, right, paid, correct_at),
             *_junk_findings(index, example, junk, earned, correct_at),
@@ -182,36 +182,36 @@ def audited(size: int | None, problems: int) -> Sequence[int]:
     return [position * size // problems for position in range(problems)]
 
 
-def _request(index: int, response: str, context: Context) -> ScoreRequest:
-    return ScoreRequest(split=_SPLIT, index=index, completion=response, context=context)
+def _request(index: int, response: str, context: Context) -> RewardRequest:
+    return RewardRequest(split=_SPLIT, index=index, completion=response, context=context)
 
 
-def _scored(score: Scorer, requests: Sequence[ScoreRequest], together: int, deadline: float) -> list[Score]:
-    """The scores, or those of the first requests where time was up."""
-    scores: list[Score] = []
-    while len(scores) < len(requests) and time.monotonic() < deadline:
-        scores.extend(score(requests[len(scores) : len(scores) + together]))
-    return scores
+def _verified(verify: Verify, requests: Sequence[RewardRequest], together: int, deadline: float) -> list[Reward]:
+    """The rewards, or those of the first requests where time was up."""
+    rewards: list[Reward] = []
+    while len(rewards) < len(requests) and time.monotonic() < deadline:
+        rewards.extend(verify(requests[len(rewards) : len(rewards) + together]))
+    return rewards
 
 
 def _right_findings(
-    index: int, example: Example, right: RightResponses, scores: Sequence[Score], correct_at: float
+    index: int, example: Example, right: RightResponses, rewards: Sequence[Reward], correct_at: float
 ) -> Iterator[Finding]:
     """The right half of one problem. Where one form is enough, the first stands for all that are unpaid."""
-    paid = [_is_paid(score, correct_at) for score in scores]
-    for number, ((form, response), score) in enumerate(zip(right.forms, scores, strict=True)):
+    paid = [_is_paid(reward, correct_at) for reward in rewards]
+    for number, ((form, response), reward) in enumerate(zip(right.forms, rewards, strict=True)):
         counts = not paid[number] if right.every else number == 0 and not any(paid)
-        yield _finding("right", form, index, example, response, score, paid=paid[number], counts=counts)
+        yield _finding("right", form, index, example, response, reward, paid=paid[number], counts=counts)
 
 
 def _junk_findings(
-    index: int, example: Example, junk: Sequence[Junk], scores: Sequence[Score], correct_at: float
+    index: int, example: Example, junk: Sequence[Junk], rewards: Sequence[Reward], correct_at: float
 ) -> Iterator[Finding]:
     """The junk half of one problem; its first response is the empty one."""
-    floor = scores[0].reward or 0.0
-    for one, score in zip(junk, scores, strict=True):
-        paid = _is_paid(score, correct_at)
-        partial = not paid and score.reward is not None and score.reward > floor
+    floor = rewards[0].value or 0.0
+    for one, reward in zip(junk, rewards, strict=True):
+        paid = _is_paid(reward, correct_at)
+        partial = not paid and reward.value is not None and reward.value > floor
         counts, doubtful = paid and one.certain, paid and not one.certain
         yield _finding(
             "junk",
@@ -219,7 +219,7 @@ def _junk_findings(
             index,
             example,
             one.response,
-            score,
+            reward,
             paid=paid,
             counts=counts,
             doubtful=doubtful,
@@ -228,7 +228,7 @@ def _junk_findings(
 
 
 def _finding(
-    half: Half, form: str, index: int, example: Example, response: str, score: Score, **verdict: bool
+    half: Half, form: str, index: int, example: Example, response: str, reward: Reward, **verdict: bool
 ) -> Finding:
     return Finding(
         half=half,
@@ -237,14 +237,14 @@ def _finding(
         question=example.question,
         answer=example.answer,
         response=response,
-        reward=score.reward,
-        failure=score.failure,
+        reward=reward.value,
+        failure=reward.failure,
         **({"doubtful": False, "partial": False} | verdict),
     )
 
 
-def _is_paid(score: Score, correct_at: float) -> bool:
-    return score.reward is not None and score.reward >= correct_at
+def _is_paid(reward: Reward, correct_at: float) -> bool:
+    return reward.value is not None and reward.value >= correct_at
 
 
 def _weight(finding: Finding) -> int:

@@ -37,7 +37,7 @@ class Example:
     accepted: tuple[str, ...] = ()
     """Every accepted answer, where there are several; `answer` is the first of them."""
     row: Mapping[str, Any] = field(default_factory=dict)
-    """The columns of the data row, for score functions that ask for them."""
+    """The columns of the data row, for reward functions that ask for them."""
     place: str = field(default="", compare=False)
     """Where the data hold it, such as `pairs.jsonl, line 7`; empty for problems that are made."""
 
@@ -77,7 +77,7 @@ class Task(Protocol):
     """Training problems, held-out problems, and a verifier.
 
     Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run,
-    and a worker process that only scores, see the same problems without sharing any state.
+    and a worker process that only verifies, see the same problems without sharing any state.
     """
 
     def size(self, split: Split) -> int | None:
@@ -88,7 +88,7 @@ class Task(Protocol):
         """The problem at `index`."""
         ...
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """Reward of a response to the problem at `index`."""
         ...
 

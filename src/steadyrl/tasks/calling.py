@@ -1,4 +1,4 @@
-"""Calling a user's score function: which form it has, and what its parameters get."""
+"""Calling a user's reward function: which form it has, and what its parameters get."""
 
 import copy
 import functools
@@ -11,7 +11,7 @@ from steadyrl.tasks.base import Context, Example, TaskError
 Form = Literal["plain", "trl", "verl"]
 
 KNOWN_FORMS = (
-    "Known are `score(prompt, completion)`, TRL's `reward(prompts, completions)` and verl's "
+    "Known are `reward(prompt, completion)`, TRL's `reward(prompts, completions)` and verl's "
     "`compute_score(data_source, solution_str, ground_truth, extra_info)`; they may also ask for `answer`, "
     "`prompt_text`, `finish_reason`, `token_ids`, any column of the data, and `**kwargs`"
 )
@@ -19,7 +19,7 @@ _RESPONSE: dict[Form, str] = {"plain": "completion", "trl": "completions", "verl
 _MISSING = object()
 
 
-class ScoreFunction:
+class RewardFunction:
     """A function with a known form.
 
     The names of its parameters decide. `completions`: TRL's form, which gets lists and returns a list. `solution_str`:

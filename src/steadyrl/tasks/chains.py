@@ -1,4 +1,4 @@
-"""Chains of + and − modulo ten: endless, cheap to score, and hard for a model that skips a step."""
+"""Chains of + and − modulo ten: endless, cheap to verify, and hard for a model that skips a step."""
 
 import functools
 import random
@@ -58,7 +58,7 @@ class Chains:
         """The chain at `index`."""
         return _draw(self._seed, split, index, self._terms, self._noise, self._style)
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there is one `>` and behind it exactly the answer, else 0; the steps are not checked."""
         answer = self.example(split, index).answer
         return float(self.final_answer(completion) == answer)
@@ -73,7 +73,7 @@ class Chains:
         return RightResponses(forms=(("worked", example.solution),))
 
 
-@functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
+@functools.lru_cache(maxsize=4096)  # the responses of one prompt are verified one after the other
 def _draw(seed: int, split: Split, index: int, terms: tuple[int, int], noise: float, style: str) -> Example:
     """Draw chains from the stream of this index until one belongs to the split."""
     stream = random.Random(f"{seed}/{split}/{index}")

@@ -17,7 +17,7 @@ _BEGINNINGS = ("LC_", "PYTHON", "OMP_", "MKL_", "OPENBLAS_", "KMP_")
 
 
 def worker_environment(environment: Mapping[str, str], named: Sequence[str]) -> dict[str, str]:
-    """The variables a worker gets: those of an allow-list, and those that `scoring.environment` names.
+    """The variables a worker gets: those of an allow-list, and those that `verifier.environment` names.
 
     Raises:
         TaskError: a named variable is not set.
@@ -25,7 +25,7 @@ def worker_environment(environment: Mapping[str, str], named: Sequence[str]) -> 
     for name in named:
         if name not in environment:
             raise TaskError(
-                f"scoring.environment names {name!r}, which is not set; export it before the run, or remove the name"
+                f"verifier.environment names {name!r}, which is not set; export it before the run, or remove the name"
             )
     return {
         name: value

@@ -66,7 +66,7 @@ def become_worker(run: int) -> Guard:
 
 def _temporary_folder() -> str:
     try:
-        return tempfile.mkdtemp(prefix="steadyrl-scoring-")
+        return tempfile.mkdtemp(prefix="steadyrl-verifier-")
     except OSError:  # no temporary folder can be written
         return "/"
 

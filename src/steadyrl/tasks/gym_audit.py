@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from steadyrl.tasks.base import Example, RightResponses
-from steadyrl.tasks.gym_table import GymTable, Own, Verdict, markdown, table
+from steadyrl.tasks.gym_table import GymTable, GymVerdict, Own, markdown, table
 from steadyrl.tasks.junk import junk_responses
 from steadyrl.tasks.reasoning import UNREPEATABLE, ReasoningGym
 
@@ -42,7 +42,7 @@ def measure(names: Sequence[str]) -> GymTable:
             program, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, timeout=_SECONDS, check=True
         )
     verdicts = json.loads(done.stdout.splitlines()[-1])
-    found = {name: Verdict(**verdict) for name, verdict in verdicts.items()}
+    found = {name: GymVerdict(**verdict) for name, verdict in verdicts.items()}
     return GymTable(version=importlib.metadata.version("reasoning-gym"), datasets=found)
 
 
@@ -84,9 +84,9 @@ def planted(answer: str, mark: str) -> list[str]:
     ]
 
 
-def _here(name: str) -> Verdict:
+def _here(name: str) -> GymVerdict:
     """Measure a dataset in this process. Code comes last: where it runs, it could change the verifier."""
-    task = ReasoningGym(seed=0, dataset=name, parameters={}, min_score=math.inf, allow_code=True)
+    task = ReasoningGym(seed=0, dataset=name, parameters={}, min_reward=math.inf, allow_code=True)
     best, form, response, near = 0.0, "", "", 0.0
     own: list[float] = []
     examples: list[float] = []
@@ -94,18 +94,18 @@ def _here(name: str) -> Verdict:
     for index in range(PROBLEMS):
         example, right = task.example("train", index), task.right_responses("train", index)
         for junk in junk_responses(example, right, before):
-            score = task.raw_score("train", index, junk.response) if junk.certain else 0.0
-            if junk.form in _NEAR and score < 1.0:
-                near = max(near, score)
-            elif score > best:
-                best, form, response = score, junk.form, junk.response[:_SHOWN]
+            reward = task.raw_reward("train", index, junk.response) if junk.certain else 0.0
+            if junk.form in _NEAR and reward < 1.0:
+                near = max(near, reward)
+            elif reward > best:
+                best, form, response = reward, junk.form, junk.response[:_SHOWN]
         before = example, right
-        own.extend(task.raw_score("train", index, text) for _, text in right.forms)
+        own.extend(task.raw_reward("train", index, text) for _, text in right.forms)
         metadata = task.metadata("train", index)
         found = (metadata[key] for key in _EXAMPLES if key in metadata)
         texts = (text if isinstance(text, str) else json.dumps(text) for text in found)
-        examples.extend(task.raw_score("train", index, text) for text in texts)
-    return Verdict(
+        examples.extend(task.raw_reward("train", index, text) for text in texts)
+    return GymVerdict(
         junk=_up(best),
         form=form,
         response=response,
@@ -115,9 +115,9 @@ def _here(name: str) -> Verdict:
     )
 
 
-def _up(score: float) -> float:
-    """Rounded up, so that a `min_score` of this size still pays."""
-    return math.ceil(score * 1000) / 1000
+def _up(reward: float) -> float:
+    """Rounded up, so that a `min_reward` of this size still pays."""
+    return math.ceil(reward * 1000) / 1000
 
 
 def _own(own: Sequence[float], examples: Sequence[float]) -> Own:
@@ -132,7 +132,7 @@ def _runs_code(task: ReasoningGym, mark: str) -> bool:
     for index in range(_PLANTED):
         for text in planted(task.example("train", index).answer, mark):
             for response in (text, f"<answer>{text}</answer>"):
-                task.raw_score("train", index, response)
+                task.raw_reward("train", index, response)
                 if Path(mark).exists():
                     return True
     return False

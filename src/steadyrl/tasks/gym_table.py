@@ -15,20 +15,20 @@ _HINT = "`python -m steadyrl.tasks.gym_audit` measures the installed version"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Verdict:
+class GymVerdict:
     """What was measured for the verifier of one dataset.
 
-    For instance, `Verdict(junk=1.0, form="refusal", response="I do not know.", near=1.0, code=False, own="paid")`.
+    For instance, `GymVerdict(junk=1.0, form="refusal", response="I do not know.", near=1.0, code=False, own="paid")`.
     """
 
     junk: float
-    """The highest score of a junk response that has nothing to do with the answer, from 0 to 1."""
+    """The highest reward of a junk response that has nothing to do with the answer, from 0 to 1."""
     form: str
     """What kind of junk earned it; empty where none earned anything."""
     response: str
     """That response, cut to its first characters."""
     near: float
-    """The highest score of half an answer, of two answers and of another problem's answer: partial credit, below 1."""
+    """The highest reward of half an answer, of two answers and of another problem's answer: partial credit, below 1."""
     code: bool
     """Code that stood in an answer was run."""
     own: Own
@@ -41,7 +41,7 @@ class GymTable:
 
     version: str
     """The version that was measured."""
-    datasets: dict[str, Verdict]
+    datasets: dict[str, GymVerdict]
     """By the dataset's name."""
 
 
@@ -49,10 +49,10 @@ class GymTable:
 def table() -> GymTable:
     """The table that SteadyRL ships."""
     stored = json.loads(files("steadyrl.tasks").joinpath(_FILE).read_text(encoding="utf-8"))
-    return GymTable(version=stored["version"], datasets={n: Verdict(**v) for n, v in stored["datasets"].items()})
+    return GymTable(version=stored["version"], datasets={n: GymVerdict(**v) for n, v in stored["datasets"].items()})
 
 
-def refuse_untrusted(dataset: str, *, min_score: float, allow_code: bool) -> None:
+def refuse_untrusted(dataset: str, *, min_reward: float, allow_code: bool) -> None:
     """Reject a dataset whose verifier pays junk, or runs code without `allow_code`.
 
     Raises:
@@ -74,11 +74,11 @@ def refuse_untrusted(dataset: str, *, min_score: float, allow_code: bool) -> Non
                 "Use another dataset, or set task.allow_code = true on a machine where that does no harm"
             )
         return  # whoever lets code run knows that it can compute any answer
-    if verdict.junk >= min_score:
-        way_out = "use another dataset" if verdict.junk >= 1.0 else f"raise task.min_score above {verdict.junk:g}"
+    if verdict.junk >= min_reward:
+        way_out = "use another dataset" if verdict.junk >= 1.0 else f"raise task.min_reward above {verdict.junk:g}"
         raise TaskError(
             f"task.dataset = {dataset!r}: its verifier gives {verdict.junk:g} for junk ({verdict.form}: "
-            f"{verdict.response!r}), and task.min_score = {min_score:g} would pay that; {way_out}"
+            f"{verdict.response!r}), and task.min_reward = {min_reward:g} would pay that; {way_out}"
         )
 
 

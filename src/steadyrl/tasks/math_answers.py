@@ -1,4 +1,4 @@
-"""The score `math_verify`: whether the final answer of a response equals the reference."""
+"""The reward `math_verify`: whether the final answer of a response equals the reference."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -13,7 +13,7 @@ from steadyrl.tasks.references import Reference, answer_in, read_reference
 from steadyrl.tasks.restated import is_restated
 
 
-def math_verify_score(
+def math_verify_reward(
     answer: str | Sequence[str],
     completion: str,
     *,

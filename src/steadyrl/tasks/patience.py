@@ -29,7 +29,7 @@ def watched(items: Iterable[T], what: str, *, total: int | None = None) -> Itera
             yield item
             if time.monotonic() < due:
                 continue
-            from rich.console import Console  # scoring workers, which are quick, do without it
+            from rich.console import Console  # verifier workers, which are quick, do without it
             from rich.text import Text
 
             text = Text(f"{what}: {count:,}" + ("" if total is None else f" of {total:,}"))

@@ -17,7 +17,7 @@ from typing import Any
 from steadyrl.tasks.base import TaskError
 
 LOADING_LIMIT = 60.0
-"""Seconds that loading a user's function may take, or `scoring.time_limit` where that is more."""
+"""Seconds that loading a user's function may take, or `verifier.time_limit` where that is more."""
 _LONGEST_LINE = 1 << 24
 _LONGEST_WAIT = 3600.0  # what the system's calls can hold; whoever waits looks again
 _FAREWELL = 10.0  # seconds the guard has to kill what is left
@@ -37,7 +37,7 @@ class Ready:
     size: int | None
     """Training problems; None where they are endless."""
     label: str | None
-    """Name of the user's function; None where ours scores."""
+    """Name of the user's function; None where ours verifies."""
     grouped: bool
     """The function gets all responses to a prompt in one call."""
     tokens: bool
@@ -101,14 +101,14 @@ class Worker:
             if not self._wait(deadline):
                 self.kill()
                 raise TaskError(
-                    f"score = {self._spec['task'].get('score')!r}: loading it took longer than {limit:g} s; "
-                    "raise scoring.time_limit if it needs more"
+                    f"reward = {self._spec['task'].get('reward')!r}: loading it took longer than {limit:g} s; "
+                    "raise verifier.time_limit if it needs more"
                 )
             try:
                 messages = self.receive()
             except WorkerDied as error:
                 raise TaskError(
-                    f"a scoring worker {self.end()} while building the task{self._while_loading(deadline)}; "
+                    f"a verifier worker {self.end()} while building the task{self._while_loading(deadline)}; "
                     "see its message above"
                 ) from error
             for message in messages:
@@ -129,8 +129,8 @@ class Worker:
         return False
 
     def _while_loading(self, deadline: float) -> str:
-        score = self._spec["task"].get("score")
-        return f" and loading score = {score!r}" if math.isfinite(deadline) else ""
+        reward = self._spec["task"].get("reward")
+        return f" and loading reward = {reward!r}" if math.isfinite(deadline) else ""
 
     def fileno(self) -> int:
         """The descriptor that becomes readable when there are answers, for a selector."""

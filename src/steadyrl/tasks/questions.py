@@ -9,9 +9,9 @@ from typing import Any
 
 from steadyrl.tasks.answers import Place, final_answer
 from steadyrl.tasks.base import WHOLE, Context, Example, Graded, RightResponses, Split, TaskError
-from steadyrl.tasks.calling import ScoreFunction
+from steadyrl.tasks.calling import RewardFunction
 from steadyrl.tasks.held_out import by_question, choose, count_near
-from steadyrl.tasks.own_score import function_file, load_function
+from steadyrl.tasks.own_reward import function_file, load_function
 from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
 from steadyrl.tasks.right import right_answers
@@ -19,7 +19,7 @@ from steadyrl.tasks.sources import read_source
 
 
 class Questions:
-    """Pairs that somebody wrote, scored by math_verify or by the user's own function.
+    """Pairs that somebody wrote, verified by math_verify or by the user's own function.
 
     Which questions are held out depends on their text alone: not on a seed, nor on the order of the file. A question
     is in one split only, however it is spaced or its accents are encoded.
@@ -38,7 +38,7 @@ class Questions:
         question_column: str = "question",
         answer_column: str = "answer",
         solution_column: str | None = None,
-        score: str = "math_verify",
+        reward: str = "math_verify",
         answer: Place = "auto",
         held_out: int = 256,
         skip_bad_rows: bool = False,
@@ -51,7 +51,7 @@ class Questions:
         Args:
             path, subset, split: What to read, as `sources.read_source` says.
             question_column, answer_column, solution_column: The columns, as `pairs.Columns` says.
-            score: `math_verify`, or `file.py:function`.
+            reward: `math_verify`, or `file.py:function`.
             answer: Where `math_verify` looks for the answer of a response.
             held_out: How many questions.
             skip_bad_rows: Leave rows out that cannot be used; else they are refused.
@@ -65,13 +65,13 @@ class Questions:
             TaskError: the data cannot be read, rows cannot be used, or too few are left.
         """
         self._path = path
-        self.own_file = None if score == "math_verify" else function_file(score)
-        """Where the user's score function is, if it scores; it is loaded when it is first needed."""
+        self.own_file = None if reward == "math_verify" else function_file(reward)
+        """Where the user's reward function is, if there is one; it is loaded when it is first needed."""
         self._math = None if self.own_file else _math_verifier(answer)
-        self._score, self._has_solutions = score, solution_column is not None
+        self._reward, self._has_solutions = reward, solution_column is not None
         self._place: Place = answer
         self._held_out, self._skip = held_out, skip_bad_rows
-        check = None if digest else _reference_check(score)
+        check = None if digest else _reference_check(reward)
 
         def read(path: str, subset: str | None, split: str, columns: Columns) -> Pairs:
             source, rows = read_source(path, subset=subset, split=split)
@@ -102,7 +102,7 @@ class Questions:
         """The pair at `index`: training pairs and sets in the order of the file, held-out pairs by their hash."""
         return self._pairs[split][index]
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> Graded:
         """What math_verify, or the user's function, says of the completion."""
         pair = self._pairs[split][index]
         if self._math is not None:
@@ -111,15 +111,15 @@ class Questions:
         return returned[0] if self.own_function.form == "trl" else returned
 
     @functools.cached_property
-    def own_function(self) -> ScoreFunction:
-        """The user's score function.
+    def own_function(self) -> RewardFunction:
+        """The user's reward function.
 
         Raises:
             TaskError: it cannot be loaded, or called with what there is.
         """
         assert self.own_file is not None
         function = load_function(self.own_file)
-        return ScoreFunction(
+        return RewardFunction(
             function,
             label=self.own_file.label,
             example=self._pairs["train"][0],
@@ -131,7 +131,7 @@ class Questions:
         """The reference answer in the usual forms; for a user's own function, the worked solution too."""
         return right_answers(
             self._pairs[split][index],
-            score=self._score,
+            reward=self._reward,
             place=self._place,
             solved=self._has_solutions,
         )
@@ -179,7 +179,7 @@ class Questions:
                 hashed.update(_canonical(content).encode())
         return hashed.hexdigest()
 
-    def notices(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What a user should know of the data: rows left out, questions nearly alike, questions of the sets."""
         said = []
         if left_out := self.left_out:
@@ -219,9 +219,9 @@ class Questions:
 _canonical = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
-def _reference_check(score: str) -> Callable[[Example], None] | None:
+def _reference_check(reward: str) -> Callable[[Example], None] | None:
     """What reads the reference answers of a pair; None where the user's own function alone knows what they mean."""
-    if score != "math_verify":
+    if reward != "math_verify":
         return None
     from steadyrl.tasks.math_answers import read_reference
 
@@ -238,10 +238,10 @@ def _reference_check(score: str) -> Callable[[Example], None] | None:
 
 def _math_verifier(place: Place) -> Callable[[Example, str, Context], float]:
     """math_verify loads sympy: it is imported only where used."""
-    from steadyrl.tasks.math_answers import math_verify_score
+    from steadyrl.tasks.math_answers import math_verify_reward
 
     def verify(pair: Example, completion: str, context: Context) -> float:
-        return math_verify_score(
+        return math_verify_reward(
             pair.accepted or pair.answer,
             completion,
             place=place,

@@ -1,4 +1,4 @@
-"""Any dataset of reasoning-gym, scored by that dataset's own verifier."""
+"""Any dataset of reasoning-gym, with that dataset's own verifier."""
 
 import dataclasses
 import functools
@@ -64,7 +64,7 @@ class ReasoningGym:
         seed: int,
         dataset: str,
         parameters: Mapping[str, Any],
-        min_score: float,
+        min_reward: float,
         allow_code: bool = False,
     ) -> None:
         """Check the dataset's name and parameters by making its first generator.
@@ -77,8 +77,8 @@ class ReasoningGym:
         known = {field.name for field in dataclasses.fields(DATASETS[dataset][1])} - {"seed", "size"}
         require_known(f"parameter of reasoning-gym's {dataset}", parameters, known)
         _require_repeatable(dataset)
-        refuse_untrusted(dataset, min_score=min_score, allow_code=allow_code)
-        self._seed, self._name, self._parameters, self._min_score = seed, dataset, parameters, min_score
+        refuse_untrusted(dataset, min_reward=min_reward, allow_code=allow_code)
+        self._seed, self._name, self._parameters, self._min_reward = seed, dataset, parameters, min_reward
         # generators and problems can be slow to make, and each problem is asked for once per response
         self._generator = functools.lru_cache(maxsize=8)(self._make_generator)
         self._entry = functools.lru_cache(maxsize=4096)(self._find_entry)
@@ -94,11 +94,11 @@ class ReasoningGym:
         answer = "" if entry["answer"] is None else str(entry["answer"])
         return Example(question=entry["question"], answer=answer, solution=answer)
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
-        """1 if the dataset's verifier gives the answer at least `min_score`, else 0."""
-        return float(self.raw_score(split, index, completion) >= self._min_score)
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+        """1 if the dataset's verifier gives the answer at least `min_reward`, else 0."""
+        return float(self.raw_reward(split, index, completion) >= self._min_reward)
 
-    def raw_score(self, split: Split, index: int, completion: str) -> float:
+    def raw_reward(self, split: Split, index: int, completion: str) -> float:
         """What the dataset's verifier gives the answer, 0 where it raises.
 
         An answer that the verifier cannot read is wrong. Had it a missing reward instead, a response could escape its

@@ -19,7 +19,7 @@ def read_reference(answer: str) -> Reference:
     """
     if PLAIN_NUMBER.fullmatch(answer) or PLAIN_WORDS.fullmatch(answer):
         return read_answer(answer)
-    way_out = "give a number, a formula, a word or a choice letter, or score it yourself"
+    way_out = "give a number, a formula, a word or a choice letter, or write a reward function"
     text = answer_in(answer)
     shown = repr(answer if len(answer) <= 80 else f"{answer[:77]}...")
     if not any(map(str.isalnum, text.replace("∞", "infinity"))):

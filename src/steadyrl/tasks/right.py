@@ -6,7 +6,7 @@ from steadyrl.tasks.base import Example, RightResponses
 _THOUGHTS = "<think>\nFirst I look at what is given.\n</think>\n"
 
 
-def right_answers(example: Example, *, score: str, place: Place, solved: bool) -> RightResponses:
+def right_answers(example: Example, *, reward: str, place: Place, solved: bool) -> RightResponses:
     """The reference answer in the usual forms.
 
     `math_verify` must pay each form that `place` allows. A user's own function must pay one of all forms, or the
@@ -14,13 +14,13 @@ def right_answers(example: Example, *, score: str, place: Place, solved: bool) -
 
     Args:
         example: The pair.
-        score: `math_verify`, or the user's function.
+        reward: `math_verify`, or the user's function.
         place: Where `math_verify` looks.
         solved: The data have a worked solution.
     """
     reference = (example.accepted or (example.answer,))[0]
     single = len(example.accepted) <= 1
-    if score == "math_verify":
+    if reward == "math_verify":
         from steadyrl.tasks.math_answers import right_responses
 
         return RightResponses(forms=tuple(right_responses(reference, place=place)), only=single)

@@ -41,7 +41,7 @@ class Rows:
         """The rows at `index`."""
         return _draw(self._seed, split, index, self._width, self._rows, self._noise)
 
-    def score(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
+    def reward(self, split: Split, index: int, completion: str, context: Context = WHOLE) -> float:
         """1 if there are as many characters as the rows have and the last row is right, else 0."""
         example = self.example(split, index)
         whole = len(completion) == len(example.solution)
@@ -57,7 +57,7 @@ class Rows:
         return completion[-self._width - 2 :] or None
 
 
-@functools.lru_cache(maxsize=4096)  # the responses of one prompt are scored one after the other
+@functools.lru_cache(maxsize=4096)  # the responses of one prompt are verified one after the other
 def _draw(seed: int, split: Split, index: int, width: int, rows: tuple[int, int], noise: float) -> Example:
     """Draw first rows from the stream of this index until one belongs to the split."""
     stream = random.Random(f"{seed}/{split}/{index}")

@@ -1,4 +1,4 @@
-"""A scoring worker: a process that reads responses as JSON lines and answers each with a reward.
+"""A verifier worker: a process that reads responses as JSON lines and answers each with a reward.
 
     python -m steadyrl.tasks.worker RUN
 
@@ -21,7 +21,7 @@ from steadyrl.tasks.build import build_task
 from steadyrl.tasks.closing import allow_processor, close, limit
 from steadyrl.tasks.grading import NotANumber, cut, grade, rewards_of
 from steadyrl.tasks.guard import Guard, become_worker
-from steadyrl.tasks.own_score import in_words
+from steadyrl.tasks.own_reward import in_words
 from steadyrl.tasks.questions import Questions
 
 Reply = dict[str, Any]
@@ -39,11 +39,20 @@ def main() -> None:
         os._exit(0)  # the user's file may have left threads behind
     _send(replies, {"ready": facts})
     for line in requests:
-        batch = json.loads(line)
+        batch = _with_prompts(json.loads(line))
         allow_processor(spec["time_limit"] * 2 * len(batch))
         for reply in _answers(task, batch, spec["memory_gib"]):
             _send(replies, reply)
     os._exit(0)
+
+
+def _with_prompts(batch: list[Reply]) -> list[Reply]:
+    """The requests, each with its prompt; where several answer one, it was sent with the first."""
+    shown = None
+    for request in batch:
+        if request["context"]:
+            shown = request["context"][0] = shown if request["context"][0] is None else request["context"][0]
+    return batch
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:
@@ -59,7 +68,7 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
 
 
 def _send(replies: IO[str], reply: Reply) -> None:
-    replies.write(json.dumps(reply) + "\n")
+    replies.write(json.dumps(reply, separators=(",", ":")) + "\n")
     replies.flush()
 
 
@@ -100,7 +109,7 @@ def _work_in(folder: str | None, guard: Guard) -> None:
         os.chdir(folder or guard.folder)
     except OSError as error:
         os.chdir(guard.folder)
-        print(f"steadyrl: the score function runs in a temporary folder: {error}", file=sys.stderr)
+        print(f"steadyrl: the reward function runs in a temporary folder: {error}", file=sys.stderr)
 
 
 def _answers(task: Task, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
@@ -109,16 +118,16 @@ def _answers(task: Task, batch: list[Reply], memory_gib: float) -> Iterator[Repl
         yield from _group(task, batch, memory_gib)
         return
     for request in batch:
-        yield {"id": request["id"], **_scored(lambda request=request: _call(task, request), memory_gib)}
+        yield {"id": request["id"], **_graded(lambda request=request: _call(task, request), memory_gib)}
 
 
 def _call(task: Task, request: Reply) -> Any:
     completion = _completion(task, request)
-    return task.score(request["split"], request["index"], completion, Context(**_context(task, request)))
+    return task.reward(request["split"], request["index"], completion, Context(**_context(task, request)))
 
 
 def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[Reply]:
-    """Score all responses of a group in one call; after one that fails, the run sends each response alone."""
+    """Verify all responses of a group in one call; after one that fails, the run sends each response alone."""
     examples = [task.example(request["split"], request["index"]) for request in batch]
     completions = [_completion(task, request) for request in batch]
     contexts = [Context(**_context(task, request)) for request in batch]
@@ -128,18 +137,17 @@ def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[R
         returned.append(task.own_function(examples, completions, contexts))
         return 0.0
 
-    failure = _scored(call, memory_gib)["failure"]
+    failure = _graded(call, memory_gib).get("failure")
     if failure is not None:
         yield {"ids": [request["id"] for request in batch], "failure": failure}
         return
     try:
         rewards = rewards_of(returned[0], len(batch))
     except NotANumber as error:
-        nothing = {"reward": None, "parts": {}, "failure": cut(str(error))}
-        yield from ({"id": request["id"], **nothing} for request in batch)
+        yield from ({"id": request["id"], "failure": cut(str(error))} for request in batch)
         return
     for request, reward in zip(batch, rewards, strict=True):
-        yield {"id": request["id"], **_scored(lambda reward=reward: reward, memory_gib)}
+        yield {"id": request["id"], **_graded(lambda reward=reward: reward, memory_gib)}
 
 
 def _completion(task: Task, request: Reply) -> str:
@@ -157,23 +165,23 @@ def _context(task: Task, request: Reply) -> dict[str, Any]:
     return {"prompt_text": prompt_text, "finish_reason": finish_reason, "token_ids": tuple(token_ids)}
 
 
-def _scored(call: Callable[[], Any], memory_gib: float) -> Reply:
+def _graded(call: Callable[[], Any], memory_gib: float) -> Reply:
     """The reward and its parts, or why there is none."""
     me = os.getpid()
     try:
         reward, parts = grade(call())
-        return {"reward": reward, "parts": parts, "failure": None}
+        return {"reward": reward, "parts": parts} if parts else {"reward": reward}
     except NotANumber as error:
         failure = str(error)
     except SystemExit as end:
         failure = f"called sys.exit({'' if end.code is None else repr(end.code)})"
     except MemoryError:
-        failure = f"raised MemoryError; a worker may use scoring.memory_gib = {memory_gib:g}"
+        failure = f"raised MemoryError; a worker may use verifier.memory_gib = {memory_gib:g}"
     except BaseException as error:  # a verifier may raise anything, and the run must go on
         failure = f"raised {in_words(error)}"
     finally:
         _end_a_fork(me)
-    return {"reward": None, "parts": {}, "failure": cut(failure)}
+    return {"failure": cut(failure)}
 
 
 def _end_a_fork(worker: int) -> None:

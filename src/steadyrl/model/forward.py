@@ -20,7 +20,7 @@ def feed(model: PreTrainedModel, batch: TokenBatch) -> dict[str, Any]:
     return {"input_ids": batch.input_ids.view(shape), "position_ids": batch.position_ids.view(shape)}
 
 
-def score(
+def response_logprobs(
     model: PreTrainedModel, batch: TokenBatch, *, temperature: float
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
     """log π(y_t) of every response token and the entropy of the distribution it comes from, at `temperature`.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.tasks import Score, ScorePool, ScoreRequest, TaskError, build_task
+from steadyrl.tasks import Reward, RewardPool, RewardRequest, TaskError, build_task
 
 CHAINS = {"kind": "chains", "min_terms": 3, "max_terms": 8, "teacher_noise": 0.0}
 
@@ -18,7 +18,7 @@ CHAINS = {"kind": "chains", "min_terms": 3, "max_terms": 8, "teacher_noise": 0.0
 FUNCTION = r"""
 import os, re, subprocess, sys, time
 
-def score(prompt, completion):
+def reward(prompt, completion):
     if completion == "raise":
         raise ValueError("no verdict")
     if completion == "hang":
@@ -82,17 +82,17 @@ def score(prompt, completion):
 """
 
 
-def requests(completions: Sequence[str]) -> list[ScoreRequest]:
-    return [ScoreRequest(split="train", index=0, completion=completion) for completion in completions]
+def requests(completions: Sequence[str]) -> list[RewardRequest]:
+    return [RewardRequest(split="train", index=0, completion=completion) for completion in completions]
 
 
-def rewarded(*rewards: float) -> list[Score]:
-    return [Score(reward=reward, failure=None) for reward in rewards]
+def rewarded(*rewards: float) -> list[Reward]:
+    return [Reward(value=reward, failure=None) for reward in rewards]
 
 
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A task whose score is the function above."""
+    """A task whose reward is the function above."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # a guard that is killed leaves its folder behind
     (tmp_path / "mine.py").write_text(FUNCTION)
     (tmp_path / "pairs.jsonl").write_text('{"q": "1", "a": "1"}\n{"q": "2", "a": "2"}\n')
@@ -100,12 +100,12 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict:
     return {
         "kind": "questions",
         "path": str(tmp_path / "pairs.jsonl"),
-        "score": f"{tmp_path}/mine.py:score",
+        "reward": f"{tmp_path}/mine.py:reward",
         **fields,
     }
 
 
-def pids(pool: ScorePool) -> list[int]:
+def pids(pool: RewardPool) -> list[int]:
     return [worker._process.pid for worker in pool._workers]
 
 
@@ -121,31 +121,31 @@ def is_gone(pid: int) -> bool:
     return False
 
 
-def test_a_worker_scores_like_the_task() -> None:
+def test_a_worker_verifies_like_the_task() -> None:
     task = build_task("chains", seed=4, parameters=CHAINS)
     batch = [
-        ScoreRequest(split=split, index=index, completion=completion)
+        RewardRequest(split=split, index=index, completion=completion)
         for index in range(30)
         for split in ("train", "held_out")
         for completion in (task.example(split, index).solution, ">0")
     ]
-    expected = [task.score(request.split, request.index, request.completion) for request in batch]
-    with ScorePool(CHAINS, seed=4, workers=1, time_limit=5) as pool:
-        assert pool.score(batch) == rewarded(*expected)
-        assert pool.score([]) == []
+    expected = [task.reward(request.split, request.index, request.completion) for request in batch]
+    with RewardPool(CHAINS, seed=4, workers=1, time_limit=5) as pool:
+        assert pool.rewards(batch) == rewarded(*expected)
+        assert pool.rewards([]) == []
     assert 0 < sum(expected) < len(expected)
 
 
 def test_order_is_kept_with_two_workers(own: dict) -> None:
     lengths = [7 * n % 501 for n in range(501)]
-    with ScorePool(own, seed=0, workers=2, time_limit=5) as pool:
-        assert pool.score(requests(["x" * length for length in lengths])) == rewarded(*lengths)
+    with RewardPool(own, seed=0, workers=2, time_limit=5) as pool:
+        assert pool.rewards(requests(["x" * length for length in lengths])) == rewarded(*lengths)
 
 
 def test_big_and_strange_completions_go_through(own: dict) -> None:
     completions = ["x" * 1_000_000, "line\nline\r\n\u2028", "\ud800 half a surrogate", "😀\0"] * 5
-    with ScorePool(own, seed=0, workers=1, time_limit=20) as pool:
-        assert pool.score(requests(completions)) == rewarded(*map(len, completions))
+    with RewardPool(own, seed=0, workers=1, time_limit=20) as pool:
+        assert pool.rewards(requests(completions)) == rewarded(*map(len, completions))
 
 
 @pytest.mark.parametrize(
@@ -171,59 +171,59 @@ def test_big_and_strange_completions_go_through(own: dict) -> None:
 )
 def test_a_failure_costs_one_response(own: dict, completion: str, failure: str) -> None:
     batch = requests(["x", "xx", completion, "xxx", completion, "xxxx"])
-    failed = Score(reward=None, failure=failure)
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        one, two, first, three, second, four = pool.score(batch)
+    failed = Reward(value=None, failure=failure)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        one, two, first, three, second, four = pool.rewards(batch)
     assert [one, two, three, four] == rewarded(1, 2, 3, 4)
     assert first == second == failed
 
 
 def test_a_worker_that_forks_shifts_no_reward(own: dict) -> None:
     batch = requests(["x", "fork", "xx", "fork and exit", "xxx", "fork and raise", "xxxx"] * 3)
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(batch) == rewarded(*[1, 2, 2, 3, 3, 4, 4] * 3)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(batch) == rewarded(*[1, 2, 2, 3, 3, 4, 4] * 3)
 
 
 def test_lines_that_answer_no_request_are_left_out(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(requests(["x", "garbage", "xx", "xxx"])) == rewarded(1, 5, 2, 3)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(requests(["x", "garbage", "xx", "xxx"])) == rewarded(1, 5, 2, 3)
 
 
 def test_a_worker_that_dies_once_costs_nothing(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(requests(["x", "die once", "xx"])) == rewarded(1, 6, 2)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(requests(["x", "die once", "xx"])) == rewarded(1, 6, 2)
 
 
 def test_a_response_pays_for_no_other_that_killed_its_worker_later(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(requests(["die later", "wait", "xx"])) == rewarded(7, 8, 2)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(requests(["die later", "wait", "xx"])) == rewarded(7, 8, 2)
 
 
 @pytest.mark.parametrize("stopped", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_worker_that_dies_while_idle_costs_nothing(own: dict, stopped: signal.Signals) -> None:
-    with ScorePool(own, seed=0, workers=2, time_limit=5) as pool:
+    with RewardPool(own, seed=0, workers=2, time_limit=5) as pool:
         os.kill(pids(pool)[0], stopped)
         time.sleep(0.2)
-        assert pool.score(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
+        assert pool.rewards(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
 
 
 def test_a_worker_that_dies_as_it_is_handed_work_costs_nothing(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
         os.kill(pids(pool)[0], signal.SIGKILL)
-        assert pool.score(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
+        assert pool.rewards(requests(["x", "xx", "xxx"])) == rewarded(1, 2, 3)
 
 
 def test_memory_is_limited(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5, memory_gib=1.0) as pool:
-        one, two = pool.score(requests(["memory", "x"]))
-    assert one.failure == "raised MemoryError; a worker may use scoring.memory_gib = 1"
+    with RewardPool(own, seed=0, workers=1, time_limit=5, memory_gib=1.0) as pool:
+        one, two = pool.rewards(requests(["memory", "x"]))
+    assert one.failure == "raised MemoryError; a worker may use verifier.memory_gib = 1"
     assert two == rewarded(1)[0]
 
 
 @pytest.mark.parametrize("time_limit", [1e10, 1e300])
 def test_a_limit_of_centuries(own: dict, time_limit: float) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=time_limit) as pool:
-        assert pool.score(requests(["x", "xx"])) == rewarded(1, 2)
+    with RewardPool(own, seed=0, workers=1, time_limit=time_limit) as pool:
+        assert pool.rewards(requests(["x", "xx"])) == rewarded(1, 2)
 
 
 def test_more_than_a_thousand_descriptors(own: dict) -> None:
@@ -234,8 +234,8 @@ def test_more_than_a_thousand_descriptors(own: dict) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (1200, before[1]))
     held = [os.open(os.devnull, os.O_RDONLY) for _ in range(1050)]
     try:
-        with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-            assert pool.score(requests(["x", "xx"])) == rewarded(1, 2)
+        with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+            assert pool.rewards(requests(["x", "xx"])) == rewarded(1, 2)
     finally:
         for descriptor in held:
             os.close(descriptor)
@@ -245,54 +245,54 @@ def test_more_than_a_thousand_descriptors(own: dict) -> None:
 def test_answers_that_arrive_in_pieces(own: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     read = os.read
     monkeypatch.setattr(os, "read", lambda descriptor, count: read(descriptor, min(count, 7)))
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(requests(["x" * 1000, "xx"] * 20)) == rewarded(*[1000, 2] * 20)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(requests(["x" * 1000, "xx"] * 20)) == rewarded(*[1000, 2] * 20)
 
 
 def test_any_finite_number_is_a_reward(own: dict) -> None:
     batch = requests(["return True", "return -3", "return 2.5", "return __import__('numpy').float32(0.5)"])
-    with ScorePool(own, seed=0, workers=1, time_limit=20) as pool:
-        assert pool.score(batch) == rewarded(1.0, -3.0, 2.5, 0.5)
+    with RewardPool(own, seed=0, workers=1, time_limit=20) as pool:
+        assert pool.rewards(batch) == rewarded(1.0, -3.0, 2.5, 0.5)
 
 
 @pytest.mark.parametrize("completion", ["hang", "hang in C"])
-def test_a_hanging_score_is_stopped(own: dict, completion: str) -> None:
-    with ScorePool(own, seed=0, workers=2, time_limit=0.5) as pool:
+def test_a_hanging_verifier_is_stopped(own: dict, completion: str) -> None:
+    with RewardPool(own, seed=0, workers=2, time_limit=0.5) as pool:
         before = pids(pool)
         began = time.monotonic()
-        scores = pool.score(requests(["x"] * 40 + [completion] + ["xx"] * 40))
+        rewards = pool.rewards(requests(["x"] * 40 + [completion] + ["xx"] * 40))
         assert 0.5 <= time.monotonic() - began < 4
-        assert scores[40] == Score(reward=None, failure="took longer than 0.5 s")
-        assert scores[:40] + scores[41:] == rewarded(*[1] * 40, *[2] * 40)
+        assert rewards[40] == Reward(value=None, failure="took longer than 0.5 s")
+        assert rewards[:40] + rewards[41:] == rewarded(*[1] * 40, *[2] * 40)
         assert len(set(before) & set(pids(pool))) == 1
         assert all(is_gone(pid) for pid in set(before) - set(pids(pool)))
 
 
 def test_the_time_limit_is_each_responses_own(own: dict) -> None:
     batch = requests(["return __import__('time').sleep(0.2) or 1"] * 6)
-    with ScorePool(own, seed=0, workers=1, time_limit=0.6) as pool:
-        assert pool.score(batch) == rewarded(*[1] * 6)
+    with RewardPool(own, seed=0, workers=1, time_limit=0.6) as pool:
+        assert pool.rewards(batch) == rewarded(*[1] * 6)
 
 
-def test_children_of_a_hanging_score_are_stopped(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=0.5) as pool:
-        pool.score(requests([f"sleep 61.{os.getpid()}"]))
+def test_children_of_a_hanging_verifier_are_stopped(own: dict) -> None:
+    with RewardPool(own, seed=0, workers=1, time_limit=0.5) as pool:
+        pool.rewards(requests([f"sleep 61.{os.getpid()}"]))
     commands = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert f"sleep 61.{os.getpid()}" not in commands.splitlines()
 
 
 def test_printing_and_reading_do_not_disturb(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
-        assert pool.score(requests(["print", "xxx", "read", "x"])) == rewarded(0.25, 3, 0, 1)
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
+        assert pool.rewards(requests(["print", "xxx", "read", "x"])) == rewarded(0.25, 3, 0, 1)
 
 
 def test_a_pool_survives_an_interrupted_call(own: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ScorePool(own, seed=0, workers=2, time_limit=5) as pool:
+    with RewardPool(own, seed=0, workers=2, time_limit=5) as pool:
         with monkeypatch.context() as patched:
             patched.setattr(pool, "_collect", _interrupt)
             with pytest.raises(KeyboardInterrupt):
-                pool.score(requests(["x"] * 10))
-        assert pool.score(requests(["xx", "xxx"])) == rewarded(2, 3)
+                pool.rewards(requests(["x"] * 10))
+        assert pool.rewards(requests(["xx", "xxx"])) == rewarded(2, 3)
 
 
 def _interrupt(batch: object) -> None:
@@ -302,30 +302,30 @@ def _interrupt(batch: object) -> None:
 def test_a_task_that_cannot_be_built_is_told_at_once(own: dict, tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text("{\n")
     with pytest.raises(TaskError, match="line 1 is not JSON"):
-        ScorePool(own, seed=0, workers=2, time_limit=5)
+        RewardPool(own, seed=0, workers=2, time_limit=5)
 
 
 def test_a_file_that_cannot_be_imported(own: dict, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("1 / 0")
     with pytest.raises(TaskError, match="loading it raised ZeroDivisionError"):
-        ScorePool(own, seed=0, workers=1, time_limit=5)
+        RewardPool(own, seed=0, workers=1, time_limit=5)
 
 
 def test_workers_end_with_the_pool(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=2, time_limit=5) as pool:
+    with RewardPool(own, seed=0, workers=2, time_limit=5) as pool:
         workers = pids(pool)
         assert not any(Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z" for pid in workers)
     assert all(is_gone(pid) for pid in workers)
     with pytest.raises(RuntimeError, match="closed"):
-        pool.score(requests(["x"]))
+        pool.rewards(requests(["x"]))
 
 
 PARENT = """
 import json, sys
-from steadyrl.tasks import ScorePool, ScoreRequest
-pool = ScorePool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=float(sys.argv[3]))
+from steadyrl.tasks import RewardPool, RewardRequest
+pool = RewardPool(json.loads(sys.argv[1]), seed=0, workers=1, time_limit=float(sys.argv[3]))
 print(pool._workers[0]._process.pid, flush=True)
-pool.score([ScoreRequest(split="train", index=0, completion=sys.argv[2])])
+pool.rewards([RewardRequest(split="train", index=0, completion=sys.argv[2])])
 input()
 """
 
@@ -343,6 +343,6 @@ def test_workers_end_with_a_parent_that_is_killed(own: dict, completion: str) ->
 
 
 def test_control_c_does_not_reach_the_workers(own: dict) -> None:
-    with ScorePool(own, seed=0, workers=1, time_limit=5) as pool:
+    with RewardPool(own, seed=0, workers=1, time_limit=5) as pool:
         assert os.getpgid(pids(pool)[0]) != os.getpgid(0)
         assert os.getsid(pids(pool)[0]) != os.getsid(0)

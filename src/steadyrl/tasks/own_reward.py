@@ -14,7 +14,7 @@ from steadyrl.tasks.base import TaskError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FunctionFile:
-    """Where a score function is; nothing of it has run."""
+    """Where a reward function is; nothing of it has run."""
 
     file: Path
     """Its file, as an absolute path."""
@@ -26,7 +26,7 @@ class FunctionFile:
     @property
     def label(self) -> str:
         """How messages name it."""
-        return f"score = {self.written!r}"
+        return f"reward = {self.written!r}"
 
     @property
     def folders(self) -> list[Path]:
@@ -34,21 +34,21 @@ class FunctionFile:
         return list(dict.fromkeys((self.file.parent, _package(self.file)[0])))
 
 
-def function_file(score: str) -> FunctionFile:
+def function_file(reward: str) -> FunctionFile:
     """Find the file of `file.py:function`, without loading it.
 
     Raises:
         TaskError: the text has another form, or there is no such Python file.
     """
-    path, colon, name = score.rpartition(":")
+    path, colon, name = reward.rpartition(":")
     if not (path and colon and name) or "\0" in path:
-        raise TaskError(f"score = {score!r} is neither `math_verify` nor `file.py:function`")
+        raise TaskError(f"reward = {reward!r} is neither `math_verify` nor `file.py:function`")
     file = Path(path).expanduser()
     if file.suffix != ".py":
-        raise TaskError(f"score = {score!r}: {file} is not a Python file; its name must end in .py")
+        raise TaskError(f"reward = {reward!r}: {file} is not a Python file; its name must end in .py")
     if not file.is_file():
-        raise TaskError(f"score = {score!r}: there is no such file, seen from {_here()}")
-    return FunctionFile(file=file.absolute(), name=name, written=score)
+        raise TaskError(f"reward = {reward!r}: there is no such file, seen from {_here()}")
+    return FunctionFile(file=file.absolute(), name=name, written=reward)
 
 
 def load_function(place: FunctionFile) -> Callable[..., Any]:
@@ -71,7 +71,7 @@ def load_function(place: FunctionFile) -> Callable[..., Any]:
         raise TaskError(f"{place.label}: no such function there; it has {', '.join(found) or 'none'}")
     if isinstance(function, type):
         raise TaskError(
-            f"{place.label}: {place.name} is a class; name a function, or an instance such as `score = {place.name}()`"
+            f"{place.label}: {place.name} is a class; name a function, or an instance such as `reward = {place.name}()`"
         )
     return function
 
@@ -100,7 +100,7 @@ def _run(place: FunctionFile) -> ModuleType:
 def _module_name(file: Path) -> str:
     """The name other processes import it by, unless that is another module's."""
     root, name = _package(file)
-    private = f"steadyrl_score_{file.stem}".replace(".", "_")
+    private = f"steadyrl_reward_{file.stem}".replace(".", "_")
     if not all(part.isidentifier() for part in name.split(".")) or name in sys.modules:
         return private
     try:
@@ -113,7 +113,7 @@ def _module_name(file: Path) -> str:
 
 
 def _package(file: Path) -> tuple[Path, str]:
-    """The folder to import a file from, and its full name there: `pkg.score` where the folder has an `__init__.py`."""
+    """The folder to import a file from, and its full name there: `pkg.reward` where the folder has an `__init__.py`."""
     folder, name = file.parent, file.stem
     while (folder / "__init__.py").is_file() and folder != folder.parent:
         folder, name = folder.parent, f"{folder.name}.{name}"

@@ -1,4 +1,4 @@
-"""The user's own score function: how its file is loaded, what its parameters get, what it may return."""
+"""The user's own reward function: how its file is loaded, what its parameters get, what it may return."""
 
 import json
 import subprocess
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from steadyrl.tasks import ScorePool, ScoreRequest, TaskError, process
+from steadyrl.tasks import RewardPool, RewardRequest, TaskError, process
 from steadyrl.tasks.base import Context, Example, Split
-from steadyrl.tasks.calling import ScoreFunction
+from steadyrl.tasks.calling import RewardFunction
 from steadyrl.tasks.grading import NotANumber, grade
-from steadyrl.tasks.own_score import function_file, load_function
+from steadyrl.tasks.own_reward import function_file, load_function
 from steadyrl.tasks.questions import Questions
 
 EXAMPLE = Example(
@@ -35,26 +35,26 @@ CONTEXT = Context(prompt_text="<user>1+1=", finish_reason="length", token_ids=(7
 
 @pytest.fixture
 def spec(tmp_path: Path) -> Callable[..., dict]:
-    """A task whose score function is `score` in a file with the code given."""
+    """A task whose reward function is `reward` in a file with the code given."""
 
-    def make(code: str, *, file: str = "mine.py", name: str = "score") -> dict:
+    def make(code: str, *, file: str = "mine.py", name: str = "reward") -> dict:
         pairs = "".join(f'{{"question": "{n}", "answer": "{n}"}}\n' for n in range(8))
         (tmp_path / "pairs.jsonl").write_text(pairs)
         (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).write_text(code)
-        score = f"{tmp_path / file}:{name}"
-        return {"kind": "questions", "path": str(tmp_path / "pairs.jsonl"), "score": score, "held_out": 1}
+        reward = f"{tmp_path / file}:{name}"
+        return {"kind": "questions", "path": str(tmp_path / "pairs.jsonl"), "reward": reward, "held_out": 1}
 
     return make
 
 
-def open_pool(task: dict, **options: Any) -> ScorePool:
-    return ScorePool(task, seed=0, **{"workers": 1, "time_limit": 5, **options})
+def open_pool(task: dict, **options: Any) -> RewardPool:
+    return RewardPool(task, seed=0, **{"workers": 1, "time_limit": 5, **options})
 
 
-def ask(pool: ScorePool, *completions: str, index: int = 0, context: Context = CONTEXT) -> list:
-    batch = [ScoreRequest(split="train", index=index, completion=text, context=context) for text in completions]
-    return [score.failure or score.reward for score in pool.score(batch)]
+def ask(pool: RewardPool, *completions: str, index: int = 0, context: Context = CONTEXT) -> list:
+    batch = [RewardRequest(split="train", index=index, completion=text, context=context) for text in completions]
+    return [reward.failure or reward.value for reward in pool.rewards(batch)]
 
 
 def rejected(task: dict, **options: Any) -> str:
@@ -66,8 +66,8 @@ def rejected(task: dict, **options: Any) -> str:
 # ---- the file
 
 
-def test_a_file_is_loaded_only_where_it_scores(spec: Callable, tmp_path: Path) -> None:
-    task = spec(f"open({str(tmp_path / 'ran')!r}, 'a').write('x')\ndef score(prompt, completion):\n    return 1.0\n")
+def test_a_file_is_loaded_only_where_it_verifies(spec: Callable, tmp_path: Path) -> None:
+    task = spec(f"open({str(tmp_path / 'ran')!r}, 'a').write('x')\ndef reward(prompt, completion):\n    return 1.0\n")
     pairs = Questions(**{key: value for key, value in task.items() if key != "kind"})
     assert pairs.size("train") == 7
     assert not (tmp_path / "ran").exists()
@@ -80,16 +80,16 @@ def test_a_file_is_loaded_only_where_it_scores(spec: Callable, tmp_path: Path) -
     [
         (
             "import sys\nsys.exit()\n",
-            "mine.py:score': loading it called sys.exit(0); put what the file does as a script",
+            "mine.py:reward': loading it called sys.exit(0); put what the file does as a script",
         ),
         ("raise SystemExit('done')\n", "loading it called sys.exit('done')"),
         ("raise SystemExit(3)\n", "loading it called sys.exit(3)"),
         ("raise KeyboardInterrupt\n", "loading it raised KeyboardInterrupt"),
-        ("import os\nos._exit(0)\n", "ended with exit code 0 while building the task and loading score = "),
+        ("import os\nos._exit(0)\n", "ended with exit code 0 while building the task and loading reward = "),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n", "was killed by SIGKILL while building"),
         ("import os\nos.abort()\n", "was killed by SIGABRT while building"),
         ("\n\n1 / 0\n", "loading it raised ZeroDivisionError: division by zero (line 3)"),
-        ("def score(prompt, completion:\n", "loading it raised SyntaxError: '(' was never closed (mine.py, line 1)"),
+        ("def reward(prompt, completion:\n", "loading it raised SyntaxError: '(' was never closed (mine.py, line 1)"),
         ("x = '\n", "line 1)"),
         ("import no_such_thing\n", "loading it raised ModuleNotFoundError: No module named 'no_such_thing' (line 1)"),
         ("from .helper import good\n", "write `from helper import …` without the dot"),
@@ -98,10 +98,10 @@ def test_a_file_is_loaded_only_where_it_scores(spec: Callable, tmp_path: Path) -
             "raised Odd: its text cannot",
         ),
         ("def other(prompt, completion): return 1\n", "no such function there; it has other"),
-        ("score = 3\n", "no such function there"),
+        ("reward = 3\n", "no such function there"),
         (
-            "class score:\n    def __call__(self, prompt, completion): return 1\n",
-            "score is a class; name a function, or an",
+            "class reward:\n    def __call__(self, prompt, completion): return 1\n",
+            "reward is a class; name a function, or an",
         ),
     ],
 )
@@ -113,7 +113,7 @@ def test_an_import_that_hangs_is_stopped(spec: Callable, monkeypatch: pytest.Mon
     monkeypatch.setattr(process, "LOADING_LIMIT", 0.5)
     began = time.monotonic()
     told = rejected(spec("import time\ntime.sleep(60)\n"), time_limit=0.2)
-    assert "mine.py:score': loading it took longer than 0.5 s; raise scoring.time_limit" in told
+    assert "mine.py:reward': loading it took longer than 0.5 s; raise verifier.time_limit" in told
     assert time.monotonic() - began < 5
 
 
@@ -121,37 +121,39 @@ def test_an_import_may_print_read_fork_and_leave_threads(spec: Callable) -> None
     code = (
         "import os, sys, threading, time\nprint('[null]')\nsys.stdin.read()\nos.fork()\n"
         "threading.Thread(target=time.sleep, args=(60,)).start()\n"
-        "def score(prompt, completion):\n    return len(completion)\n"
+        "def reward(prompt, completion):\n    return len(completion)\n"
     )
     with open_pool(spec(code)) as pool:
         assert ask(pool, "a", "bb") == [1.0, 2.0]
 
 
 @pytest.mark.parametrize(
-    ("score", "message"),
+    ("reward", "message"),
     [
-        ("other.py:score", "other.py:score': there is no such file, seen from "),
-        ("mine.txt:score", "its name must end in .py"),
-        ("folder.py:score", "there is no such file"),
+        ("other.py:reward", "other.py:reward': there is no such file, seen from "),
+        ("mine.txt:reward", "its name must end in .py"),
+        ("folder.py:reward", "there is no such file"),
         ("mathverify", "neither `math_verify` nor `file.py:function`"),
         ("mine.py:", "neither `math_verify` nor `file.py:function`"),
-        (":score", "neither `math_verify` nor `file.py:function`"),
+        (":reward", "neither `math_verify` nor `file.py:function`"),
         ("", "neither `math_verify` nor `file.py:function`"),
-        ("mine\0.py:score", "neither `math_verify` nor `file.py:function`"),
+        ("mine\0.py:reward", "neither `math_verify` nor `file.py:function`"),
     ],
 )
-def test_a_score_that_names_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, score: str, message: str) -> None:
+def test_a_reward_that_names_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reward: str, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("folder.py").mkdir()
     Path("mine.txt").touch()
     with pytest.raises(TaskError) as caught:
-        function_file(score)
+        function_file(reward)
     assert message in str(caught.value)
 
 
-IMPORTS_A_NEIGHBOUR = "from helper_of_mine import good\ndef score(prompt, completion):\n    return good(completion)\n"
-LATE = "def score(prompt, completion):\n    from helper_of_mine import good\n    return good(completion)\n"
-RELATIVE = "from .helper_of_mine import good\ndef score(prompt, completion):\n    return good(completion)\n"
+IMPORTS_A_NEIGHBOUR = "from helper_of_mine import good\ndef reward(prompt, completion):\n    return good(completion)\n"
+LATE = "def reward(prompt, completion):\n    from helper_of_mine import good\n    return good(completion)\n"
+RELATIVE = "from .helper_of_mine import good\ndef reward(prompt, completion):\n    return good(completion)\n"
 
 
 @pytest.mark.parametrize("closed", [False, True])
@@ -173,15 +175,15 @@ def test_a_file_in_a_package_imports_relatively(spec: Callable, tmp_path: Path) 
 def test_a_neighbour_never_hides_an_installed_module(spec: Callable, tmp_path: Path) -> None:
     (tmp_path / "json.py").write_text("1 / 0\n")
     (tmp_path / "colorsys.py").write_text("1 / 0\n")
-    code = "import json, colorsys\ndef score(prompt, completion):\n    return json.loads(completion)\n"
+    code = "import json, colorsys\ndef reward(prompt, completion):\n    return json.loads(completion)\n"
     with open_pool(spec(code)) as pool:
         assert ask(pool, "2.5") == [2.5]
 
 
-@pytest.mark.parametrize("file", ["json.py", "colorsys.py", "steadyrl.py", "my-score.py", "score.v2.py", "1.py"])
+@pytest.mark.parametrize("file", ["json.py", "colorsys.py", "steadyrl.py", "my-reward.py", "reward.v2.py", "1.py"])
 def test_a_file_may_have_any_name(spec: Callable, file: str) -> None:
     with open_pool(
-        spec("import json\ndef score(prompt, completion):\n    return json.loads(completion)\n", file=file)
+        spec("import json\ndef reward(prompt, completion):\n    return json.loads(completion)\n", file=file)
     ) as pool:
         assert ask(pool, "2.5") == [2.5]
 
@@ -192,7 +194,7 @@ def test_child_processes_find_the_module_by_its_name(spec: Callable, method: str
         "import multiprocessing\n"
         "class Rule:\n    def __init__(self, weight):\n        self.weight = weight\n"
         "def work(rule):\n    return rule.weight * 2\n"
-        "def score(prompt, completion):\n"
+        "def reward(prompt, completion):\n"
         f"    with multiprocessing.get_context({method!r}).Pool(1) as pool:\n"
         "        return pool.map(work, [Rule(float(len(completion)))])[0]\n"
     )
@@ -204,12 +206,12 @@ def test_a_module_is_known_to_dataclasses_and_pickle(tmp_path: Path) -> None:
     (tmp_path / "own_module.py").write_text(
         "from __future__ import annotations\nimport dataclasses, pickle\n@dataclasses.dataclass\n"
         "class Rule:\n    weight: float\n"
-        "def score(prompt, completion):\n    return pickle.loads(pickle.dumps(Rule(0.5))).weight\n"
+        "def reward(prompt, completion):\n    return pickle.loads(pickle.dumps(Rule(0.5))).weight\n"
     )
     code = (
-        "from steadyrl.tasks.own_score import function_file, load_function\n"
-        f"score = load_function(function_file({str(tmp_path / 'own_module.py')!r} + ':score'))\n"
-        "print(score('', ''), score.__module__)\n"
+        "from steadyrl.tasks.own_reward import function_file, load_function\n"
+        f"reward = load_function(function_file({str(tmp_path / 'own_module.py')!r} + ':reward'))\n"
+        "print(reward('', ''), reward.__module__)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "0.5 own_module\n"
@@ -220,7 +222,7 @@ def test_a_module_is_known_to_dataclasses_and_pickle(tmp_path: Path) -> None:
 
 def called(function: Callable[..., Any], *, example: Example = EXAMPLE, completion: str = "two") -> Any:
     """What a function returns for one response."""
-    return ScoreFunction(function, label="score = 'f'", example=example, data_source="pairs.jsonl")(
+    return RewardFunction(function, label="reward = 'f'", example=example, data_source="pairs.jsonl")(
         [example], [completion], [CONTEXT]
     )
 
@@ -229,7 +231,7 @@ def positional(prompt, completion, /, answer, *, level=0):
     return prompt, completion, answer, level
 
 
-class Scorer:
+class Verifier:
     def __call__(self, completion, level):
         return completion, level
 
@@ -257,8 +259,8 @@ PLAIN: list[tuple[Callable[..., Any], Any]] = [
     (lambda completion, *rest: (completion, rest), ("two", ())),
     (lambda completion, *, tests: tests, [1, 2]),
     (positional, ("1+1=", "two", "2", 3)),
-    (Scorer(), ("two", 3)),
-    (Scorer().method, ("two", "2")),
+    (Verifier(), ("two", 3)),
+    (Verifier().method, ("two", "2")),
     (__import__("functools").partial(weighed, 0.5), (0.5, "two", "2")),
     (__import__("functools").partial(weighed, 0.5, answer="fixed"), (0.5, "two", "fixed")),
 ]
@@ -277,10 +279,10 @@ def test_accepted_answers_come_as_a_list() -> None:
 
 
 def test_a_function_may_change_what_it_gets() -> None:
-    def score(completion, tests):
+    def reward(completion, tests):
         return tests.pop()
 
-    assert [called(score), called(score)] == [2, 2]
+    assert [called(reward), called(reward)] == [2, 2]
 
 
 def test_verl_compute_score() -> None:
@@ -298,7 +300,7 @@ def test_trl_rewards_get_lists() -> None:
     def reward(prompts, completions, answer, level, completion_ids, **kwargs):
         return prompts, completions, answer, level, completion_ids, kwargs["tests"], "prompts" in kwargs
 
-    function = ScoreFunction(reward, label="f", example=EXAMPLE, data_source="x")
+    function = RewardFunction(reward, label="f", example=EXAMPLE, data_source="x")
     found = function([EXAMPLE, EXAMPLE], ["a", "b"], [CONTEXT, CONTEXT])
     two = [[1, 2], [1, 2]]
     assert found == (["1+1="] * 2, ["a", "b"], ["2", "2"], [3, 3], [[7, 8]] * 2, two, False)
@@ -351,7 +353,7 @@ def test_a_signature_that_cannot_be_called_is_rejected(function: Callable[..., A
         called(function)
     assert message in str(caught.value)
     for known in (
-        "score(prompt, completion)",
+        "reward(prompt, completion)",
         "reward(prompts, completions)",
         "compute_score(data_source, solution_str",
     ):
@@ -360,7 +362,7 @@ def test_a_signature_that_cannot_be_called_is_rejected(function: Callable[..., A
 
 def test_columns_and_context_reach_the_worker(spec: Callable) -> None:
     code = (
-        "def score(prompt, completion, prompt_text, finish_reason, token_ids):\n"
+        "def reward(prompt, completion, prompt_text, finish_reason, token_ids):\n"
         "    return len(prompt_text) * 100 + len(finish_reason) * 10 + sum(token_ids)\n"
     )
     with open_pool(spec(code)) as pool:
@@ -368,11 +370,11 @@ def test_columns_and_context_reach_the_worker(spec: Callable) -> None:
 
 
 ASKS = {
-    "plain": "def score(completion, note):\n    return 1.0 if note is None else len(note)\n",
-    "kwargs": "def score(completion, **kwargs):\n    return 1.0 if kwargs['note'] is None else len(kwargs['note'])\n",
-    "default": "def score(completion, note='x'):\n    return len(note)\n",
-    "trl": "def score(completions, note):\n    return [1.0 if n is None else len(n) for n in note]\n",
-    "verl": "def score(solution_str, note):\n    return 1.0 if note is None else len(note)\n",
+    "plain": "def reward(completion, note):\n    return 1.0 if note is None else len(note)\n",
+    "kwargs": "def reward(completion, **kwargs):\n    return 1.0 if kwargs['note'] is None else len(kwargs['note'])\n",
+    "default": "def reward(completion, note='x'):\n    return len(note)\n",
+    "trl": "def reward(completions, note):\n    return [1.0 if n is None else len(n) for n in note]\n",
+    "verl": "def reward(solution_str, note):\n    return 1.0 if note is None else len(note)\n",
 }
 
 
@@ -384,9 +386,9 @@ def test_a_row_that_lacks_a_column_has_none_there(form: str, last: bool, tmp_pat
         row["note"] = "seven l"
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "mine.py").write_text(ASKS[form])
-    task = Questions(path=str(tmp_path / "pairs.jsonl"), score=f"{tmp_path / 'mine.py'}:score", held_out=1)
+    task = Questions(path=str(tmp_path / "pairs.jsonl"), reward=f"{tmp_path / 'mine.py'}:reward", held_out=1)
     pairs = range(task.size("train"))
-    found = [task.score("train", index, "any") for index in pairs]
+    found = [task.reward("train", index, "any") for index in pairs]
     assert found == [7.0 if "note" in task.example("train", index).row else 1.0 for index in pairs]
     assert set(found) == {1.0, 7.0}
 
@@ -406,19 +408,19 @@ def test_a_row_that_lacks_a_column_has_none_there(form: str, last: bool, tmp_pat
         ("import sys; sys.exit(1)", "called sys.exit(1)"),
         ("import os; os._exit(4)", "worker died: it ended with exit code 4"),
         ("import time; time.sleep(60)", "took longer than 0.3 s"),
-        ("return score(prompt)", "raised TypeError: score() missing 1 required positional argument"),
+        ("return reward(prompt)", "raised TypeError: reward() missing 1 required positional argument"),
     ],
 )
-def test_a_function_that_scores_no_right_response_is_rejected(spec: Callable, body: str, message: str) -> None:
-    told = rejected(spec(f"def score(prompt, completion):\n    {body}\n"), time_limit=0.3)
+def test_a_function_that_pays_no_right_response_is_rejected(spec: Callable, body: str, message: str) -> None:
+    told = rejected(spec(f"def reward(prompt, completion):\n    {body}\n"), time_limit=0.3)
     assert f"it gave the first problem's own solution no reward: {message}" in told
     assert "Known are" in told
 
 
 def test_a_function_that_fails_on_the_first_problem_alone_is_kept(spec: Callable) -> None:
-    task = spec("def score(prompt, completion):\n    return 1.0\n")
+    task = spec("def reward(prompt, completion):\n    return 1.0\n")
     first = Questions(**{k: v for k, v in task.items() if k != "kind"}).example("train", 0).question
-    task = spec(f"def score(prompt, completion):\n    return None if prompt == {first!r} else 1.0\n")
+    task = spec(f"def reward(prompt, completion):\n    return None if prompt == {first!r} else 1.0\n")
     with open_pool(task) as pool:
         assert ask(pool, "x") == ["returned None, not a number"]
         assert ask(pool, "x", index=1) == [1.0]
@@ -426,7 +428,7 @@ def test_a_function_that_fails_on_the_first_problem_alone_is_kept(spec: Callable
 
 @pytest.mark.parametrize("returned", ["1.0", "[1.0]", "[1.0] * 9", "'ab'", "{'a': 1, 'b': 2}", "None"])
 def test_a_trl_reward_of_the_wrong_shape_is_rejected(spec: Callable, returned: str) -> None:
-    told = rejected(spec(f"def score(prompts, completions, **kwargs):\n    return {returned}\n"))
+    told = rejected(spec(f"def reward(prompts, completions, **kwargs):\n    return {returned}\n"))
     assert "it gave the first problem's own solution no reward: returned " in told
 
 
@@ -434,18 +436,18 @@ def test_a_trl_reward_of_the_wrong_shape_is_rejected(spec: Callable, returned: s
 
 
 def test_a_trl_reward_gets_all_responses_to_a_prompt(spec: Callable) -> None:
-    code = (
-        "def score(prompts, completions, **kwargs):\n    return [len(completions) + len(c) / 10 for c in completions]\n"
-    )
-    batch = [ScoreRequest(split="train", index=index, completion="x" * n) for index in (0, 1) for n in range(3 + index)]
+    code = "def reward(completions, **kwargs):\n    return [len(completions) + len(c) / 10 for c in completions]\n"
+    batch = [
+        RewardRequest(split="train", index=index, completion="x" * n) for index in (0, 1) for n in range(3 + index)
+    ]
     for workers in (1, 2):
         with open_pool(spec(code), workers=workers) as pool:
-            found = [score.reward for score in pool.score(batch)]
+            found = [reward.value for reward in pool.rewards(batch)]
         assert found == [3.0, 3.1, 3.2, 4.0, 4.1, 4.2, 4.3]
 
 
 def test_none_in_a_list_is_a_missing_reward(spec: Callable) -> None:
-    code = "def score(completions, **kwargs):\n    return [None if c == 'skip' else 0.5 for c in completions]\n"
+    code = "def reward(completions, **kwargs):\n    return [None if c == 'skip' else 0.5 for c in completions]\n"
     with open_pool(spec(code)) as pool:
         assert ask(pool, "a", "skip", "b") == [0.5, "returned None, not a number", 0.5]
 
@@ -459,9 +461,9 @@ def test_none_in_a_list_is_a_missing_reward(spec: Callable) -> None:
         ("sys.exit()", "called sys.exit()"),
     ],
 )
-def test_a_group_whose_call_fails_is_scored_one_by_one(spec: Callable, trouble: str, failure: str) -> None:
+def test_a_group_whose_call_fails_is_verified_one_by_one(spec: Callable, trouble: str, failure: str) -> None:
     code = (
-        "import os, sys, time\ndef score(prompts, completions):\n"
+        "import os, sys, time\ndef reward(prompts, completions):\n"
         f"    if 'bad' in completions:\n        {trouble}\n    return [float(len(c)) for c in completions]\n"
     )
     with open_pool(spec(code), time_limit=0.4) as pool:
@@ -471,22 +473,22 @@ def test_a_group_whose_call_fails_is_scored_one_by_one(spec: Callable, trouble: 
 
 def test_the_limit_of_a_group_grows_with_it(spec: Callable) -> None:
     body = "    time.sleep(0.25 * len(completions))\n    return [1.0] * len(completions)\n"
-    code = "import time\ndef score(completions):\n" + body
+    code = "import time\ndef reward(completions):\n" + body
     with open_pool(spec(code), time_limit=0.6) as pool:
         assert ask(pool, *"abcd") == [1.0] * 4
 
 
 def test_a_verl_function_in_a_worker(spec: Callable) -> None:
     code = (
-        "def score(data_source, solution_str, ground_truth, extra_info=None):\n"
+        "def reward(data_source, solution_str, ground_truth, extra_info=None):\n"
         "    return {'score': float(solution_str == ground_truth), 'acc': solution_str == ground_truth}\n"
     )
     task = spec(code)
     answer = Questions(**{k: v for k, v in task.items() if k != "kind"}).example("train", 0).answer
     with open_pool(task) as pool:
-        right, wrong = pool.score([ScoreRequest(split="train", index=0, completion=c) for c in (answer, "no")])
-    assert (right.reward, dict(right.parts)) == (1.0, {"acc": 1.0})
-    assert (wrong.reward, dict(wrong.parts)) == (0.0, {"acc": 0.0})
+        right, wrong = pool.rewards([RewardRequest(split="train", index=0, completion=c) for c in (answer, "no")])
+    assert (right.value, dict(right.parts)) == (1.0, {"acc": 1.0})
+    assert (wrong.value, dict(wrong.parts)) == (0.0, {"acc": 0.0})
 
 
 # ---- what is returned
@@ -584,7 +586,7 @@ def test_a_value_is_named_however_it_prints() -> None:
     assert len(str(caught.value)) < 300
 
 
-def test_questions_score_in_this_process_too(tmp_path: Path) -> None:
+def test_questions_verify_in_this_process_too(tmp_path: Path) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"q": "a", "a": "b"}\n{"q": "c", "a": "d"}\n')
     (tmp_path / "mine.py").write_text(
         "def compared(prompt, completion, answer=''):\n    return float(completion == prompt + answer)\n"
@@ -597,14 +599,14 @@ def test_questions_score_in_this_process_too(tmp_path: Path) -> None:
             split="",
             question_column="q",
             answer_column="a",
-            score=f"{tmp_path / 'mine.py'}:{name}",
+            reward=f"{tmp_path / 'mine.py'}:{name}",
             held_out=1,
         )
         split: Split = "train" if pairs.example("train", 0).question == "a" else "held_out"
-        assert [pairs.score(split, 0, completion) for completion in (right, "x")] == [1.0, 0.0]
+        assert [pairs.reward(split, 0, completion) for completion in (right, "x")] == [1.0, 0.0]
 
 
 def test_a_loaded_function_is_the_files(tmp_path: Path) -> None:
-    (tmp_path / "lone_file.py").write_text("def score(prompt, completion):\n    return 0.5 * (completion == prompt)\n")
-    function = load_function(function_file(f"{tmp_path / 'lone_file.py'}:score"))
+    (tmp_path / "lone_file.py").write_text("def reward(prompt, completion):\n    return 0.5 * (completion == prompt)\n")
+    function = load_function(function_file(f"{tmp_path / 'lone_file.py'}:reward"))
     assert (function("a", "a"), function("a", "b")) == (0.5, 0.0)

@@ -1,9 +1,9 @@
-"""Your own score function: `score = "examples/score_exact.py:score"` in the task section of a recipe."""
+"""Your own reward function: `reward = "examples/reward_exact.py:reward"` in the task section of a recipe."""
 
 import re
 
 
-def score(prompt: str, completion: str) -> float:
+def reward(prompt: str, completion: str) -> float:
     """1 if the completion ends in the result of the prompt, such as `37+25=`, else 0."""
     problem = re.fullmatch(r"(\d+)([+-])(\d+)=", prompt)
     if problem is None:

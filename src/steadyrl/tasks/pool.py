@@ -1,4 +1,4 @@
-"""Scoring in worker processes: a verifier that raises, hangs or crashes costs one response, never the run."""
+"""Rewards from worker processes: a verifier that raises, hangs or crashes costs one response, never the run."""
 
 import itertools
 import os
@@ -15,13 +15,14 @@ from steadyrl.tasks.environment import worker_environment
 from steadyrl.tasks.process import Worker, WorkerDied
 
 _LARGEST_CHUNK = 64  # requests per message: enough to hide the pipes, few enough to share between workers
+_SMALLEST_CHUNKS = 8  # of a worker's share
 _TRIALS = 3  # problems that a user's function is tried on before it is rejected
 _LONGEST_WAIT = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ScoreRequest:
-    """A response to be scored."""
+class RewardRequest:
+    """A response that waits for its reward."""
 
     split: Split
     """Which problems `index` counts."""
@@ -34,11 +35,11 @@ class ScoreRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Score:
+class Reward:
     """What a response earned."""
 
-    reward: float | None
-    """None where scoring failed: a missing reward is not a reward of 0."""
+    value: float | None
+    """None where the verifier failed: a missing reward is not a reward of 0."""
     failure: str | None
     """Why there is no reward, such as `raised ValueError: …` or `took longer than 10 s`."""
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -47,19 +48,19 @@ class Score:
     @classmethod
     def failed(cls, failure: str) -> Self:
         """No reward, and why."""
-        return cls(reward=None, failure=failure)
+        return cls(value=None, failure=failure)
 
 
-class ScorePool:
-    """Worker processes that score responses; a context manager.
+class RewardPool:
+    """Worker processes that verify responses; a context manager.
 
     Each worker gets a chunk of requests and answers them one by one. The pool writes to a worker only while
     it waits for work, and reads from it only while it works, so that neither blocks the other, however long
     a response is.
 
-    A response that takes too long has no reward. One at which a worker dies is scored once more, on a fresh worker;
+    A response that takes too long has no reward. One at which a worker dies is verified once more, on a fresh worker;
     if that dies too, it has no reward. A function in TRL's form gets all responses to a prompt in one call, within
-    their number times the limit; if the call fails, each of them is scored alone.
+    their number times the limit; if the call fails, each of them is verified alone.
     """
 
     def __init__(
@@ -107,15 +108,15 @@ class ScorePool:
         """Guards that this system does not offer, in words."""
         return self._ready.lacking
 
-    def score(self, requests: Sequence[ScoreRequest]) -> list[Score]:
-        """Score responses; the scores are in the order of the requests.
+    def rewards(self, requests: Sequence[RewardRequest]) -> list[Reward]:
+        """The rewards of responses, in the order of the requests.
 
         Raises:
             TaskError: a worker had to be replaced, and the task can no longer be built.
         """
         if not self._workers:
-            raise RuntimeError("this score pool is closed; score inside its `with` block")
-        return self._score([_wire(request, tokens=self._ready.tokens) for request in requests])
+            raise RuntimeError("this reward pool is closed; use it inside its `with` block")
+        return self._rewards([_wire(request, tokens=self._ready.tokens) for request in requests])
 
     def close(self) -> None:
         """Stop the workers."""
@@ -132,38 +133,37 @@ class ScorePool:
         self.close()
 
     def _try_function(self) -> None:
-        """Score the solutions of the first problems by a user's function; one of them must get a reward."""
+        """Verify the solutions of the first problems by a user's function; one of them must get a reward."""
         label, size = self._ready.label, self._ready.size or 0
         failures: list[str] = []
         while label and len(failures) < min(_TRIALS, size):
             request = {"split": "train", "index": len(failures), "completion": None, "context": None}
-            scores = self._score([request] * (2 if self._ready.grouped else 1))
-            if scores[0].failure is None:
+            rewards = self._rewards([request] * (2 if self._ready.grouped else 1))
+            if rewards[0].failure is None:
                 return
-            failures.append(scores[0].failure)
+            failures.append(rewards[0].failure)
         if failures:
             raise TaskError(
-                f"{label}: it gave the first problem's own solution no reward: {failures[0]}. A score function returns "
-                f"a finite number, or a dict with the number `score`. {KNOWN_FORMS}"
+                f"{label}: it gave the first problem's own solution no reward: {failures[0]}. A reward function "
+                f"returns a finite number, or a dict with the number `score`. {KNOWN_FORMS}"
             )
 
-    def _score(self, wires: list[dict[str, Any]]) -> list[Score]:
+    def _rewards(self, wires: list[dict[str, Any]]) -> list[Reward]:
         for worker in self._workers:
             if worker.taken or not worker.alive:  # an interrupted call left answers under way; or it died since
                 worker.restart()
         batch = _Batch([{"id": next(self._numbers), **wire} for wire in wires], grouped=self._ready.grouped)
-        while len(batch.scores) < len(wires):
+        while len(batch.rewards) < len(wires):
             self._hand_out(batch)
             self._collect(batch)
-        return [batch.scores[position] for position in range(len(wires))]
+        return [batch.rewards[position] for position in range(len(wires))]
 
     def _hand_out(self, batch: "_Batch") -> None:
         """Give every idle worker a chunk, smaller ones towards the end so that all finish together."""
         for worker in self._workers:
             if batch.waiting and not worker.taken:
-                share = len(batch.waiting) // (2 * len(self._workers))
-                worker.taken.extend(batch.next_chunk(max(1, min(_LARGEST_CHUNK, share))))
-                worker.send([batch.requests[position] for position in worker.taken])
+                worker.taken.extend(batch.next_chunk(len(self._workers)))
+                worker.send(_message([batch.requests[position] for position in worker.taken]))
                 self._set_deadline(worker)
 
     def _set_deadline(self, worker: Worker) -> None:
@@ -174,7 +174,7 @@ class ScorePool:
         """Wait for answers, or for the first time limit, and record what came."""
         busy = [worker for worker in self._workers if worker.taken]
         patience = min(worker.deadline for worker in busy) - time.monotonic()
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:
             for worker in busy:
                 selector.register(worker, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(max(0.0, min(patience, _LONGEST_WAIT)))}
@@ -194,8 +194,8 @@ class ScorePool:
         answered = False
         for message in messages:
             position = batch.position(message.get("id"))
-            if position in worker.taken and (score := _score_in(message)):
-                batch.scores[position] = score
+            if position in worker.taken and (reward := _reward_in(message)):
+                batch.rewards[position] = reward
                 worker.taken.remove(position)
                 answered = True
             elif message.get("ids") == [batch.requests[position]["id"] for position in worker.taken]:
@@ -210,12 +210,12 @@ class ScorePool:
         if self._ready.grouped:
             batch.take_apart(worker.taken, failure)
         else:
-            batch.scores[worker.taken.popleft()] = Score.failed(failure)
+            batch.rewards[worker.taken.popleft()] = Reward.failed(failure)
             batch.put_back(worker.taken)
         worker.restart()
 
     def _bury(self, worker: Worker, batch: "_Batch") -> None:
-        """Replace a worker that died; the response it was at is scored once more, alone."""
+        """Replace a worker that died; the response it was at is verified once more, alone."""
         ended = worker.end()
         if self._ready.grouped and len(worker.taken) > 1:
             batch.take_apart(worker.taken, "")
@@ -223,7 +223,7 @@ class ScorePool:
             first = worker.taken.popleft()
             batch.put_back(worker.taken)
             if first in batch.fatal:
-                batch.scores[first] = Score.failed(f"worker died: it {ended}")
+                batch.rewards[first] = Reward.failed(f"worker died: it {ended}")
             else:
                 batch.fatal.add(first)
                 batch.alone.add(first)
@@ -232,12 +232,12 @@ class ScorePool:
 
 
 class _Batch:
-    """The requests of one call, the positions nobody has taken yet, and the scores so far."""
+    """The requests of one call, the positions nobody has taken yet, and the rewards so far."""
 
     def __init__(self, requests: list[dict[str, Any]], *, grouped: bool) -> None:
         self.requests, self._grouped = requests, grouped
         self.waiting = deque(range(len(requests)))
-        self.scores: dict[int, Score] = {}
+        self.rewards: dict[int, Reward] = {}
         self.alone: set[int] = set()
         """Positions that are sent by themselves."""
         self.fatal: set[int] = set()
@@ -248,8 +248,13 @@ class _Batch:
         """The position of a request's id; −1 where there is none."""
         return self._positions.get(number, -1) if isinstance(number, int) else -1
 
-    def next_chunk(self, count: int) -> list[int]:
-        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone."""
+    def next_chunk(self, workers: int) -> list[int]:
+        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone.
+
+        The chunks shrink, so that all workers end together, down to an eighth of a worker's share.
+        """
+        least = len(self.requests) // (_SMALLEST_CHUNKS * workers)
+        count = max(1, least, min(_LARGEST_CHUNK, len(self.waiting) // (2 * workers)))
         chunk = [self.waiting.popleft()]
         while self.waiting and not {chunk[0], self.waiting[0]} & self.alone:
             if self._problem(chunk[0]) != self._problem(self.waiting[0]) if self._grouped else len(chunk) >= count:
@@ -262,9 +267,9 @@ class _Batch:
         self.waiting.extendleft(reversed(positions))
 
     def take_apart(self, positions: Sequence[int], failure: str) -> None:
-        """After a call for several responses failed, have each scored alone; one that was alone has no reward."""
+        """After a call for several responses failed, have each verified alone; one that was alone has no reward."""
         if len(positions) == 1:
-            self.scores[positions[0]] = Score.failed(failure)
+            self.rewards[positions[0]] = Reward.failed(failure)
         else:
             self.alone.update(positions)
             self.put_back(positions)
@@ -273,20 +278,33 @@ class _Batch:
         return self.requests[position]["split"], self.requests[position]["index"]
 
 
-def _wire(request: ScoreRequest, *, tokens: bool) -> dict[str, Any]:
+def _wire(request: RewardRequest, *, tokens: bool) -> dict[str, Any]:
     """A request as it is sent; token ids only to a function that wants them."""
     known = request.context
     context = (known.prompt_text, known.finish_reason, known.token_ids if tokens else ())
     return {"split": request.split, "index": request.index, "completion": request.completion, "context": context}
 
 
-def _score_in(message: Mapping[str, Any]) -> Score | None:
-    """The score in a worker's message; None if it is none."""
+def _message(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Requests for one worker; a prompt that several of them answer stands only in the first."""
+    shown: str | None = None
+    message = []
+    for request in requests:
+        if request["context"] and request["context"][0] == shown:
+            request = request | {"context": (None, *request["context"][1:])}
+        elif request["context"]:
+            shown = request["context"][0]
+        message.append(request)
+    return message
+
+
+def _reward_in(message: Mapping[str, Any]) -> Reward | None:
+    """The reward in a worker's message; None if it is none."""
     match message:
-        case {"reward": None, "failure": str(failure)}:
-            return Score.failed(failure)
-        case {"reward": float(reward), "failure": None, "parts": dict(parts)}:
-            return Score(reward=reward, failure=None, parts=parts)
+        case {"failure": str(failure)}:
+            return Reward.failed(failure)
+        case {"reward": float(reward), **rest} if rest.keys() <= {"id", "parts"}:
+            return Reward(value=reward, failure=None, parts=rest.get("parts", {}))
     return None
 
 

@@ -14,7 +14,7 @@ from steadyrl.errors import UserError
 from steadyrl.jsonl import Value, write_atomically
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """A further place for the numbers of a step."""
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
@@ -26,12 +26,12 @@ class Sink(Protocol):
         ...
 
 
-class MissingSink(UserError):
-    """A sink was asked for whose package is not installed. The message says how to install it."""
+class MissingTracker(UserError):
+    """A tracker was asked for whose package is not installed. The message says how to install it."""
 
 
-class SinkError(UserError):
-    """A sink that cannot be opened, such as a tracker without a login. The message has its words and the way out."""
+class TrackerError(UserError):
+    """A tracker that cannot be opened, such as one without a login. The message has its words and the way out."""
 
 
 class TensorBoard:
@@ -58,7 +58,7 @@ class TensorBoard:
             self._writer.close()
 
 
-class Tracker:
+class ProjectTracker:
     """W&B or trackio, which share one interface; a resumed run continues its own curves.
 
     One that has gone back to an earlier checkpoint begins new ones (see `forget_curves`): W&B drops what is sent of a
@@ -95,16 +95,16 @@ class Tracker:
 
 
 class Guarded:
-    """A sink whose failures stop no training: the first is told, all are counted, and `close` says how many."""
+    """A tracker whose failures stop no training: the first is told, all are counted, and `close` says how many."""
 
-    def __init__(self, name: str, sink: Sink) -> None:
-        """Guard a sink, known by its name in the recipe."""
-        self._name, self._sink, self._failures = name, sink, 0
+    def __init__(self, name: str, tracker: Tracker) -> None:
+        """Guard a tracker, known by its name in the recipe."""
+        self._name, self._tracker, self._failures = name, tracker, 0
 
     def log(self, step: int, metrics: Mapping[str, Value]) -> None:
-        """Copy the numbers of a step, if the sink takes them."""
+        """Copy the numbers of a step, if the tracker takes them."""
         try:
-            self._sink.log(step, metrics)
+            self._tracker.log(step, metrics)
         except Exception as error:  # a tracker may raise anything, and the run must go on
             self._failures += 1
             if self._failures == 1:
@@ -113,7 +113,7 @@ class Guarded:
     def close(self) -> None:
         """Flush and end, and say how often it failed."""
         try:
-            self._sink.close()
+            self._tracker.close()
         except Exception as error:  # as above
             self._failures += 1
             _say(f"{self._name} failed as it was closed: {_words(error)}")
@@ -135,63 +135,63 @@ def _say(text: str) -> None:
     print(f"steadyrl: {text}", file=sys.stderr)
 
 
-_SINKS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Sink]]] = {
+_TRACKERS: dict[str, tuple[str, Callable[[ModuleType, Path, Mapping[str, Any]], Tracker]]] = {
     "tensorboard": ("torch.utils.tensorboard", TensorBoard),
-    "trackio": ("trackio", Tracker),
-    "wandb": ("wandb", Tracker),
+    "trackio": ("trackio", ProjectTracker),
+    "wandb": ("wandb", ProjectTracker),
 }
 
 
-def require_sinks(names: Sequence[str]) -> None:
-    """Import the packages of the sinks named, and open nothing.
+def require_trackers(names: Sequence[str]) -> None:
+    """Import the packages of the trackers named, and open nothing.
 
     Raises:
-        MissingSink: one is not installed.
+        MissingTracker: one is not installed.
     """
     for name in names:
         _import(name)
 
 
-def open_sinks(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Sink]:
-    """Open the sinks named, importing only their packages; `config` is the resolved recipe as plain values.
+def open_trackers(names: Sequence[str], run_dir: Path, config: Mapping[str, Any]) -> list[Tracker]:
+    """Open the trackers named, importing only their packages; `config` is the resolved recipe as plain values.
 
     Raises:
-        ValueError: a name is no sink.
-        MissingSink: its package is not installed.
-        SinkError: it cannot be opened.
+        ValueError: a name is no tracker.
+        MissingTracker: its package is not installed.
+        TrackerError: it cannot be opened.
     """
-    # every package is found before the first sink opens, so that a failure leaves none half open
+    # every package is found before the first tracker opens, so that a failure leaves none half open
     modules = {name: _import(name) for name in names}
-    opened: list[Sink] = []
+    opened: list[Tracker] = []
     try:
         for name, module in modules.items():
             opened.append(Guarded(name, _open(name, module, run_dir, config)))
-    except SinkError:
-        for sink in opened:
-            sink.close()
+    except TrackerError:
+        for tracker in opened:
+            tracker.close()
         raise
     return opened
 
 
-def _open(name: str, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> Sink:
+def _open(name: str, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> Tracker:
     try:
-        return _SINKS[name][1](module, run_dir, config)
+        return _TRACKERS[name][1](module, run_dir, config)
     except Exception as error:  # a tracker may raise anything, such as an error of its own for a missing login
         ways = {"wandb": "log in with `wandb login`, set WANDB_MODE=offline, or "}
-        raise SinkError(
-            f"sinks: {name!r} cannot be opened ({_words(error)}); {ways.get(name, '')}leave it out of `sinks`"
+        raise TrackerError(
+            f"trackers: {name!r} cannot be opened ({_words(error)}); {ways.get(name, '')}leave it out of `trackers`"
         ) from error
 
 
 def _import(name: str) -> ModuleType:
-    if name not in _SINKS:
-        raise ValueError(f"sinks: {name!r} is not one of {', '.join(_SINKS)}")
+    if name not in _TRACKERS:
+        raise ValueError(f"trackers: {name!r} is not one of {', '.join(_TRACKERS)}")
     try:
-        return importlib.import_module(_SINKS[name][0])
+        return importlib.import_module(_TRACKERS[name][0])
     except ModuleNotFoundError as error:
-        raise MissingSink(
-            f"sinks: {name!r} needs a package that is not installed ({error.name}): "
-            f'pip install "steadyrl[{name}]", or leave it out of `sinks`'
+        raise MissingTracker(
+            f"trackers: {name!r} needs a package that is not installed ({error.name}): "
+            f'pip install "steadyrl[{name}]", or leave it out of `trackers`'
         ) from error
 
 
