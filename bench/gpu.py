@@ -5,7 +5,6 @@ recording add to a forward and backward, in turns; and where the host waits for 
 """
 
 import statistics
-import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -209,8 +208,8 @@ def wait_rows(held: Policy, micros: Sequence[MicroBatch], optimizer: Any, engine
 def main() -> None:
     """Print the tables."""
     if not torch.cuda.is_available():
-        print("bench/gpu.py needs a CUDA device, and torch sees none", file=sys.stderr)
-        raise SystemExit(2)
+        print("torch sees no CUDA device, so nothing was measured")
+        return
     held = policy()
     size = sum(p.numel() for p in held.model.parameters())
     name = torch.cuda.get_device_name()
