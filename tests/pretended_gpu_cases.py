@@ -216,7 +216,7 @@ CEILINGS: dict[str, tuple[Half, Size, Size, float, float]] = {
     "a token": (of_sampling, Size(), Size(tokens=16), 8, 1 / 8),
     "a response": (of_sampling, Size(), Size(responses=6), 12, 1),
     "a prompt": (of_sampling, Size(), Size(prompts=6), 3, 2),
-    "a layer of the engine": (of_sampling, Size(), Size(layers=4), 2, 2),
+    "a layer of the engine": (of_sampling, Size(), Size(layers=4), 2, 0),
     "a layer of the trainer": (of_training, Size(), Size(layers=4), 2, 0),
     "a trained response": (of_training, Size(), Size(responses=6), 12, 0),
     "a micro-batch": (of_training, Size(responses=6), Size(responses=6, micro_tokens=60), 0, 25),

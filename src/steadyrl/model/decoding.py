@@ -25,7 +25,7 @@ class ReservedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append, and return everything so far; with `fp8`, rounded to e4m3 at unit scale, as vLLM's cache does."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         assert self.keys is not None
         assert self.values is not None
