@@ -1,7 +1,7 @@
 """Makes one site of the pages of docs/, the README and its neighbours: mkdocs calls this, as mkdocs.yml says.
 
-Pages link to files by their path in the repository, so that the links work on GitHub. A file that is no page of the site is
-linked to on GitHub.
+Pages link to files by their path in the repository, so that the links work on GitHub. A link to a file that is no page
+of the site leads to GitHub.
 """
 
 import re

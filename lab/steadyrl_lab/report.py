@@ -83,8 +83,8 @@ def _beginnings(every: Iterable[tuple[Figure, Results]]) -> str:
     sampled, greedy = (sorted(run.accuracy(mode)[0][1] for run in runs) for mode in ("sampled", "greedy"))
     return (
         f"After the cold start, sampling is right in {sampled[0]:.2f} to {sampled[-1]:.2f} of the held-out problems, "
-        f"and greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}. What sampling gains up to there needs no new skill. "
-        "The tables below show where greedy decoding ends.\n"
+        f"and greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}. What sampling gains up to there needs no new "
+        "skill. The tables below show where greedy decoding ends.\n"
     )
 
 
