@@ -49,7 +49,8 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder with the files that the pages show, their data written; the recipe takes two steps instead of many."""
     monkeypatch.chdir(tmp_path)
     for page in OWN_DATA:
-        for name, content in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', page.read_text(encoding="utf-8"), re.DOTALL):
+        text = page.read_text(encoding="utf-8")
+        for name, content in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL):
             (tmp_path / name).write_text(re.sub(r"steps = \d+", "steps = 2", content), encoding="utf-8")
     runpy.run_path("pairs.py")
     return tmp_path

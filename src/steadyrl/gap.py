@@ -1,15 +1,15 @@
-"""Is the token level good enough? Its gradient against that of the sequence level, on a step of a run's own.
+"""Compares the token-level gradient with the sequence-level gradient, on one step of a run.
 
 `steadyrl gap RUN` repeats one global step in memory, from the newest checkpoint, and changes nothing of the run. The
-engine samples at θ_old what the run would sample; the batch is split into the N mini-batches of the recipe; before
-each of the N updates, which are then made as the run would make them, two gradients are compared:
+engine samples at θ_old what the run would sample. The batch is split into the N mini-batches of the recipe, and each
+update is made as in the run. Before each update, two gradients are compared:
 
     g = Σ_y Σ_t r_t Â ∇log π_θ(y_t)          eq. 4 of arXiv 2512.01374, the token level, without cap and clip
     G = Σ_y (Π_t r_t) Â Σ_t ∇log π_θ(y_t)    eq. 2, the gradient of eq. 1, the sequence level
 
-with r_t = π_θ(y_t)/μ_old(y_t) and Â in the place of R, over a random part of the mini-batch's responses with an
-advantage, under the recipe's replay. Both gradients are estimates from the same responses: the comparison says how far
-the token level is from the sequence level on them, and not how noisy the sequence level is.
+with r_t = π_θ(y_t)/μ_old(y_t) and Â instead of R, under the recipe's replay. Both gradients are estimated from the same
+random sample of the mini-batch's responses with an advantage. So the comparison measures how far the token level is
+from the sequence level on these responses. It does not measure how noisy the sequence level is.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,10 +1,10 @@
-"""Low-precision inference, emulated: what real engines quantise, this quantises.
+"""Emulates low-precision inference: it quantises what real engines quantise.
 
-W8A8 as vLLM and SGLang run it: weights of linear layers and experts have one scale per output channel, activations
-one per token, both rounded to e4m3 and multiplied in higher precision. Router, norms, embeddings and output
-projection keep theirs. Rounding and scaling back in float gives the numbers of such an engine up to the order of
-summation, so that μ differs from π for the reason it differs in production. Coarser formats, for studies of a larger
-difference, round activations to e5m2, or weights to four bits in groups of 32.
+This is W8A8 as in vLLM and SGLang. Weights of linear layers and experts have one scale per output channel, activations
+one scale per token. Both are rounded to e4m3 and multiplied in higher precision. Router, norms, embeddings and output
+projection keep their precision. Values are rounded and scaled back in float. This gives the numbers of such an engine,
+up to the order of summation, so μ differs from π for the same reason as in production. Coarser formats exist for
+studies of larger differences: activations in e5m2, or weights of four bits in groups of 32.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""What an engine returns, held against what was asked for before any of it reaches the trainer.
+"""Checks what an engine returns against the request, before the trainer uses it.
 
-`check_answers` runs where groups are made, on whatever engine: nothing that it lets through can end in a traceback, or
-train on numbers that no policy gives.
+`check_answers` runs on the answers of every engine. What passes it cannot end in a traceback, and the trainer never
+uses numbers that no policy gives.
 """
 
 from collections.abc import Iterable, Iterator, Sequence

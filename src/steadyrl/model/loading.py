@@ -79,8 +79,8 @@ def load_pretrained(
     """A saved model with its tokenizer, or one of the hub.
 
     Raises:
-        ModelError: it is not there, is damaged, needs code of its own that was not asked for, or cannot be trained in
-            full: an adapter, quantised or frozen weights.
+        ModelError: the model is missing or damaged, or needs its own code and `trust_remote_code` is off. Or it cannot
+            be trained in full, because of an adapter, or quantised or frozen weights.
     """
     model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)

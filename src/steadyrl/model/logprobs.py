@@ -47,7 +47,7 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
     """log π(y_t) and the entropy −Σ_w π(w) log π(w), of the distribution at `temperature`, in float32.
 
-    Gradient flows from the log-probabilities to `hidden` and to the head; the entropy is only measured.
+    The log-probabilities have a gradient for `hidden` and the head. The entropy has none.
 
     Args:
         hidden: last hidden state at the positions that predict the targets.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 SAMPLE = 2**16
-"""Most weights of one tensor that are looked at, at even distances; a smaller tensor is looked at whole."""
+"""Largest sample of one tensor, at even distances. Of a smaller tensor, all weights are compared."""
 
 LEAST_MOVED = 0.1
 """A smaller share is worth a warning."""

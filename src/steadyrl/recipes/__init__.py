@@ -1,4 +1,4 @@
-"""The recipes that come with SteadyRL, known by name, and how a recipe is read by name or by path."""
+"""The recipes that come with SteadyRL, and reading a recipe by its name or path."""
 
 import difflib
 from pathlib import Path

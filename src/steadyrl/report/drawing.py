@@ -23,7 +23,7 @@ PALETTE = {
     "line": ("#e4e7eb", "#333a44"),
 }
 """Colours by role, on a light and on a dark ground."""
-# matplotlib draws in stand-ins; they become CSS variables or, in a picture that stands alone, light colours
+# matplotlib draws with placeholders. They become CSS variables, or light colours in a single picture
 COLOUR = {role: f"#c0ffe{index}" for index, role in enumerate(PALETTE)}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -81,7 +81,7 @@ def white_card(figure: Figure) -> None:
 
 
 def svg(figure: Figure, paint: Mapping[str, str]) -> str:
-    """The figure as small SVG text without metadata and fonts of its own; stand-ins become `paint`."""
+    """The figure as small SVG text without metadata and embedded fonts; placeholders become `paint`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = _compact(ElementTree.fromstring(buffer.getvalue()))

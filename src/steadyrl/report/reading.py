@@ -1,7 +1,7 @@
-"""The files of a run directory, read for its report: long ones are summarised, and only the ends of others are read.
+"""Reads the files of a run directory for its report. Long files are summarised; of others only the end is read.
 
-What a report costs in memory does not grow with the run: of each curve at most `MOST_BUCKETS` points are kept, of the
-ledger, the responses and the samples one step or two.
+The memory of a report does not grow with the run. Each curve keeps at most `MOST_BUCKETS` points. The ledger, the
+responses and the samples keep one or two steps.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""A run directory: what was asked for, what was measured, and what is needed to go on.
+"""A run directory: the recipe, the measurements, and everything that `resume` needs.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  rollouts.jsonl
         failures.jsonl  changes.jsonl  report.html  checkpoints/  lock  incident/ (of a run that stopped)
@@ -140,12 +140,12 @@ class Run:
         return cls(path, load(path / "recipe.json"), start_from=start_from)
 
     def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:
-        """Hold what the run reads now against what it read before, and note it in recipe.json.
+        """Compare what the run reads now with what it read before, and note it in recipe.json.
 
         Args:
             recipe: of the run, with what was filled in since it was read.
-            inputs: digests of now.
-            accept: go on with what has changed, and add it to changes.jsonl.
+            inputs: current digests.
+            accept: continue with the changes, and add them to changes.jsonl.
 
         Returns:
             A warning where there was nothing to compare with, or where changes were accepted.

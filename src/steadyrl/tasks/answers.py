@@ -1,4 +1,4 @@
-"""Where the final answer of a response stands. Nothing is read as a number here, nothing is computed."""
+"""Finds the final answer of a response. Reads no number and computes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -68,8 +68,8 @@ def final_answer(
 
     Args:
         completion: The response.
-        place: Where the answer must stand. `auto`: in the last `\\boxed{}`; else in the last `<answer>`; else
-            behind the last `####` or `answer is`; else it is the last number of the last line.
+        place: Where the answer must be. `auto` tries four places in this order: the last `\\boxed{}`, the last
+            `<answer>`, the text after the last `####` or `answer is`, the last number of the last line.
         prompt_text: The prompt as rendered. If it ends inside a thought, the response begins in one.
         finish_reason: `length` if the response was cut. Then only a closed box, a closed tag, or a marked line
             with a newline behind it counts.

@@ -55,7 +55,7 @@ class Context:
 
 
 WHOLE = Context()
-"""Of a response that ended by itself, and of which nothing else is known."""
+"""For a response that ended with an end token, if nothing else is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +76,8 @@ class RightResponses:
 class Task(Protocol):
     """Training problems, held-out problems, and a verifier.
 
-    Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run,
-    and a worker process that only verifies, see the same problems without sharing any state.
+    Both splits are pure functions of the task's parameters, the seed and the index. So a resumed run and a worker
+    process see the same problems without shared state.
     """
 
     def size(self, split: Split) -> int | None:

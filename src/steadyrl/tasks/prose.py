@@ -79,10 +79,10 @@ def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def number_in(text: str, *, first: bool = False) -> str | None:
-    """The number that a sentence ends with, or with `first` begins with, as it is written.
+    """The number at the end of a sentence, as it is written; with `first`, the number at its beginning.
 
-    None if there is none, if it is a part of an operation (`5 + 11`, `16 - 0`, `x > 3`), if it is not the one that
-    is meant (`not 5`, `17 than 16`), or if it is one of several (`7, 8`, `7 or 8`, `1 2 3`).
+    None if there is no number. None if it is part of an operation (`5 + 11`, `16 - 0`, `x > 3`), is excluded by the
+    words around it (`not 5`, `17 than 16`), or is one of several (`7, 8`, `7 or 8`, `1 2 3`).
     """
     tokens = [match for match in _NUMBER.finditer(text) if not _GLUED.match(text, match.end())]
     if not tokens:

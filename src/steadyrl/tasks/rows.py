@@ -14,11 +14,12 @@ _HELD_OUT_SHARE = 1 / 8
 class Rows:
     """A row of digits to be summed along itself again and again, modulo ten.
 
-    A row is a label, a sign and `width` digits. Under x₁…x_w stands y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}, and
-    its label is one less: `c+123` is answered by `b+136a+140`. Every character depends on the one before it, the one
-    a row above, and the sign of its row; so a model of any depth can learn it from short problems and go on to long
-    ones, and one slip is carried to the end. With `teacher_noise`, each digit of a solution is replaced by a random
-    one with that chance and carried on. Questions and answers are free of noise.
+    A row is a label, a sign and `width` digits. The row below x₁…x_w is y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}.
+    Its label is one less: the answer to `c+123` is `b+136a+140`. Every character depends on three others: the one
+    before it, the one a row above, and the sign of its row. So a model of any depth can learn it from short problems
+    and then solve long ones, and one mistake changes all later rows. With `teacher_noise`, each digit of a solution
+    becomes a random digit with this chance, and later rows are computed from it. Questions and answers are free of
+    noise.
     """
 
     def __init__(self, *, seed: int, width: int, min_rows: int, max_rows: int, teacher_noise: float) -> None:

@@ -74,10 +74,10 @@ def _send_handles(llm: Any, tensors: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _load(worker: Any, tensors: Mapping[str, Tensor], release: Release) -> None:
-    """Load a checkpoint on a CPU by the steps of vLLM's own start: weights by their names, then the kernels' layout.
+    """Load a checkpoint on a CPU as vLLM does at its start: weights by name, then the layout of the kernels.
 
-    vLLM's `reload_weights` takes these steps layer by layer, and loads every tensor twice, so that captured graphs
-    stay valid. There are none here.
+    vLLM's `reload_weights` does this layer by layer and loads every tensor twice, which keeps captured graphs valid.
+    A CPU has no such graphs.
 
     Raises:
         ValueError: the checkpoint leaves weights of vLLM's model unfilled, or not numbers.
