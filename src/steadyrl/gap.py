@@ -43,7 +43,7 @@ from steadyrl.types import Trajectory
 PARTS = 16
 """Blocks of responses that the bootstrap draws from."""
 HELD = 2**27
-"""Numbers of gradient that are held at a time, unless one tensor of the model has more."""
+"""Numbers of gradient in memory at a time, unless one tensor of the model has more."""
 LEVELS = (MiniRL(clip=False, weight_cap=None), Composed(level="sequence", weight_cap=None, trust="none"))
 """Eq. 4 and eq. 2."""
 

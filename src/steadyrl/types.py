@@ -97,7 +97,7 @@ class Trajectory:
     group_tokens: int
     """Σ_i |y_i| over the counted trajectories of the group."""
     excess: float | None = None
-    """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â stands for it."""
+    """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â replaces it."""
     counted: bool = True
     """Whether it counts in the denominators: it has a reward, and its group is not filtered out."""
 

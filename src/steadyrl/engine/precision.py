@@ -47,7 +47,7 @@ def round_int4(x: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."
 def round_fp4(x: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
     """x in MXFP4 (OCP Microscaling, 2023): e2m1, ±{0, ½, 1, 1½, 2, 3, 4, 6}, times a power of two a group of 32.
 
-    The power is that of the largest |x| of the group, less 2; what then lies above 6 becomes 6.
+    The power is that of the largest |x| of the group, less 2; then values above 6 become 6.
     """
 
     def grid(group: Tensor, most: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class NotFinite(EngineError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What an engine was asked for, and of which model."""
+    """What an engine was asked for, and for which model."""
 
     model: PreTrainedModel
     """Its sizes tell which tokens and experts there are."""
@@ -117,7 +117,7 @@ def _check_tokens(where: str, one: Completion, request: Request, asked: Asked, v
     if one.finish_reason != ("stop" if ended else "length") or not (ended or len(ids) == longest):
         raise EngineError(
             f"{where}: the engine returned finish_reason = {one.finish_reason!r} for {len(ids)} of at most {longest} "
-            f"tokens, the last of which is {'an' if ended else 'no'} end token"
+            f"tokens, and the last token is {'an' if ended else 'no'} end token"
         )
     if type(one.policy_version) is not int or one.policy_version != asked.policy_version:
         raise EngineError(

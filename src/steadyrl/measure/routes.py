@@ -19,7 +19,7 @@ def routed(routes: Routes) -> Bool[Tensor, "positions layers"]:
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
-    """Share of the fed positions that came without routes in some layer, which the trainer will then route by itself.
+    """Share of the fed positions that came without routes in some layer, which the trainer then routes natively.
 
     Raises:
         EngineError: it is above `limit`.

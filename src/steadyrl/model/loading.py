@@ -93,7 +93,7 @@ def load_tokenizer(path: str | Path, *, revision: str | None, trust_remote_code:
     """The tokenizer alone.
 
     Raises:
-        ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
+        ModelError: the model is missing or damaged, or needs its own code and `trust_remote_code` is off.
     """
     _check_folder(path)
     try:
@@ -257,7 +257,7 @@ def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, warni
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
-    """Hold `head_of` against the model's own logits on two tokens: a family with another head is refused by name."""
+    """Hold `head_of` against the model's own logits on two tokens: a family with another head is rejected."""
     model.eval()
     ids = torch.tensor([[1, 0]], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits.float()

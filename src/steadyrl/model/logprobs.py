@@ -112,7 +112,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _blocks(head: Head, targets: Tensor) -> Iterator[tuple[Head, Tensor, Tensor]]:
-    """The head cut along the vocabulary, with the targets that lie in each block and their place in it."""
+    """The head cut along the vocabulary, with the targets of each block and their place in it."""
     width = max(1, (GPU_BLOCK_BYTES if targets.is_cuda else BLOCK_BYTES) // (4 * max(1, len(targets))))
     bias = (None,) * -(-len(head.weight) // width) if head.bias is None else head.bias.split(width)
     start = 0

@@ -15,7 +15,7 @@ LEAST_MOVED = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moved:
-    """Of the weights that were looked at, those with a gradient that is not zero."""
+    """The sampled weights whose gradient is not zero."""
 
     pulled: int
     """How many they are."""

@@ -30,7 +30,7 @@ def find(given: str) -> Path:
 
 
 def read(given: str) -> Recipe:
-    """The recipe with a name or a path. The data and the functions of a recipe of ours are beside it.
+    """The recipe with a name or a path. The data and functions of a shipped recipe are in its folder.
 
     Raises:
         RecipeError: it is not there, or cannot be used.

@@ -46,7 +46,7 @@ STYLE: Any = {
     "xtick.bottom": False,
 }
 LIGHT = {role: light for role, (light, _) in PALETTE.items()}
-"""The colours of a picture that stands alone."""
+"""The colours of a single picture."""
 NICE = (1, 2, 2.5, 5, 10)
 """Steps between ticks."""
 SVG = "http://www.w3.org/2000/svg"

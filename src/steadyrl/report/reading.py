@@ -195,7 +195,7 @@ def is_partial(row: Row) -> bool:
 
 
 def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """Of one step, the factors' rows by split and bucket; a split whose tokens all lie in one bucket says nothing.
+    """Of one step, the factors' rows by split and bucket; a split with all tokens in one bucket says nothing.
 
     The whole comes first.
     """

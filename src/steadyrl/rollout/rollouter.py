@@ -36,7 +36,7 @@ class Rollouter:
     pool: RewardPool
     """The verifier, in worker processes."""
     model: PreTrainedModel
-    """Of which sizes the engine's answers must be."""
+    """The sizes that the engine's answers must have."""
     tokenizer: PreTrainedTokenizerBase
     """Text of responses."""
     ends: frozenset[int]

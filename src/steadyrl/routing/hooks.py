@@ -33,7 +33,7 @@ CHOICES = frozenset({torch.topk, Tensor.topk, torch.max, Tensor.max})
 MASKS = frozenset({torch.masked_fill, Tensor.masked_fill})
 WATCHED = CHOICES | MASKS
 NATIVE = -1
-"""Stands for the sentinel in routes of int64."""
+"""The sentinel in routes of int64."""
 
 
 class Recorder:
@@ -159,7 +159,7 @@ def _begun(held: Open, recorder: Recorder, layer: int, experts: int, choice: Ten
 
 @contextmanager
 def _forward_within(module: nn.Module, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Until the end of the context, run the module's forward inside a context of its own."""
+    """Until the end of the context, run the module's forward inside another context."""
     forward, own = module.forward, "forward" in module.__dict__
 
     def intercepted(*args: Any, **kwargs: Any) -> Any:

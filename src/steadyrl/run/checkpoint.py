@@ -147,7 +147,7 @@ def _step(folder: Path) -> int:
 
 
 def drop_after(folder: Path, chosen: Path) -> None:
-    """Delete the checkpoints newer than `chosen`: the run goes on from there and will write its own."""
+    """Delete the checkpoints newer than `chosen`: the run continues from there and writes them again."""
     for later in listed(folder):
         if _step(later) > _step(chosen):
             _delete(later)

@@ -38,7 +38,7 @@ from steadyrl.types import Trajectory
 
 
 def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
-    """The resolved recipe and, in a section of their own, digests of what the run reads."""
+    """The resolved recipe and, in a separate section, digests of what the run reads."""
     return json.dumps(json.loads(recipe.model_dump_json()) | {SEEN: dict(inputs)}, indent=2, ensure_ascii=False)
 
 
@@ -104,7 +104,7 @@ class Run:
 
         Args:
             path: where.
-            recipe: what is asked for.
+            recipe: the recipe of the run.
             inputs: digests of what the run reads.
 
         Raises:
@@ -131,7 +131,7 @@ class Run:
 
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
-        """Go on with a run, from its newest checkpoint or from the one named `start_from`.
+        """Continue a run, from its newest checkpoint or from `start_from`.
 
         Raises:
             RunDirectoryError: it is not a run directory.
@@ -281,7 +281,7 @@ class Run:
 
 
 def _evaluation_curves(row: Row) -> dict[str, Value]:
-    """The numbers of an evaluation by the names that trackers show: the accuracy's has no name of its own."""
+    """The numbers of an evaluation by the names that trackers show: the accuracy has the name of its set."""
     place = f"{row['mode']}/{row['precision']}"
     place = place if row["set"] == "held_out" else f"{row['set']}/{place}"
     several = [name for name in row if name == "reward" or "@" in name]

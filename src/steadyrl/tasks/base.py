@@ -49,7 +49,7 @@ class Context:
     prompt_text: str = ""
     """The prompt as the model saw it, chat template included."""
     finish_reason: FinishReason = "stop"
-    """`stop`: the response ended by itself; `length`: it was cut at the limit."""
+    """`stop`: the response ended with an end token; `length`: it was cut at the limit."""
     token_ids: tuple[int, ...] = ()
     """The sampled tokens."""
 

@@ -47,7 +47,7 @@ def measure(names: Sequence[str]) -> GymTable:
 
 
 def all_datasets() -> list[str]:
-    """Every dataset that can be told apart by its name."""
+    """Every dataset with a distinct name."""
     from reasoning_gym.factory import DATASETS
 
     return sorted(set(DATASETS) - UNREPEATABLE.keys())

@@ -119,7 +119,7 @@ def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
 
 
 def maths_in(text: str) -> tuple[str, bool] | None:
-    """The last formula between `$` or `\\( \\)`, and whether a number stands behind it; None if there is none."""
+    """The last formula between `$` or `\\( \\)`, and whether a number follows it; None if there is none."""
     last = last_match(_MATH, text)
     if last is None:
         return None
@@ -145,7 +145,7 @@ def first_sentence(text: str) -> str:
 
 
 def without_reason(text: str) -> str:
-    """`72 clips, because 48 + 24 = 72` without the reason, if a number stands before it."""
+    """`72 clips, because 48 + 24 = 72` without the reason, if a number is before it."""
     for match in _REASON.finditer(text[:2000]):
         if any(map(str.isdigit, text[: match.start()])):
             return text[: match.start()]

@@ -1,7 +1,7 @@
 """How the trainer's weights reach vLLM.
 
-On a CPU vLLM runs in this process and copies from the trainer's tensors. On a GPU it runs in a process of its own and
-takes handles of this process's GPU memory by its weight-transfer API; **this path has not been run**.
+On a CPU vLLM runs in this process and copies from the trainer's tensors. On a GPU it runs in another process and reads
+this process's GPU memory by its weight-transfer API; **this path has not been run**.
 """
 
 import math
@@ -51,7 +51,7 @@ def send(llm: Any, tensors: Mapping[str, Tensor], release: Release, *, on_cpu: b
 
 
 def _send_handles(llm: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Hand over GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
+    """Pass GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
     from torch.multiprocessing.reductions import reduce_tensor
 
     held = {name: tensor.contiguous() for name, tensor in tensors.items()}
