@@ -11,9 +11,9 @@ from unittest.mock import patch
 
 from _measure import seconds, show, sized
 from steadyrl import loop, update
-from steadyrl.config import ColdStart, Evaluate, Recipe, load
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import MetricsLog
+from steadyrl.recipe import ColdStart, Evaluate, Recipe, load
 from steadyrl.run import Run
 from steadyrl.session import open_session
 

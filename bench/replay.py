@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
-from steadyrl.config import load
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import Recorder, record, replay
+from steadyrl.recipe import load
 from steadyrl.session import build_policy
 from steadyrl.types import TokenBatch
 

@@ -16,11 +16,11 @@ from unittest.mock import patch
 import torch
 
 from _measure import MODEL, show, sized
-from steadyrl.config import load
 from steadyrl.engine import vllm
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.loop import Progress, global_step
 from steadyrl.model.loading import build_tiny
+from steadyrl.recipe import load
 from steadyrl.run import Run
 from steadyrl.session import open_session
 from steadyrl.types import Sampling

@@ -20,8 +20,8 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
-from steadyrl.config import resolve
 from steadyrl.loop import Progress, global_step
+from steadyrl.recipe import resolve
 from steadyrl.run import Run
 from steadyrl.session import Session, build_policy, open_session
 

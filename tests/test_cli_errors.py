@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
 from steadyrl import cold_start, plan, rollout, session
 from steadyrl.cli import main
-from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
+from steadyrl.recipe import resolve
 
 EXPERTS = TINY["model"]["config"]
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
@@ -412,7 +412,7 @@ def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_had_no_reward(t
 BAD_FILES = {
     "import": ("import no_such_module\ndef reward(prompt, completion):\n    return 1\n", "raised ModuleNotFoundError"),
     "syntax": ("def reward(prompt, completion:\n", "raised SyntaxError"),
-    "name": ("def rewards(prompt, completion):\n    return 1\n", "no such function there; it has rewards"),
+    "name": ("def rewards(prompt, completion):\n    return 1\n", "there is no reward in it; it has rewards"),
 }
 
 

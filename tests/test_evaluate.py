@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
-from steadyrl.config import RecipeError, resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.estimates import Estimate, accuracy, ballot, maj_at, mean_reward, pass_at, sizes, student
 from steadyrl.jsonl import read_jsonl
 from steadyrl.order import seed_of
+from steadyrl.recipe import RecipeError, resolve
 from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.chains import Chains
 from steadyrl.tasks.questions import Questions

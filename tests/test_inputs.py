@@ -8,9 +8,9 @@ import pytest
 
 from chat_tokenizers import CHATML, byte_tokenizer, save_model
 from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
-from steadyrl.config import load, resolve
 from steadyrl.inputs import changes, inputs_of, told
 from steadyrl.jsonl import read_jsonl
+from steadyrl.recipe import load, resolve
 from steadyrl.session import task_fields
 from steadyrl.tasks import build_task
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
 from steadyrl import loop, rollout
-from steadyrl.config import load, resolve
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
+from steadyrl.recipe import load, resolve
 from steadyrl.update import learning_rate
 
 NAMES = {metric.name for metric in METRICS} - {"reward/<name>"}  # of verifiers that return more than a number

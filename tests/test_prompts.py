@@ -10,10 +10,10 @@ import pytest
 from chat_tokenizers import CHATML, HANGS, PARTS, byte_tokenizer, save_model
 from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
-from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.jsonl import read_jsonl
 from steadyrl.model.template import TemplateError
+from steadyrl.recipe import Recipe, RecipeError, load, resolve
 from steadyrl.rollout import response_text, reward_groups, sample_groups
 from steadyrl.session import open_session, prepare
 from steadyrl.tasks import build_task

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from steadyrl import report
-from steadyrl.config import Recipe, resolve
 from steadyrl.jsonl import last_step_rows
 from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, ROLLOUT_FIELDS, SAMPLE_FIELDS, MetricsLog
 from steadyrl.reading import MOST_BUCKETS, Course, RunError
+from steadyrl.recipe import Recipe, resolve
 
 RECIPE = {
     "steps": 120,

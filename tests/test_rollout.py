@@ -4,11 +4,20 @@ import pytest
 import torch
 
 from builders import response
-from steadyrl.config import Advantage
-from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics, with_advantages
+from steadyrl import rollout
+from steadyrl.recipe.building import build
+from steadyrl.recipe.variants import SECTIONS
+from steadyrl.rollout import Counted, Group, Rewards, counted, counted_tokens, rollout_metrics
 from steadyrl.tasks.base import Example
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
+
+Advantage = SECTIONS["advantage"]["group"]
+
+
+def with_advantages(groups, rewards, *, normalise, options):
+    advantage = build(options)
+    return rollout.with_advantages(groups, rewards, advantage=advantage, normalise=normalise, options=options)
 
 
 def rewards(values: torch.Tensor = REWARDS, known: torch.Tensor | None = None) -> Rewards:

@@ -16,8 +16,8 @@ import pytest
 from machine import require_namespaces
 from recipes_for_tests import command, comparable, train, write_recipe
 from steadyrl import run as run_module
-from steadyrl.config import load
 from steadyrl.lock import Lock, LockedError
+from steadyrl.recipe import load
 from steadyrl.run import Run, RunDirectoryError
 
 

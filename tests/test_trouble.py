@@ -6,9 +6,9 @@ import pytest
 
 from recipes_for_tests import coin_questions, command, train, write_recipe
 from steadyrl import report
-from steadyrl.config import resolve
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import METRICS, MetricsLog
+from steadyrl.recipe import resolve
 from steadyrl.terminal import visible
 from steadyrl.trouble import KINDS, Seen, Watch, fields, look, unreached
 

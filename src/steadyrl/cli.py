@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 import tyro
 
-from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.recipe import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.renamed import new_field
 from steadyrl.terminal import tell, visible
 from steadyrl.trouble import unreached

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from steadyrl.config import ColdStart
 from steadyrl.errors import UserError
 from steadyrl.evaluate import evaluate, held_out
 from steadyrl.metrics import MetricsLog
@@ -19,6 +18,7 @@ from steadyrl.model.packing import pack_sequences
 from steadyrl.model.routing import moe_blocks
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
+from steadyrl.recipe import ColdStart
 from steadyrl.rollout import require_rewards
 from steadyrl.session import Session, build_optimizer, stage_task
 from steadyrl.tasks.base import Example, Task

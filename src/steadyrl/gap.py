@@ -22,13 +22,13 @@ from torch import Tensor, nn
 
 from steadyrl.algo import Composed, MiniRL, gradient_gap, gram, ledger
 from steadyrl.algo.surrogate import GradientGap, Interval
-from steadyrl.config import Recipe
 from steadyrl.disagreement import unrouted
 from steadyrl.errors import UserError
 from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packed, sample_step, take_update
 from steadyrl.model import checkpoint
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
+from steadyrl.recipe import Recipe
 from steadyrl.rollout import counted, counted_tokens, require_rewards, reward_groups, with_advantages
 from steadyrl.session import Session, open_session
 from steadyrl.types import Response
@@ -83,7 +83,9 @@ def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     rewards, options = reward_groups(session, "train", groups), recipe.advantage
     require_rewards(rewards, limit=recipe.verifier.max_failures)
-    answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
+    answered = with_advantages(
+        groups, rewards, advantage=session.advantage, normalise=session.objective.normalised, options=options
+    )
     n = recipe.update.minibatches
     blocks = [
         _blocks(session, part, responses, seed=seed_of(recipe.seed, f"gap/{step}/{number}"))

@@ -18,7 +18,6 @@ from safetensors import SafetensorError
 
 from steadyrl.algo import ledger
 from steadyrl.cold_start import cold_start
-from steadyrl.config import Recipe
 from steadyrl.disagreement import replay_effect, route_metrics, unrouted
 from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import RunStopped
@@ -31,6 +30,7 @@ from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import problem_indices
 from steadyrl.progress import Bar
+from steadyrl.recipe import Recipe
 from steadyrl.responses import rollout_rows
 from steadyrl.rollout import (
     Counted,
@@ -183,7 +183,9 @@ def global_step(session: Session, run: Run, progress: Progress) -> tuple[dict[st
     routed = unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     with clock("rewards"):
         rewards, options = reward_groups(session, "train", groups), recipe.advantage
-        responses = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
+        responses = with_advantages(
+            groups, rewards, advantage=session.advantage, normalise=session.objective.normalised, options=options
+        )
         run.log_rollouts(step, rewards.failed, rollout_rows(session, step, groups, rewards, responses))
         require_rewards(rewards, limit=recipe.verifier.max_failures)
         parts = recipe.update.minibatches

@@ -5,11 +5,10 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from steadyrl import config
-from steadyrl.config import Recipe
 from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
+from steadyrl.recipe import PretrainedModel, Recipe
 from steadyrl.session import Prepared, check_kv_cache, open_pool, prepare, recipe_warnings, refuse_contradictions
 from steadyrl.terminal import visible
 
@@ -36,7 +35,7 @@ def describe(recipe: Recipe, *, run: Path) -> str:
 def _described(ready: Prepared, run: Path) -> str:
     open_pool(ready.recipe, ready.task).close()  # rejects a reward function that cannot be called
     recipe, task, model = ready.recipe, ready.task, ready.config
-    remote = isinstance(recipe.model, config.PretrainedModel) and recipe.model.trust_remote_code
+    remote = isinstance(recipe.model, PretrainedModel) and recipe.model.trust_remote_code
     shapes = skeleton(model, trust_remote_code=remote)
     refuse_contradictions(recipe, shapes, task)
     count = sum(parameter.numel() for parameter in shapes.parameters())
@@ -50,7 +49,7 @@ def _described(ready: Prepared, run: Path) -> str:
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
         f"{rollout.max_new_tokens} tokens; {n} update(s) each",
         f"forward    {describe_rows(may_attend_by_block(shapes))}",
-        f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
+        f"objective  {recipe.objective.described()}, replay {recipe.update.replay}",
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         "memory",
         *(f"  {name:<28}{amount / 2**30:9.3f} GiB" for name, amount in _memory(recipe, model, count).items()),
@@ -111,12 +110,12 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     length = recipe.rollout.max_new_tokens  # the prompts' share is not known before they are drawn
     asked = max(recipe.rollout.prompts * recipe.rollout.responses, recipe.evaluate.prompts * recipe.evaluate.samples)
-    match recipe.engine:
-        case config.LocalEngine(max_sequences=sequences):
-            at_once = min(sequences, asked)
-            cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
-        case config.VLLMEngine(cache_gib=gib):
-            cache = int(gib * 2**30)
+    told = recipe.engine.arguments()
+    if "cache_gib" in told:
+        cache = int(told["cache_gib"] * 2**30)
+    else:
+        at_once = min(recipe.engine.max_sequences, asked)
+        cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
     kept = 1 if recipe.runtime.activation_checkpointing else 16
     parts = {
         "weights": count * width,

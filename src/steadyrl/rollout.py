@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
-from steadyrl.config import Advantage
+from steadyrl.algo import Advantage, informative, leave_one_out, without_truncated
 from steadyrl.engine.base import Engine, EngineError
 from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response
 from steadyrl.order import seed_of
+from steadyrl.recipe import AdvantageSection, RecipeError
 from steadyrl.session import Session
 from steadyrl.tasks.base import Context, Example, Split, TaskError
 from steadyrl.tasks.pool import RewardRequest
@@ -179,14 +179,26 @@ def _table(values: Sequence[float], groups: Sequence[Group]) -> Float[Tensor, "g
 
 
 def with_advantages(
-    groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
+    groups: Sequence[Group],
+    rewards: Rewards,
+    *,
+    advantage: Advantage,
+    normalise: bool,
+    options: AdvantageSection,
 ) -> list[list[Response]]:
-    """Responses with their advantage, group by group."""
+    """Responses with their advantage, group by group.
+
+    Raises:
+        RecipeError: the advantages are not finite numbers, one for each response.
+    """
     values, known = rewards.values, rewards.known
-    if options.leave_one_out:
-        found = leave_one_out(values, known=known)
-    else:
-        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon, known=known)
+    found = advantage(values, known=known, normalise=normalise)
+    if found.shape != values.shape or not found[known].isfinite().all():
+        raise RecipeError(
+            f"advantage.name = {options.name!r} returned {found.tolist()} for the rewards {values.tolist()}; it must "
+            "return a finite number for each of them"
+        )
+    found = found.masked_fill(~known, 0.0)
     excess = leave_one_out(values, known=known)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])
@@ -223,7 +235,7 @@ class Counted:
     """Groups with such a response."""
 
 
-def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted]:
+def counted(rewards: Rewards, *, parts: int, options: AdvantageSection) -> list[Counted]:
     """What each of `parts` equal mini-batches is divided by: what has a reward and is not filtered out."""
     counts = _counts(rewards, options)
     return [
@@ -233,14 +245,14 @@ def counted(rewards: Rewards, *, parts: int, options: Advantage) -> list[Counted
 
 
 def counted_tokens(
-    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: Advantage
+    groups: Sequence[Sequence[Response]], rewards: Rewards, *, parts: int, options: AdvantageSection
 ) -> list[int]:
     """The tokens of those responses, in each of the mini-batches."""
     tokens = torch.tensor([group[0].group_tokens for group in groups])
     return tokens.where(_counts(rewards, options).any(dim=1), 0).view(parts, -1).sum(dim=1).tolist()
 
 
-def _counts(rewards: Rewards, options: Advantage) -> Bool[Tensor, "groups responses"]:
+def _counts(rewards: Rewards, options: AdvantageSection) -> Bool[Tensor, "groups responses"]:
     """Which responses count in the denominators."""
     if not options.filter_groups:
         return rewards.known

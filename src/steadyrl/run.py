@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 from torch.optim import Optimizer
 
-from steadyrl.config import SEEN, Recipe, load
 from steadyrl.errors import UserError
 from steadyrl.inputs import Inputs, changes, told
 from steadyrl.jsonl import Row, Value, read_jsonl, stream_jsonl, write_atomically
@@ -37,6 +36,7 @@ from steadyrl.metrics import (
 from steadyrl.model import checkpoint
 from steadyrl.model.loading import Policy
 from steadyrl.progress import Bar
+from steadyrl.recipe import SEEN, Recipe, load
 from steadyrl.renamed import translate_inputs
 from steadyrl.report import write_report
 from steadyrl.terminal import tell

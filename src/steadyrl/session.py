@@ -12,13 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from steadyrl import algo, config
-from steadyrl.algo import Objective
-from steadyrl.config import Recipe, RecipeError
+from steadyrl.algo import Advantage, GroupAdvantage, Objective
 from steadyrl.engine.base import Engine
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.chat import Chat
 from steadyrl.model.decoding import rope_length
 from steadyrl.model.loading import (
@@ -37,6 +34,8 @@ from steadyrl.model.text import end_tokens
 from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of, settled
+from steadyrl.recipe import Optimizer, PretrainedModel, Prompt, Recipe, RecipeError, Stage, TinyModel
+from steadyrl.recipe.building import arguments, build
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool
@@ -57,6 +56,8 @@ class Session:
     """μ: what samples."""
     objective: Objective
     """What is maximised."""
+    advantage: Advantage
+    """How rewards become advantages."""
     task: Task
     """Problems, in this process."""
     pool: RewardPool
@@ -108,7 +109,7 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     with Renderer() as renderer:
         chat = _chat(tokenizer, renderer, recipe, task)
         if chat.asks_for_date and recipe.prompt.date is None:
-            recipe = recipe.model_copy(update={"prompt": config.Prompt(date=date.today().isoformat())})
+            recipe = recipe.model_copy(update={"prompt": Prompt(date=date.today().isoformat())})
             chat = _chat(tokenizer, renderer, recipe, task)
         chat.check_header()
         text, prompts = model.get_text_config(), Prompts(chat)
@@ -194,7 +195,8 @@ def _opened(ready: Prepared) -> Iterator[Session]:
                 policy=policy,
                 optimizer=build_optimizer(policy.model, recipe.optimizer, lr=recipe.optimizer.learning_rate),
                 engine=engine,
-                objective=build_objective(recipe.objective),
+                objective=build(recipe.objective),
+                advantage=build(recipe.advantage),
                 task=task,
                 pool=pool,
                 sampling=Sampling(temperature=recipe.rollout.temperature, max_new_tokens=recipe.rollout.max_new_tokens),
@@ -224,28 +226,28 @@ def model_config(recipe: Recipe) -> PreTrainedConfig:
         ModelError: there is none, or a field of it is wrong.
     """
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             try:
                 return tiny_config(m.family, m.config, len(character_tokenizer(m.alphabet)))
             except ValueError as error:
                 raise ModelError(str(error)) from error
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
 
 
 def _tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             return character_tokenizer(m.alphabet)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return load_tokenizer(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
 
 
 def _generation_ends(recipe: Recipe, model: PreTrainedConfig) -> int | list[int] | None:
     match recipe.model:
-        case config.TinyModel():
+        case TinyModel():
             return generation_ends(model, None, revision=None)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return generation_ends(model, m.path, revision=m.revision)
 
 
@@ -254,9 +256,9 @@ def build_policy(recipe: Recipe) -> Policy:
     dtype = getattr(torch, recipe.runtime.dtype)
     _check_device(recipe.runtime.device)
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
     model = policy.model.to(recipe.runtime.device)  # pyright: ignore[reportArgumentType]
     model.eval()
@@ -266,8 +268,12 @@ def build_policy(recipe: Recipe) -> Policy:
 
 
 def task_fields(recipe: Recipe) -> dict[str, Any]:
-    """The task's section as plain values, with the further sets that are evaluated."""
-    own = recipe.task.model_dump()
+    """The task's section as plain values, with the further sets that are evaluated.
+
+    Raises:
+        OwnCodeError, RecipeError: the user's own task cannot be loaded, or takes other options.
+    """
+    own = {"kind": recipe.task.kind} | arguments(recipe.task)
     columns = ("question_column", "answer_column")
     sets = [
         {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}
@@ -276,7 +282,7 @@ def task_fields(recipe: Recipe) -> dict[str, Any]:
     return own | {"sets": sets} if sets else own
 
 
-def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:
+def stage_task(recipe: Recipe, stage: Stage, task: Task) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
     Args:
@@ -309,7 +315,7 @@ def _check_device(name: str) -> None:
         raise RecipeError(f'runtime.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
 
 
-def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, options: Optimizer, *, lr: float) -> torch.optim.Optimizer:
     """AdamW over all parameters."""
     return torch.optim.AdamW(
         model.parameters(), lr=lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
@@ -322,22 +328,12 @@ def build_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> En
     Raises:
         EngineError: it is not installed, or refuses the model or the options.
     """
-    options = recipe.engine.model_dump(exclude={"kind"})
-    match recipe.engine:
-        case config.LocalEngine():
-            return LocalEngine(policy.model, end_tokens=set(ends), **options)
-        case config.VLLMEngine():
-            return VLLMEngine(policy.model, end_tokens=set(ends), **options)
+    return build(recipe.engine, policy.model, end_tokens=set(ends))
 
 
 def unquantised_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> Engine:
     """What the trained weights say where nothing is rounded: the embedded engine, whatever samples the rollouts."""
     return LocalEngine(policy.model, end_tokens=set(ends), max_sequences=recipe.engine.max_sequences)
-
-
-def build_objective(options: config.ObjectiveConfig) -> Objective:
-    """The objective that the recipe names, with its switches."""
-    return getattr(algo, type(options).__name__)(**options.model_dump(exclude={"name"}))
 
 
 def recipe_warnings(recipe: Recipe) -> list[str]:
@@ -357,7 +353,7 @@ def check_kv_cache(recipe: Recipe, model: PreTrainedConfig | None = None) -> tup
         EngineError: this machine, or the model if it is given, cannot have the cache that was asked for.
     """
     asked = recipe.engine.kv_precision
-    if isinstance(recipe.engine, config.LocalEngine):
+    if recipe.engine.kind != "vllm":
         return asked, None
     on_cpu = not torch.cuda.is_available()
     taken = resolve_kv_precision(asked, model, on_cpu=on_cpu)
@@ -385,12 +381,13 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     balanced = recipe.cold_start is not None and recipe.cold_start.aux_loss > 0.0
     if balanced and "output_router_logits" not in inspect.signature(model.forward).parameters:
         raise RecipeError(f"cold_start.aux_loss balances experts, and {type(model).__name__} has no such loss. Use 0")
-    if recipe.advantage.leave_one_out and build_objective(recipe.objective).normalised:
+    objective, advantage = build(recipe.objective), build(recipe.advantage)
+    if isinstance(advantage, GroupAdvantage) and advantage.leave_one_out and objective.normalised:
         raise RecipeError(
             f'advantage.leave_one_out = true, but the objective "{recipe.objective.name}" divides by the standard '
             "deviation of the whole group, the response itself included. Use false, or another objective"
         )
-    if isinstance(recipe.model, config.TinyModel):
+    if isinstance(recipe.model, TinyModel):
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
             _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))

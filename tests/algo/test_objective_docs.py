@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_objective import THETA, TOKENS, value_and_gradient
 
-from steadyrl import algo, config
+from steadyrl import algo
 from steadyrl.algo import Objective, Tokens, Weighed, product
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def test_the_conventions_stand_in_one_table_against_six_peers() -> None:
     assert (algo.VESPO().mean, algo.DAPO().mean, algo.CISPO().mean) == ("responses", "group_tokens", "group_tokens")
     assert algo.DAPO(token_mean="batch").mean == "batch_tokens"
     assert "ε = 0;" in said["standard deviation"]
-    assert config.Advantage().epsilon == 0.0
+    assert algo.GroupAdvantage().epsilon == 0.0
     alone = torch.tensor([[3.0]])
     assert ("Â = 0" in said["group of one"]) == (not algo.group_advantage(alone, normalise=True).any())
 

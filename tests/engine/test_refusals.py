@@ -5,9 +5,9 @@ import logging
 import pytest
 
 from recipes_for_tests import TINY, merged
-from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.refusals import exceptions_logged, last_cause
+from steadyrl.recipe import resolve
 from steadyrl.session import open_session
 
 PYDANTIC = """1 validation error for ModelConfig

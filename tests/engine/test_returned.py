@@ -13,10 +13,10 @@ import torch
 
 from builders import dense_policy, tiny_policy
 from recipes_for_tests import TINY, command, merged, write_recipe
-from steadyrl.config import resolve
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.returned import NotFinite, checked_routes
+from steadyrl.recipe import resolve
 from steadyrl.rollout import sample_groups
 from steadyrl.tasks.build import build_task
 from steadyrl.types import Sampling

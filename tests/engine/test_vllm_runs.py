@@ -17,12 +17,12 @@ from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
-from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
 from steadyrl.jsonl import read_jsonl
 from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
 from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
+from steadyrl.recipe import resolve
 from steadyrl.rollout import reward_groups, sample_groups, with_advantages
 from steadyrl.session import open_session
 from steadyrl.update import old_pass
@@ -95,7 +95,9 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
             session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
         )
         rewards = reward_groups(session, "held_out", groups)
-        answered = with_advantages(groups, rewards, normalise=False, options=session.recipe.advantage)
+        answered = with_advantages(
+            groups, rewards, advantage=session.advantage, normalise=False, options=session.recipe.advantage
+        )
         responses = [response for group in answered for response in group]
         micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
         natural, replayed = (per_response(session.policy, micros, mode) for mode in ("none", "R3"))

@@ -11,7 +11,6 @@ import pytest
 
 from recipes_for_tests import TINY
 from steadyrl.cli import main
-from steadyrl.config import RecipeError
 from steadyrl.lab.alarm import SIGNS, alarm_step, around, limit, record, usual
 from steadyrl.lab.collapse import collapse_step, smoothed
 from steadyrl.lab.figure import Claim, Figure, arm_recipe, changed, cold_name, cold_recipe, fingerprint, load_figure
@@ -20,6 +19,7 @@ from steadyrl.lab.report import page
 from steadyrl.lab.result import Result, ResultError, load_result, measure, results_of, store
 from steadyrl.lab.runs import run_figure
 from steadyrl.lab.verdict import interval, judge, student, wilson
+from steadyrl.recipe import RecipeError
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
 from steadyrl.jsonl import Row, read_jsonl, write_atomically
 from steadyrl.lab.collapse import WINDOW, below, collapse_step
 from steadyrl.lab.figure import Figure, Measure, fingerprint, load_figure
+from steadyrl.recipe import RecipeError
 
 QUANTITIES = (
     "reward/mean",
