@@ -127,8 +127,8 @@ def test_the_gradient_is_the_defining_expectation(objective) -> None:
         rows = [PREFIXES.index(y[:t]) for t in range(len(y))]
         p, o, m = ([table[row, token].item() for row, token in zip(rows, y, strict=True)] for table in probabilities)
         for row, token, weight in zip(rows, y, WEIGHTS[objective](p, o, m, reward), strict=True):
-            gradient = torch.eye(3, dtype=torch.float64)[token] - probabilities[0][row]  # ∇log π by the logits
-            expected[row] += math.prod(m) * reward * weight * gradient
+            slope = torch.eye(3, dtype=torch.float64)[token] - probabilities[0][row]  # ∇log π by the logits
+            expected[row] += math.prod(m) * reward * weight * slope
             masked, total = masked + (weight == 0.0), total + 1
     assert masked < total
     torch.testing.assert_close(gradient(objective, THETA, all_tokens(OLD, MU)), expected, rtol=1e-12, atol=1e-14)

@@ -60,9 +60,9 @@ def check_answers(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
         for i, group in enumerate(groups)
         for j, one in enumerate(group)
     ]
-    moe = is_moe(asked.model)
+    moe, vocabulary = is_moe(asked.model), asked.model.config.get_text_config().vocab_size
     for where, prompt, one in flat:
-        _check_tokens(where, one, asked)
+        _check_tokens(where, one, asked, vocabulary)
         _check_tensors(where, one, rows=len(prompt) + len(one.token_ids) - 1, moe=moe)
     _check_logprobs(flat, greedy=asked.sampling.temperature == 0.0)
     if moe:
@@ -88,14 +88,14 @@ def _groups(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
     return [tuple(group) for group in answered]
 
 
-def _check_tokens(where: str, one: Completion, asked: Asked) -> None:
+def _check_tokens(where: str, one: Completion, asked: Asked, vocabulary: int) -> None:
     """Token ids, how the response ended, and the policy version."""
     ids: Any = one.token_ids
-    if not isinstance(ids, tuple) or not all(type(token) is int for token in ids):
+    if not isinstance(ids, tuple) or set(map(type, ids)) - {int}:
         raise EngineError(f"{where}: the engine returned token_ids of {_kind(ids)}, not a tuple of integers")
     if not ids:
         raise EngineError(f"{where}: the engine returned no token")
-    vocabulary, longest = asked.model.config.get_text_config().vocab_size, asked.sampling.max_new_tokens
+    longest = asked.sampling.max_new_tokens
     if not 0 <= min(ids) <= max(ids) < vocabulary:
         raise EngineError(
             f"{where}: the engine returned token ids from {min(ids)} to {max(ids)}; the vocabulary has {vocabulary}"

@@ -22,28 +22,25 @@ class Moved:
     """How many of them have another value after the update."""
 
 
-def sampled(model: nn.Module) -> list[Tensor]:
-    """Return a copy of each parameter's sample, to be held against the weights after an update."""
-    return [_sample(weight).clone() for weight in model.parameters()]
+def sampled(model: nn.Module) -> Tensor:
+    """Return a copy of each parameter's sample, joined, to compare with the weights after an update."""
+    return torch.cat([_sample(weight) for weight in model.parameters()])
 
 
 @torch.no_grad()
-def moved_since(before: list[Tensor], model: nn.Module) -> Moved:
-    """Count the weights that have a gradient, and those of them that are not what they were.
+def moved_since(before: Tensor, model: nn.Module) -> Moved:
+    """Count the weights that have a gradient, and those of them that changed.
 
     Args:
         before: `sampled(model)`, taken before the update.
         model: after the update, with the gradients that made it.
     """
-    pulled, changed = [], []
-    for old, weight in zip(before, model.parameters(), strict=True):
-        if weight.grad is not None:
-            has_gradient = _sample(weight.grad) != 0.0
-            pulled.append(has_gradient.sum())
-            changed.append((has_gradient & (_sample(weight) != old)).sum())
-    if not pulled:
-        return Moved(pulled=0, changed=0)
-    return Moved(pulled=int(torch.stack(pulled).sum()), changed=int(torch.stack(changed).sum()))
+    weights = list(model.parameters())
+    gradients = [_sample(torch.zeros_like(w) if w.grad is None else w.grad) for w in weights]
+    pulled = torch.cat(gradients) != 0.0
+    changed = pulled & (torch.cat([_sample(weight) for weight in weights]) != before)
+    counts = torch.stack([pulled.sum(), changed.sum()]).tolist()
+    return Moved(pulled=counts[0], changed=counts[1])
 
 
 def unmoved(share: float, *, step: int, dtype: str) -> str:

@@ -15,6 +15,7 @@ from steadyrl.tasks.environment import worker_environment
 from steadyrl.tasks.process import Worker, WorkerDied
 
 _LARGEST_CHUNK = 64  # requests per message: enough to hide the pipes, few enough to share between workers
+_SMALLEST_CHUNKS = 8  # of a worker's share
 _TRIALS = 3  # problems that a user's function is tried on before it is rejected
 _LONGEST_WAIT = 3600.0
 
@@ -161,9 +162,8 @@ class RewardPool:
         """Give every idle worker a chunk, smaller ones towards the end so that all finish together."""
         for worker in self._workers:
             if batch.waiting and not worker.taken:
-                share = len(batch.waiting) // (2 * len(self._workers))
-                worker.taken.extend(batch.next_chunk(max(1, min(_LARGEST_CHUNK, share))))
-                worker.send([batch.requests[position] for position in worker.taken])
+                worker.taken.extend(batch.next_chunk(len(self._workers)))
+                worker.send(_message([batch.requests[position] for position in worker.taken]))
                 self._set_deadline(worker)
 
     def _set_deadline(self, worker: Worker) -> None:
@@ -174,7 +174,7 @@ class RewardPool:
         """Wait for answers, or for the first time limit, and record what came."""
         busy = [worker for worker in self._workers if worker.taken]
         patience = min(worker.deadline for worker in busy) - time.monotonic()
-        with selectors.DefaultSelector() as selector:
+        with selectors.PollSelector() as selector:
             for worker in busy:
                 selector.register(worker, selectors.EVENT_READ)
             ready = {key.fileobj for key, _ in selector.select(max(0.0, min(patience, _LONGEST_WAIT)))}
@@ -248,8 +248,13 @@ class _Batch:
         """The position of a request's id; −1 where there is none."""
         return self._positions.get(number, -1) if isinstance(number, int) else -1
 
-    def next_chunk(self, count: int) -> list[int]:
-        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone."""
+    def next_chunk(self, workers: int) -> list[int]:
+        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone.
+
+        The chunks shrink, so that all workers end together, down to an eighth of a worker's share.
+        """
+        least = len(self.requests) // (_SMALLEST_CHUNKS * workers)
+        count = max(1, least, min(_LARGEST_CHUNK, len(self.waiting) // (2 * workers)))
         chunk = [self.waiting.popleft()]
         while self.waiting and not {chunk[0], self.waiting[0]} & self.alone:
             if self._problem(chunk[0]) != self._problem(self.waiting[0]) if self._grouped else len(chunk) >= count:
@@ -280,13 +285,26 @@ def _wire(request: RewardRequest, *, tokens: bool) -> dict[str, Any]:
     return {"split": request.split, "index": request.index, "completion": request.completion, "context": context}
 
 
+def _message(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Requests for one worker; a prompt that several of them answer stands only in the first."""
+    shown: str | None = None
+    message = []
+    for request in requests:
+        if request["context"] and request["context"][0] == shown:
+            request = request | {"context": (None, *request["context"][1:])}
+        elif request["context"]:
+            shown = request["context"][0]
+        message.append(request)
+    return message
+
+
 def _reward_in(message: Mapping[str, Any]) -> Reward | None:
     """The reward in a worker's message; None if it is none."""
     match message:
-        case {"reward": None, "failure": str(failure)}:
+        case {"failure": str(failure)}:
             return Reward.failed(failure)
-        case {"reward": float(reward), "failure": None, "parts": dict(parts)}:
-            return Reward(value=reward, failure=None, parts=parts)
+        case {"reward": float(reward), **rest} if rest.keys() <= {"id", "parts"}:
+            return Reward(value=reward, failure=None, parts=rest.get("parts", {}))
     return None
 
 

@@ -40,11 +40,20 @@ def main() -> None:
         os._exit(0)  # the user's file may have left threads behind
     _send(replies, {"ready": facts})
     for line in requests:
-        batch = json.loads(line)
+        batch = _with_prompts(json.loads(line))
         allow_processor(spec["time_limit"] * 2 * len(batch))
         for reply in _answers(task, batch, spec["memory_gib"]):
             _send(replies, reply)
     os._exit(0)
+
+
+def _with_prompts(batch: list[Reply]) -> list[Reply]:
+    """The requests, each with its prompt; where several answer one, it was sent with the first."""
+    shown = None
+    for request in batch:
+        if request["context"]:
+            shown = request["context"][0] = shown if request["context"][0] is None else request["context"][0]
+    return batch
 
 
 def _take_pipes() -> tuple[IO[str], IO[str]]:
@@ -60,7 +69,7 @@ def _take_pipes() -> tuple[IO[str], IO[str]]:
 
 
 def _send(replies: IO[str], reply: Reply) -> None:
-    replies.write(json.dumps(reply) + "\n")
+    replies.write(json.dumps(reply, separators=(",", ":")) + "\n")
     replies.flush()
 
 
@@ -140,15 +149,14 @@ def _group(task: Questions, batch: list[Reply], memory_gib: float) -> Iterator[R
         returned.append(task.own_function(examples, completions, contexts))
         return 0.0
 
-    failure = _graded(call, memory_gib)["failure"]
+    failure = _graded(call, memory_gib).get("failure")
     if failure is not None:
         yield {"ids": [request["id"] for request in batch], "failure": failure}
         return
     try:
         rewards = rewards_of(returned[0], len(batch))
     except NotANumber as error:
-        nothing = {"reward": None, "parts": {}, "failure": cut(str(error))}
-        yield from ({"id": request["id"], **nothing} for request in batch)
+        yield from ({"id": request["id"], "failure": cut(str(error))} for request in batch)
         return
     for request, reward in zip(batch, rewards, strict=True):
         yield {"id": request["id"], **_graded(lambda reward=reward: reward, memory_gib)}
@@ -174,7 +182,7 @@ def _graded(call: Callable[[], Any], memory_gib: float) -> Reply:
     me = os.getpid()
     try:
         reward, parts = grade(call())
-        return {"reward": reward, "parts": parts, "failure": None}
+        return {"reward": reward, "parts": parts} if parts else {"reward": reward}
     except NotANumber as error:
         failure = str(error)
     except SystemExit as end:
@@ -185,7 +193,7 @@ def _graded(call: Callable[[], Any], memory_gib: float) -> Reply:
         failure = f"raised {in_words(error)}"
     finally:
         _end_a_fork(me)
-    return {"reward": None, "parts": {}, "failure": cut(failure)}
+    return {"failure": cut(failure)}
 
 
 def _end_a_fork(worker: int) -> None:
