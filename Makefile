@@ -38,6 +38,7 @@ lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
+	$(BIN)/python -m steadyrl.recipe.table docs/objective.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
 .venv/ready: pyproject.toml constraints.txt

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.recipes_for_tests import coin_questions, tree, write_recipe
 
+from recipes_for_tests import coin_questions, tree, write_recipe
 from steadyrl.cli import main
 from steadyrl.metrics import METRICS, MetricsLog
 from steadyrl.reading import last_ledger, read_run

@@ -9,6 +9,7 @@ from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
 from steadyrl.recipe import PretrainedModel, Recipe
+from steadyrl.recipe.building import arguments
 from steadyrl.session import Prepared, check_kv_cache, open_pool, prepare, recipe_warnings, refuse_contradictions
 from steadyrl.terminal import visible
 
@@ -110,7 +111,7 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     length = recipe.rollout.max_new_tokens  # the prompts' share is not known before they are drawn
     asked = max(recipe.rollout.prompts * recipe.rollout.responses, recipe.evaluate.prompts * recipe.evaluate.samples)
-    told = recipe.engine.arguments()
+    told = arguments(recipe.engine)
     if "cache_gib" in told:
         cache = int(told["cache_gib"] * 2**30)
     else:

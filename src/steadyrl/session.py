@@ -98,11 +98,14 @@ def prepare(recipe: Recipe) -> Iterator[Prepared]:
     Raises:
         TaskError, ModelError: the task or the model cannot be had, or prompts cannot be used.
         TemplateError: the chat template raises, never ends, or loses the question.
-        RecipeError: nothing ends a response.
+        OwnCodeError: the user's own code cannot be loaded.
+        RecipeError: nothing ends a response, or a class of the user's own has other options.
     """
     if recipe.runtime.threads:
         torch.set_num_threads(recipe.runtime.threads)
     check_kv_cache(recipe)
+    for section in (recipe.objective, recipe.advantage, recipe.engine):
+        arguments(section)  # the user's own classes are rejected before the data are read
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     refuse_sizes(recipe, task)
     model, tokenizer = model_config(recipe), _tokenizer(recipe)

@@ -103,6 +103,10 @@ class Own(Variant):
         rest = {name: value for name, value in tree.items() if name not in cls.model_fields}
         return {**known, "options": {**tree.get("options", {}), **rest}}
 
+    def arguments(self) -> JsonDict:
+        """What the class is told, as the recipe says it; `building.arguments` checks it."""
+        return self.options
+
     def described(self) -> str:
         """The class, and what it is told."""
         told = (f"{name} = {value}" for name, value in self.options.items())

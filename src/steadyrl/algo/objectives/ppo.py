@@ -65,13 +65,15 @@ class DAPO(GRPO):
     """
 
     name: ClassVar[str] = "dapo"
+    mean: Mean = field(default="group_tokens", init=False)
     clip_high: PositiveFloat = 0.28
     token_mean: Literal["group", "batch"] = "group"
     """The mean over tokens is one of each group, then over groups; or one of the whole mini-batch, as in verl, TRL."""
 
     def __post_init__(self) -> None:
         """The tokens of the mean are what is divided by."""
-        object.__setattr__(self, "mean", "batch_tokens" if self.token_mean == "batch" else "group_tokens")
+        if self.token_mean == "batch":
+            object.__setattr__(self, "mean", "batch_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
