@@ -169,7 +169,7 @@ def main(*names: str) -> int:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
         package = tree / "src" / "steadyrl"
-        core = [*package.glob("algo/*.py"), *(p for p in package.rglob("*.py") if p.stem in OTHERS)]
+        core = [*package.glob("algo/**/*.py"), *(p for p in package.rglob("*.py") if p.stem in OTHERS)]
         for path in sorted(p for p in core if p.stem in names or not names):
             for name, alive in survivors(tree, path):
                 tried[name] = alive

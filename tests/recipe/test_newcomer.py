@@ -1,4 +1,4 @@
-"""What CONTRIBUTING.md says of a new objective and a new task, followed to the letter: one file each, no list edited."""
+"""What CONTRIBUTING.md says of a new objective and a new task, done to the letter: a file each, no list edited."""
 
 import json
 import os

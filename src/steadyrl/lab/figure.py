@@ -255,6 +255,7 @@ ADDED: dict[str, Any] = {
     "verifier.folder": None,
     "verifier.memory_gib": 8.0,
     "task.correct_at": 1.0,
+    "advantage.name": "group",
 }
 """Fields that recipes have got since the first results were stored, with the value that leaves a run as it was."""
 

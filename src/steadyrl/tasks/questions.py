@@ -30,6 +30,25 @@ class Questions:
     Every row is read and checked when the task is built. What only the model can say of a row, such as that its
     prompt is too long, comes in later, by `without`. A worker process builds the same task from the recipe's section
     and `settled()`: it leaves out the same rows, and notices where the data are not the same any more.
+
+    Args:
+        path: A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the
+            folder, or the name, of a Hugging Face dataset.
+        subset: Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`.
+        split: Split of the Hugging Face dataset; a file has none.
+        question_column: Field that holds the question, or the messages of a conversation; `a.b` is the field `b`
+            of `a`.
+        answer_column: Field that holds the reference answer, or a list of accepted ones.
+        solution_column: Field that holds a worked solution, which the cold start imitates; without it, the answer.
+        answer: Where `math_verify` looks for a response's answer: in the last `\\boxed{}`, in `<answer>` tags, or
+            in the last number; `auto` tries them in this order, and `####` and "the answer is" too.
+        skip_bad_rows: Leave rows out that cannot be used, and count them; off: they are rejected.
+        reward: `math_verify`, or your own function as `file.py:function`. The names of its parameters say what it
+            gets: `reward(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's
+            `compute_score(data_source, solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`,
+            `finish_reason`, `token_ids`, any column, and `**kwargs`. It returns a number, or a dict with the
+            number `score`; other numbers in it are logged as `reward/<name>`.
+        held_out: How many pairs are set aside for evaluation; never trained on.
     """
 
     kind: ClassVar[str] = "questions"
@@ -54,23 +73,6 @@ class Questions:
         """Read all pairs and set `held_out` different questions aside.
 
         Args:
-            path: A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the
-                folder, or the name, of a Hugging Face dataset.
-            subset: Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`.
-            split: Split of the Hugging Face dataset; a file has none.
-            question_column: Field that holds the question, or the messages of a conversation; `a.b` is the field `b`
-                of `a`.
-            answer_column: Field that holds the reference answer, or a list of accepted ones.
-            solution_column: Field that holds a worked solution, which the cold start imitates; without it, the answer.
-            answer: Where `math_verify` looks for a response's answer: in the last `\\boxed{}`, in `<answer>` tags, or
-                in the last number; `auto` tries them in this order, and `####` and "the answer is" too.
-            skip_bad_rows: Leave rows out that cannot be used, and count them; off: they are rejected.
-            reward: `math_verify`, or your own function as `file.py:function`. The names of its parameters say what it
-                gets: `reward(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's
-                `compute_score(data_source, solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`,
-                `finish_reason`, `token_ids`, any column, and `**kwargs`. It returns a number, or a dict with the
-                number `score`; other numbers in it are logged as `reward/<name>`.
-            held_out: How many pairs are set aside for evaluation; never trained on.
             sets: Further sets that are only evaluated: `name`, `path`, `subset`, `split` and the two columns of each.
                 Nothing is trained on whose question is in one of them.
             leave_out: Places of rows that are not used, such as `pairs.jsonl, line 7`.
