@@ -42,6 +42,7 @@ def test_a_constant_of_a_class_is_no_option() -> None:
 
 
 def test_a_meaning_ends_where_the_next_begins() -> None:
-    text = "A class.\n\nArgs:\n    one: The first,\n        in two lines.\n    other: The second.\n\nRaises:\n    Error: no."
-    assert meanings(text) == {"one": "The first, in two lines.", "other": "The second."}
+    arguments = "Args:\n    one: The first,\n        in two lines.\n    other: The second.\n"
+    found = meanings(f"A class.\n\n{arguments}\nRaises:\n    Error: no.")
+    assert found == {"one": "The first, in two lines.", "other": "The second."}
     assert meanings("No arguments.") == {}
