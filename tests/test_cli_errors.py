@@ -96,7 +96,7 @@ def test_a_command_that_cannot_be_read(argv, message, tmp_path, monkeypatch, cap
 def test_a_flag_cannot_choose_a_variant_and_says_which_there_are(flag, refusal):
     told = refusal(*flag)
     assert "cannot be set by a flag; set it in the recipe" in told
-    assert "dapo, cispo" in told or "reasoning_gym, questions" in told
+    assert "grpo, dr_grpo" in told or "chains, questions" in told
 
 
 def test_a_reader_that_leaves_ends_a_command_quietly():

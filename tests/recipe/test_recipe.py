@@ -75,7 +75,7 @@ def refused(**changes) -> str:
             "the task of stage 1 of cold_start: max_terms: Input should be a valid integer",
         ),
         ({"task": {"kind": "chain"}}, "task.kind: 'chain' is unknown; did you mean `chains`?"),
-        ({"objective": {"name": "ppo"}}, "objective.name: 'ppo' is unknown; known: composed, dppo_tv, "),
+        ({"objective": {"name": "ppo"}}, "objective.name: 'ppo' is unknown; did you mean `dppo_tv`?"),
         ({"trackers": ["csv"]}, "trackers.0: Input should be 'tensorboard', 'trackio' or 'wandb' (found 'csv')"),
     ],
 )

@@ -78,9 +78,9 @@ def _file_of_module(module: str, label: str) -> Path:
     try:
         spec = importlib.util.find_spec(module)
     except (ImportError, ValueError) as error:
-        raise OwnCodeError(f"{label}: {in_words(error)}") from error
+        raise OwnCodeError(f"{label}: {in_words(error)}; the name of a file ends in .py") from error
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise OwnCodeError(f"{label}: there is no Python module {module}; install it, or name a file as `file.py:name`")
+        raise OwnCodeError(f"{label}: there is no Python module {module}; the name of a file ends in .py")
     return Path(spec.origin)
 
 

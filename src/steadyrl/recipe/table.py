@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from steadyrl.options.source import Declared, declared
+from steadyrl.recipe.variants import written
 
 BEGIN, END = "<!-- the table is printed from the code by `make docs` -->\n", "<!-- end of the table -->\n"
 
@@ -38,15 +39,9 @@ def _row(name: str, one: Declared) -> str:
         option = one.options[constant]
         value = "yes" if option.default is True else f"`{option.default}`" if option.default else "–"
         cells.append("an option" if option.settable else value)
-    told = (f"`{key} = {_toml(option.default)}`" for key, option in one.options.items() if option.settable)
+    told = (f"`{key} = {written(option.default)}`" for key, option in one.options.items() if option.settable)
     cells.append(", ".join(told) or "–")
     return f"| {' | '.join(' '.join(cell.split()).replace('|', chr(92) + '|') for cell in cells)} |\n"
-
-
-def _toml(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "inf", True: "true", False: "false"}[value]
-    return f'"{value}"' if isinstance(value, str) else f"{value}"
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Variant(Section):
         """What is chosen, and the options that are not its default, for people."""
         fields = type(self).model_fields
         told = {name: value for name, value in self.arguments().items() if value != fields[name].get_default()}
-        return ", ".join([self.chosen, *(f"{name} = {value}" for name, value in told.items())])
+        return _as_line(self.chosen, told)
 
 
 class ObjectiveSection(Variant):
@@ -109,8 +109,18 @@ class Own(Variant):
 
     def described(self) -> str:
         """The class, and what it is told."""
-        told = (f"{name} = {value}" for name, value in self.options.items())
-        return ", ".join([self.chosen.rpartition(":")[2], *told])
+        return _as_line(self.chosen.rpartition(":")[2], self.options)
+
+
+def written(value: Any) -> str:
+    """A value as a recipe writes it."""
+    if value is None or isinstance(value, bool):
+        return {None: "inf", True: "true", False: "false"}[value]
+    return f'"{value}"' if isinstance(value, str) else f"{value}"
+
+
+def _as_line(chosen: str, told: Mapping[str, Any]) -> str:
+    return ", ".join([chosen, *(f"{name} = {written(value)}" for name, value in told.items())])
 
 
 def _section(base: type[Variant], chosen: str, one: Declared) -> type[Variant]:

@@ -9,6 +9,8 @@ from steadyrl.options.source import declared
 from steadyrl.tasks.base import Task, TaskError
 from steadyrl.tasks.checks import require_known
 
+_OF_THE_RUN = {"kind", "correct_at"}  # fields of the section that the task itself does not read
+
 
 def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
     """Build a task.
@@ -16,13 +18,13 @@ def build_task(kind: str, *, seed: int, parameters: Mapping[str, Any]) -> Task:
     Args:
         kind: the kind of a class in this folder, or the user's own as `file.py:Class` or `module:Class`.
         seed: Seed of the problems, for a class that takes one.
-        parameters: What the recipe tells the task; the `kind` may be among it.
+        parameters: Fields of the recipe's task section; its `kind` and `correct_at` may be among them.
 
     Raises:
         TaskError: the kind or a field is unknown, missing or out of range, or the data cannot be read.
     """
     task = _task_class(kind)
-    fields = {name: value for name, value in parameters.items() if name != "kind"}
+    fields = {name: value for name, value in parameters.items() if name not in _OF_THE_RUN}
     expected = dict(inspect.signature(task).parameters)
     given = {} if expected.pop("seed", None) is None else {"seed": seed}
     require_known(f"field of the {kind} task", fields, expected)
