@@ -272,9 +272,9 @@ def test_two_updates_a_step(tmp_path, name, replay):
 def test_advantages_are_divided_by_the_deviation_for_grpo_and_not_for_minirl(tmp_path, monkeypatch):
     seen = []
 
-    def note(groups, rewards, *, normalise, options):
+    def note(groups, rewards, *, normalise, **options):
         seen.append(normalise)
-        return original(groups, rewards, normalise=normalise, options=options)
+        return original(groups, rewards, normalise=normalise, **options)
 
     original = loop.with_advantages
     monkeypatch.setattr(loop, "with_advantages", note)
