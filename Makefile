@@ -1,25 +1,38 @@
 # Each target does all of its own set-up, in .venv; a second run reuses it.
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# the oldest transformers that we take: that of verl 0.9.1
+OLDEST := 5.10.4
+PIP := pip install --disable-pip-version-check
+INSTALL := $(BIN)/$(PIP) --constraint constraints.txt
 
-.PHONY: demo vllm test lint fast mutants bench docs lab lab-smoke clean
+.PHONY: demo vllm test lint fast compat wheel mutants bench docs lab lab-smoke clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
-	$(BIN)/steadyrl train recipes/demo.toml --run runs/demo-$$(date +%Y%m%d-%H%M%S)
+	$(BIN)/steadyrl train demo --run runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 vllm: .venv/vllm  ## vLLM as a sampling engine: its CPU wheel where there is no NVIDIA GPU
 
 test: lint  ## everything that runs without a GPU
 	$(BIN)/pytest
 
-fast: .venv/ready  ## the tests that take seconds
+fast: .venv/dev  ## the tests that take seconds
 	$(BIN)/pytest -m "not slow"
 
-mutants: .venv/ready  ## break the core in every way: a test must notice; takes hours
+compat: .venv-compat/ready  ## the tests of objectives and routing with the oldest transformers that we take
+	.venv-compat/bin/pytest tests/algo tests/model/test_rout*.py
+
+wheel:  ## build the wheel, install it alone, and train a recipe by name outside the repository
+	rm -rf build dist && $(PYTHON) -m venv build/empty
+	build/empty/bin/$(PIP) --constraint constraints.txt torch
+	build/empty/bin/pip wheel --quiet --no-deps --wheel-dir dist .
+	build/empty/bin/$(PIP) --constraint constraints.txt dist/*.whl
+	cd "$$(mktemp -d)" && "$(CURDIR)/build/empty/bin/steadyrl" train smoke && test -s runs/smoke/report.html
+
+mutants: .venv/dev  ## break the core in every way: a test must notice; takes hours
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py
 
-lint: .venv/ready
+lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
@@ -37,14 +50,26 @@ lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
 	  $(BIN)/steadyrl lab report && test -z "$$failed"
 
 docs: .venv/ready  ## pages that are printed from the code
-	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
+	$(BIN)/python -m steadyrl.measure.glossary > docs/metrics.md
 	$(BIN)/python -m steadyrl.recipe.table docs/objective.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch  # first and alone, so that nothing else chooses its build
+	$(INSTALL) --editable .
+	touch $@
+
+.venv/dev: .venv/ready
 	$(INSTALL) --editable '.[dev]'
+	touch $@
+
+.venv-compat/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-compat
+	grep -vE '^(transformers|huggingface_hub|tokenizers)=' constraints.txt > .venv-compat/constraints.txt
+	.venv-compat/bin/$(PIP) --constraint .venv-compat/constraints.txt torch
+	.venv-compat/bin/$(PIP) --constraint .venv-compat/constraints.txt --editable . \
+	  transformers==$(OLDEST) pytest hypothesis peft beartype
 	touch $@
 
 .venv/bench: .venv/ready
@@ -57,4 +82,4 @@ docs: .venv/ready  ## pages that are printed from the code
 	touch $@
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compat build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis

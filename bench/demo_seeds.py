@@ -9,7 +9,7 @@ from pathlib import Path
 from _measure import QUICK, seconds, show, sized
 
 SEEDS = range(sized(5, 1))
-RECIPE = Path(__file__).parents[1] / "recipes" / ("smoke.toml" if QUICK else "demo.toml")
+RECIPE = "smoke" if QUICK else "demo"
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for seed in SEEDS:
             run = Path(folder) / str(seed)
-            command = [sys.executable, "-m", "steadyrl.cli", "train", RECIPE, "--run", run, "--seed", str(seed)]
+            command = [sys.executable, "-m", "steadyrl", "train", RECIPE, "--run", run, "--seed", str(seed)]
             took = seconds(lambda command=command: subprocess.run(command, check=True, stdout=sys.stderr))
             rows.append({"seed": seed, **accuracies(run), "s": took})
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
@@ -27,7 +27,7 @@ def main() -> None:
         "longest_s": max(row["s"] for row in rows),
         "intervals_apart": all(row["apart"] for row in rows),
     }
-    show(f"{RECIPE.name}: held-out accuracy before → after", rows, figures)
+    show(f"{RECIPE}: held-out accuracy before → after", rows, figures)
 
 
 def accuracies(run: Path) -> dict[str, object]:

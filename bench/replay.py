@@ -4,18 +4,17 @@ and without recording; each pair alternates. "nothing" compares the same work wi
 import statistics
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
+from steadyrl import recipes
+from steadyrl.build import build_policy
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import Recorder, record, replay
-from steadyrl.recipe import load
-from steadyrl.session import build_policy
+from steadyrl.routing import Recorder, record, replay
 from steadyrl.types import TokenBatch
 
 ROUNDS, SEQUENCES, LENGTH, PROMPT = sized(150, 2), sized(128, 8), 60, 20
@@ -26,7 +25,7 @@ def packed(policy: Policy) -> TokenBatch:
     """One micro-batch of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 18, (SEQUENCES, LENGTH), generator=generator).tolist()
-    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False, device=policy.device)
+    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False)
     return batch
 
 
@@ -47,7 +46,7 @@ def old_pass(model: PreTrainedModel, batch: TokenBatch, way: Way) -> torch.Tenso
 
 def main() -> None:
     """Print the table."""
-    policy = build_policy(load(Path("recipes/demo.toml")))
+    policy = build_policy(recipes.read("demo"))
     model, batch = policy.model, packed(policy)
     routes = old_pass(model, batch, record(model))
     assert routes is not None

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 import torch
 
 from _measure import MODEL, median_ratio, seconds, show, sized
-from steadyrl.engine.base import Engine
+from steadyrl.engine.base import Engine, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import Policy, build_tiny
@@ -48,7 +48,7 @@ def compare(held: Policy, ends: set[int], lengths: tuple[int, int], title: str) 
         engines["vllm"] = VLLMEngine(held.model, end_tokens=ends, max_sequences=PROMPTS * RESPONSES)
 
     def of(name: str) -> None:
-        groups = engines[name].generate(prompts, responses=RESPONSES, sampling=sampling, seed=len(counts[name]))
+        groups = generate(engines[name], prompts, responses=RESPONSES, sampling=sampling, seed=len(counts[name]))
         counts[name].append(sum(len(c.token_ids) for group in groups for c in group))
 
     def theirs() -> None:

@@ -1,6 +1,6 @@
 """What vLLM costs a step beside its sampling: the hand-over of weights, and the collecting of routes.
 
-The hand-over is held against whole steps of recipes/demo-vllm.toml, the routes against the sampling of 256 sequences.
+The hand-over is held against whole steps of the recipe demo-vllm, the routes against the sampling of 256 sequences.
 """
 
 import contextlib
@@ -16,26 +16,27 @@ from unittest.mock import patch
 import torch
 
 from _measure import MODEL, show, sized
-from steadyrl.engine import vllm
-from steadyrl.engine.vllm import VLLMEngine
-from steadyrl.loop import Progress, global_step
+from steadyrl import recipes
+from steadyrl.engine.base import generate
+from steadyrl.engine.vllm import VLLMEngine, answers
+from steadyrl.guard import Guard
+from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
-from steadyrl.recipe import load
-from steadyrl.run import Run
-from steadyrl.session import open_session
+from steadyrl.parts import prepared_parts
+from steadyrl.run.directory import Run
 from steadyrl.types import Sampling
 
 PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = sized(16, 4), sized(16, 2), sized(64, 8), sized(5, 1)
 STEPS = sized(20, 2)
-RECIPE = Path(__file__).parent.parent / "recipes" / "demo-vllm.toml"
 
 
 def steps() -> dict[str, float]:
     """Median over the steps of the recipe's first, without a cold start: seconds, and the hand-over's share."""
-    recipe = load(RECIPE)
-    with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
-        run, progress = Run.create(Path(folder) / "run", recipe, inputs={}), Progress()
-        rows = [global_step(session, run, progress)[0] for _ in range(STEPS + 1)][1:]
+    recipe = recipes.read("demo-vllm")
+    with prepared_parts(recipe) as parts, tempfile.TemporaryDirectory() as folder:
+        run, rollouter, trainer = Run.create(Path(folder) / "run", recipe, inputs={}), parts.rollouter, parts.trainer
+        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        rows = [global_step(recipe, rollouter, trainer, guard)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {
         "seconds of a step": statistics.median(float(row["seconds/step"]) for row in rows),
@@ -76,12 +77,12 @@ def routes() -> dict[str, float]:
         timed(RoutedExpertsCapturer, "capture", spent),
         timed(RoutedExpertsManager, "store_batch", spent),
         timed(RoutedExpertsManager, "get", spent),
-        timed(vllm, "checked_routes", spent),
+        timed(answers, "read_routes", spent),
     ):
         for number in range(ROUNDS + 1):
             spent.append(0.0)
             start = time.perf_counter()
-            engine.generate(prompts, responses=RESPONSES, sampling=sampling, seed=number)
+            generate(engine, prompts, responses=RESPONSES, sampling=sampling, seed=number)
             whole.append(time.perf_counter() - start)
     return {
         "seconds of sampling": statistics.median(whole[1:]),
@@ -97,7 +98,7 @@ def main() -> None:
         print("vLLM is not installed, so nothing was measured; `make vllm` installs it")
         return
     handing, collecting = steps(), routes()
-    show(f"weights: {RECIPE.name}, {STEPS} steps", [handing], {"sync_share": handing["share"]})
+    show(f"weights: demo-vllm, {STEPS} steps", [handing], {"sync_share": handing["share"]})
     figures = {"route_share": collecting["share"], "tokens_per_second": collecting["tokens per second"]}
     show(f"routes: {PROMPTS} prompts × {RESPONSES} responses of {NEW_TOKENS} tokens, FP32", [collecting], figures)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from steadyrl.conformance.families import build, named_config
 from steadyrl.engine.kv_cache import missing_instructions
 
 MEMORY = Path("/dev/shm")
@@ -32,6 +33,17 @@ def unprivileged_namespaces() -> bool:
     return (
         tool is not None and subprocess.run([tool, "-Urnmpf", "true"], capture_output=True, check=False).returncode == 0
     )
+
+
+@functools.cache
+def deepseek_v2_chooses_in_groups() -> bool:
+    """Whether transformers can compute the group-limited choice of DeepSeek-V2; that of 5.10 raises AttributeError."""
+    model = build(named_config("deepseek_v2 (group-limited)"))
+    try:
+        model(torch.zeros(1, 2, dtype=torch.long))
+    except AttributeError:
+        return False
+    return True
 
 
 def require_namespaces() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
-from steadyrl.jsonl import read_jsonl
 from steadyrl.recipe import load
+from steadyrl.run.logs import read_jsonl
 
 
 def write_toml(folder: Path, **changes: Any) -> Path:

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steadyrl.build import open_pool
 from steadyrl.options.own import OwnCode
+from steadyrl.preflight import task_fields
 from steadyrl.recipe import Recipe
 from steadyrl.recipe.building import own_code
-from steadyrl.session import open_pool, task_fields
+from steadyrl.run.progress import Display
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
@@ -56,7 +58,7 @@ def run(recipe: Recipe, *, as_json: bool, strict: bool) -> int:
     """
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     together = _TOGETHER * recipe.verifier.workers
-    with open_pool(recipe, task) as pool:
+    with open_pool(recipe, task) as pool, Display().bar("trying right responses and junk"):
         report = audit(task, pool.rewards, problems=PROBLEMS, correct_at=recipe.task.correct_at, together=together)
     if as_json:
         print(json.dumps(report.as_json(), indent=1))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from steadyrl.algo import ledger
+from steadyrl.algo import buckets, ledger
 
 # q = (½, ¼, ¼), p = (¼, ¼, ½). Four tokens as often as q has them: a a b c. So a mean over them is an expectation.
 Q = torch.tensor([1 / 2, 1 / 2, 1 / 4, 1 / 4]).log()
@@ -321,3 +321,22 @@ def test_many_experts() -> None:
     mine = torch.tensor([[[300, 2]]], dtype=torch.uint16)
     assert not ledger.routes_differ(mine, torch.tensor([[[2, 300]]], dtype=torch.uint16)).any()
     assert ledger.routes_differ(mine, torch.tensor([[[2, 44]]], dtype=torch.uint16)).all()  # 300 − 256
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 64])
+def test_the_table_is_the_same_bits_however_many_tokens_are_added_up_at_a_time(monkeypatch, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(5)
+    lengths = torch.randint(1, 20, (40,), generator=generator)
+    response = torch.arange(40).repeat_interleave(lengths)
+    n = len(response)
+    factors = {"product": torch.randn(n, generator=generator), "mismatch": 0.01 * torch.randn(n, generator=generator)}
+    splits = [ledger.by_position(response), ledger.by_version(torch.randint(0, 9, (n,), generator=generator))]
+    whole = ledger.table(factors, response, splits)
+    monkeypatch.setattr(buckets, "CHUNK", chunk)
+    assert ledger.table(factors, response, splits) == whole
+
+
+def test_a_chunk_is_of_whole_responses(monkeypatch) -> None:
+    monkeypatch.setattr(buckets, "CHUNK", 4)
+    response = torch.tensor([0, 0, 1, 1, 2, 3, 3, 3, 3, 3, 3, 4])  # of 2, 2, 1, 6 and 1
+    assert [(c.start, c.stop) for c in buckets._chunks(response)] == [(0, 4), (4, 5), (5, 11), (11, 12)]

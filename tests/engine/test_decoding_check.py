@@ -12,7 +12,7 @@ from builders import tiny_policy
 from recipes_for_tests import command, write_recipe
 from steadyrl.conformance.families import build
 from steadyrl.engine import local
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.decoding import rope_length
 from steadyrl.types import Sampling
@@ -172,7 +172,7 @@ def test_the_length_where_kinds_of_layers_have_ropes_of_their_own() -> None:
 
 def answer(engine: LocalEngine, *, new: int) -> list:
     sampling = Sampling(temperature=1.0, max_new_tokens=new)
-    return engine.generate([(3,) * 12], responses=2, sampling=sampling, seed=0)
+    return generate(engine, [(3,) * 12], responses=2, sampling=sampling, seed=0)
 
 
 @pytest.mark.parametrize("original", [8, 16])  # the first is shorter than what the check itself would decode

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from steadyrl.conformance.families import build, named_config
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
 from steadyrl.types import Sampling
 
 
@@ -14,8 +14,8 @@ from steadyrl.types import Sampling
 def test_routes_of_the_engine_are_the_trainers(family: str) -> None:
     model = build(named_config(family))
     engine = LocalEngine(model, end_tokens=set())
-    (completion,), *_ = engine.generate(
-        [(3, 4, 5)], responses=1, sampling=Sampling(temperature=1.0, max_new_tokens=4), seed=0
+    (completion,), *_ = generate(
+        engine, [(3, 4, 5)], responses=1, sampling=Sampling(temperature=1.0, max_new_tokens=4), seed=0
     )
     assert completion.routes is not None
     assert len(completion.routes) == 3 + 4 - 1

@@ -8,17 +8,18 @@ from transformers import AutoConfig
 
 from machine import with_fp8_instructions, without_fp8_instructions
 from recipes_for_tests import TINY, command, merged, write_recipe
+from steadyrl.consistency import check_kv_cache
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.kv_cache import missing_instructions, no_fp8_cache, resolve_kv_precision
 from steadyrl.plan import describe
 from steadyrl.recipe import load, resolve
-from steadyrl.session import check_kv_cache
+from steadyrl.recipes import find
 
 WIDE = AutoConfig.for_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=2)
 NARROW = AutoConfig.for_model("qwen3", head_dim=16, hidden_size=64, num_attention_heads=4)
 LATENT = AutoConfig.for_model("deepseek_v3")
 MODEL = {"config": TINY["model"]["config"] | {"head_dim": 32}}
-RECIPE = Path(__file__).parents[2] / "recipes" / "demo-vllm.toml"
+RECIPE = find("demo-vllm")
 
 
 @pytest.mark.parametrize(("amx", "avx512"), [(True, False), (False, True), (True, True)])
@@ -57,7 +58,7 @@ def test_an_fp8_cache_asked_for_by_name_is_refused_before_anything_is_built(
 ) -> None:
     without_fp8_instructions(monkeypatch)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("steadyrl.session.build_policy", lambda recipe: pytest.fail("a model was built"))
+    monkeypatch.setattr("steadyrl.parts.build_policy", lambda recipe: pytest.fail("a model was built"))
     monkeypatch.setattr("steadyrl.plan.skeleton", lambda *args, **more: pytest.fail("a model was built"))
     recipe = write_recipe(tmp_path, engine={"kind": "vllm", "kv_precision": "fp8"}, model=MODEL)
     assert command("train", recipe, "--run", tmp_path / "run", *more) == 2

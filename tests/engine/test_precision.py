@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from builders import dense_policy, family_policy, random_ids, tiny_policy
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.precision import FORMATS, quantised_weights, round_e4m3, round_e5m2, round_fp4, round_int4
 from steadyrl.errors import UserError
@@ -141,7 +142,7 @@ WARM = Sampling(temperature=0.7, max_new_tokens=12)
 
 def sampled(policy: Policy, **options) -> list[list[Completion]]:
     engine = LocalEngine(policy.model, end_tokens=set(), **options)
-    return engine.generate(PROMPTS, responses=2, sampling=WARM, seed=0)
+    return generate(engine, PROMPTS, responses=2, sampling=WARM, seed=0)
 
 
 def furthest(model: PreTrainedModel, answers: list[list[Completion]], cache: type[DynamicCache] | None = None) -> float:
@@ -202,8 +203,8 @@ def test_each_format_rounds_weights_and_activations_in_its_own_way(name: str) ->
 def test_fp8_rounds_every_new_weight() -> None:
     engine = LocalEngine(tiny_policy(0).model, end_tokens=set(), precision="fp8")
     other = tiny_policy(1)
-    engine.load_weights(dict(other.model.named_parameters()), policy_version=1)
-    answers = engine.generate(PROMPTS, responses=2, sampling=WARM, seed=0)
+    engine.update_weights(other.model.named_parameters(), version=1)
+    answers = generate(engine, PROMPTS, responses=2, sampling=WARM, seed=0)
     assert furthest(quantised_by_hand(other.model), answers) < 1e-4
 
 

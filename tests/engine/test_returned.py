@@ -7,74 +7,18 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from builders import dense_policy, tiny_policy
-from recipes_for_tests import TINY, command, merged, write_recipe
-from steadyrl.engine.base import EngineError
+from recipes_for_tests import command, write_recipe
+from steadyrl.engine.base import Answer, EngineError
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.returned import NotFinite, checked_routes
-from steadyrl.recipe import resolve
-from steadyrl.rollout import sample_groups
+from steadyrl.engine.returned import NotFinite
+from steadyrl.model.loading import Policy
+from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.tasks.build import build_task
 from steadyrl.types import Sampling
-
-ASKED = {"rows": 3, "layers": [0, 2], "slots": 2, "experts": 4}
-GOOD = np.array([[[0, 1], [9, 9], [2, 3]], [[1, 0], [9, 9], [3, 1]], [[3, 2], [9, 9], [0, 2]]], dtype=np.uint8)
-"""Three positions of a model whose middle layer is dense: what stands there means nothing."""
-
-
-def test_the_layers_that_choose() -> None:
-    assert checked_routes(GOOD, **ASKED).tolist() == [[[0, 1], [2, 3]], [[1, 0], [3, 1]], [[3, 2], [0, 2]]]
-
-
-@pytest.mark.parametrize(("experts", "dtype"), [(255, torch.uint8), (256, torch.uint16)])
-def test_a_type_with_room_for_the_sentinel(experts: int, dtype: torch.dtype) -> None:
-    found = GOOD.copy()
-    found[0, 0, 0] = experts - 1  # vLLM packs 256 experts into a byte, and leaves none free
-    routes = checked_routes(found, **{**ASKED, "experts": experts})
-    assert routes.dtype == dtype
-    assert routes.int()[0, 0, 0] == experts - 1
-
-
-def test_slots_that_the_model_does_not_name() -> None:
-    assert checked_routes(GOOD, **{**ASKED, "slots": None}).shape == (3, 2, 2)
-
-
-def planted(**places: int) -> np.ndarray:
-    found = GOOD.copy()
-    found[1, 2] = [places["first"], places["second"]]
-    return found
-
-
-@pytest.mark.parametrize(
-    ("found", "message"),
-    [
-        (None, "returned no routes for a sequence of 4 tokens"),
-        (GOOD[:2], r"\(2, 3, 2\); a sequence of 4 tokens needs \(3, 3, 2\)"),
-        (np.concatenate([GOOD, GOOD[:1]]), "needs"),
-        (GOOD[:, :2], "needs"),
-        (GOOD[:, :, :1], "needs"),
-        (GOOD[:, 0], "needs"),
-        (planted(first=4, second=1), "expert ids from 0 to 4; a layer has 4 experts"),
-        (planted(first=3, second=3), r"\[3, 3\] as the experts of position 1, layer 2"),
-        (planted(first=0, second=0), r"\[0, 0\] as the experts of position 1, layer 2: one of them twice"),
-        (np.zeros_like(GOOD), "one of them twice"),
-    ],
-)
-def test_anything_else_is_an_error(found: np.ndarray | None, message: str) -> None:
-    with pytest.raises(EngineError, match=message):
-        checked_routes(found, **ASKED)
-
-
-def test_zeros_of_a_model_that_chooses_one_expert() -> None:
-    one = {**ASKED, "slots": 1}
-    with pytest.raises(EngineError, match="zeros alone"):
-        checked_routes(np.zeros((3, 3, 1), dtype=np.uint8), **one)
-    assert checked_routes(GOOD[:, :, :1], **one).shape == (3, 2, 1)
-
 
 ANSWERS = 3
 ENDS = {1}
@@ -85,36 +29,40 @@ class Wrong:
     """An engine whose answers are changed by `fault` after they were right."""
 
     engine: LocalEngine
-    fault: Callable[[list], Any]
+    fault: Callable[[list[Answer]], Any]
 
-    @property
-    def policy_version(self) -> int:
-        return self.engine.policy_version
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
-    @property
-    def facts(self):
-        return self.engine.facts
+    def collect(self) -> Any:
+        return self.fault(list(self.engine.collect()))
 
-    def load_weights(self, weights, *, policy_version) -> None:
-        self.engine.load_weights(weights, policy_version=policy_version)
 
-    def generate(self, prompts, **asked):
-        return self.fault(self.engine.generate(prompts, **asked))
+def changed(record: Any, **fields: Any) -> Any:
+    """A copy with other fields, past what types would refuse; a function is given the old value."""
+    found = copy.copy(record)
+    for name, value in fields.items():
+        object.__setattr__(found, name, value(getattr(record, name)) if callable(value) else value)
+    return found
+
+
+def group(change: Callable[[tuple], Any], *, place: int = 0) -> Callable[[list[Answer]], Any]:
+    """The completions of one answer are other ones."""
+
+    def fault(answers: list[Answer]) -> list[Answer]:
+        return [changed(answer, completions=change) if answer.place == place else answer for answer in answers]
+
+    return fault
 
 
 def put(**fields: Any) -> Callable[[list], Any]:
     """Fields of the second response to the first prompt are other ones; a function is given the old value."""
 
-    def fault(answers: list) -> list:
-        place = min(1, len(answers[0]) - 1)
-        one = copy.copy(answers[0][place])
-        for name, value in fields.items():
-            old = getattr(one, name)
-            object.__setattr__(one, name, value(old) if callable(value) else value)  # past what types would refuse
-        answers[0][place] = one
-        return answers
+    def change(completions: tuple) -> tuple:
+        at = min(1, len(completions) - 1)
+        return (*completions[:at], changed(completions[at], **fields), *completions[at + 1 :])
 
-    return fault
+    return group(change)
 
 
 def token(value: float, *, at: int = 0) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -133,17 +81,22 @@ def routes(position: int, values: list[int]) -> Callable[[torch.Tensor], torch.T
     return change
 
 
-WRONG: dict[str, tuple[Callable[[list], Any], str]] = {
-    "nothing": (lambda answers: None, "returned NoneType, not a list of completions"),
-    "a generator": (lambda answers: (group for group in answers), "returned generator"),
-    "a group that is none": (lambda answers: [None, *answers[1:]], "not a list of completions"),
-    "no prompt": (lambda answers: [], "answers to 0 prompts; 2 were asked"),
-    "a prompt less": (lambda answers: answers[:1], "answers to 1 prompts; 2 were asked"),
-    "a prompt more": (lambda answers: [*answers, answers[0]], "answers to 3 prompts; 2 were asked"),
-    "a response less": (lambda answers: [answers[0], answers[1][:-1]], "2 responses to prompt 1; 3 were asked"),
-    "a response more": (lambda answers: [answers[0] * 2, answers[1]], "6 responses to prompt 0; 3 were asked"),
-    "something else": (lambda answers: [["a"] * 3, answers[1]], "str as response 0 to prompt 0, not a Completion"),
-    "no completion": (lambda answers: [[None] * 3, answers[1]], "NoneType as response 0 to prompt 0"),
+WRONG: dict[str, tuple[Callable[[list[Answer]], Any], str]] = {
+    "nothing": (lambda answers: None, "returned NoneType, not answers"),
+    "lists of completions": (lambda answers: [list(answer.completions) for answer in answers], "list, not an Answer"),
+    "no answer": (lambda answers: [], r"no answer to 2 of 2 prompts, such as \[0, 1\]"),
+    "an answer less": (lambda answers: answers[:1], r"no answer to 1 of 2 prompts, such as \[1\]"),
+    "an answer more": (lambda answers: [*answers, answers[0]], "an answer to prompt 0, which does not wait for one"),
+    "an unknown place": (
+        lambda answers: [changed(answers[0], place=7)],
+        "an answer to prompt 7, which does not wait for one",
+    ),
+    "a place of another kind": (lambda answers: [changed(answers[0], place=[0])], r"to prompt \[0\]"),
+    "a list in an answer": (group(list), "list as the responses to prompt 0, not a tuple"),
+    "a response less": (group(lambda found: found[:-1], place=1), "2 responses to prompt 1; 3 were asked"),
+    "a response more": (group(lambda found: found * 2), "6 responses to prompt 0; 3 were asked"),
+    "something else": (group(lambda found: ("a",) * 3), "str as response 0 to prompt 0, not a Completion"),
+    "no completion": (group(lambda found: (None,) * 3), "NoneType as response 0 to prompt 0"),
     "no token": (put(token_ids=(), logprobs=torch.zeros(0)), "returned no token"),
     "a list of tokens": (put(token_ids=list), "token_ids of list"),
     "tokens as text": (put(token_ids=lambda ids: tuple(map(str, ids))), "not a tuple of integers"),
@@ -195,72 +148,80 @@ WRONG: dict[str, tuple[Callable[[list], Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def session():
-    policy = tiny_policy()
-    recipe = resolve(merged(TINY, {"task": {"kind": "chains", "min_terms": 2, "max_terms": 2}}), source="test")
-    task = build_task("chains", seed=0, parameters=recipe.task.model_dump())
-    asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
-    return SimpleNamespace(
-        recipe=recipe, policy=policy, task=task, prompts=lambda examples: [asked] * len(examples), ends=frozenset(ENDS)
-    )
+def policy() -> Policy:
+    return tiny_policy()
 
 
-def groups_of(session, fault: Callable[[list], Any], *, temperature: float = 1.0, end_tokens: set[int] = ENDS) -> list:
+def groups_of(policy: Policy, fault: Callable[[list[Answer]], Any], *, temperature: float = 1.0) -> list:
     """Groups as a step makes them, of an engine that errs."""
-    engine = Wrong(LocalEngine(session.policy.model, end_tokens=end_tokens), fault)
+    asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
     sampling = Sampling(temperature=temperature, max_new_tokens=8)
-    return sample_groups(session, engine, "train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
+    parts: dict[str, Any] = {
+        "task": build_task("chains", seed=0, parameters={"min_terms": 2, "max_terms": 2}),
+        "prompts": lambda examples: [asked] * len(examples),
+        "engine": Wrong(LocalEngine(policy.model, end_tokens=set(ENDS)), fault),
+        "pool": None,
+    }
+    rollouter = Rollouter(
+        **parts,
+        model=policy.model,
+        tokenizer=policy.tokenizer,
+        ends=frozenset(ENDS),
+        sampling=sampling,
+        seed=0,
+    )
+    return rollouter.groups("train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_an_error_that_names_it(session, name: str) -> None:
+def test_a_wrong_answer_is_an_error_that_names_it(policy: Policy, name: str) -> None:
     fault, message = WRONG[name]
     with pytest.raises(EngineError, match=message) as refusal:
-        groups_of(session, fault)
+        groups_of(policy, fault)
     assert "the engine returned" in str(refusal.value)
 
 
-def test_right_answers_are_taken_as_they_are(session) -> None:
+def test_right_answers_are_taken_as_they_are(policy: Policy) -> None:
     kept = []
-    groups = groups_of(session, lambda answers: kept.extend(answers) or answers)
-    assert [group.completions for group in groups] == [tuple(answers) for answers in kept]
-    groups_of(session, put(logprobs=token(5e-4)))  # rounding
-    groups_of(session, put(logprobs=token(-30.0)))
-    groups_of(session, put(routes=routes(4, [255, 255])))  # a row without routes
+    groups = groups_of(policy, lambda answers: kept.extend(answers) or answers)
+    assert [group.completions for group in groups] == [answer.completions for answer in kept]
+    groups_of(policy, put(logprobs=token(5e-4)))  # rounding
+    groups_of(policy, put(logprobs=token(-30.0)))
+    groups_of(policy, put(routes=routes(4, [255, 255])))  # a row without routes
 
 
 @pytest.mark.parametrize(("value", "kind"), [(math.nan, NotFinite), (-math.inf, NotFinite), (5.0, EngineError)])
-def test_values_that_are_not_finite_have_an_error_of_their_own(session, value: float, kind: type) -> None:
+def test_values_that_are_not_finite_have_an_error_of_their_own(policy: Policy, value: float, kind: type) -> None:
     with pytest.raises(EngineError) as refusal:
-        groups_of(session, put(logprobs=token(value)))
+        groups_of(policy, put(logprobs=token(value)))
     assert type(refusal.value) is kind
 
 
-def test_the_wrong_one_of_several_is_named(session) -> None:
-    def third(answers: list) -> list:
-        object.__setattr__(answers[1][2], "logprobs", token(math.nan)(answers[1][2].logprobs))
+def test_the_wrong_one_of_several_is_named(policy: Policy) -> None:
+    def third(answers: list[Answer]) -> list[Answer]:
+        wrong = answers[1].completions[2]
+        object.__setattr__(wrong, "logprobs", token(math.nan)(wrong.logprobs))
         return answers
 
     with pytest.raises(EngineError, match=r"response 2 to prompt 1: .* nan for token 0"):
-        groups_of(session, third)
+        groups_of(policy, third)
 
 
-def test_a_greedy_token_is_certain(session) -> None:
-    groups_of(session, lambda answers: answers, temperature=0.0)
+def test_a_greedy_token_is_certain(policy: Policy) -> None:
+    groups_of(policy, lambda answers: answers, temperature=0.0)
     with pytest.raises(EngineError, match="a greedy token's is 0"):
-        groups_of(session, put(logprobs=token(-0.5)), temperature=0.0)
+        groups_of(policy, put(logprobs=token(-0.5)), temperature=0.0)
 
 
-def test_routes_of_a_dense_model(session) -> None:
-    dense = SimpleNamespace(**vars(session) | {"policy": dense_policy()})
+def test_routes_of_a_dense_model(policy: Policy) -> None:
+    dense = dense_policy()
     groups_of(dense, lambda answers: answers)
     with pytest.raises(EngineError, match="returned routes; the model is dense"):
         groups_of(dense, put(routes=torch.zeros(10, 2, 2, dtype=torch.uint8)))
 
 
 def test_a_wrong_answer_stops_a_run_with_one_sentence(tmp_path, monkeypatch, capsys) -> None:
-    generate = LocalEngine.generate
-    fault = put(policy_version=7)
-    monkeypatch.setattr(LocalEngine, "generate", lambda self, *args, **asked: fault(generate(self, *args, **asked)))
+    collect, fault = LocalEngine.collect, put(policy_version=7)
+    monkeypatch.setattr(LocalEngine, "collect", lambda self: fault(list(collect(self))))
     assert command("train", write_recipe(tmp_path), "--run", tmp_path / "run") == 2
     assert "policy_version = 7; its weights are of version 0" in capsys.readouterr().err

@@ -1,28 +1,26 @@
 """What vLLM owes the trainer, on real vLLM: log-probabilities, routes, weights, repetition."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
-from types import SimpleNamespace
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from builders import dense_policy, random_ids, tiny_policy
 from machine import needs_fp8_cache, needs_vllm, without_fp8_instructions
 from steadyrl.algo.ledger import routes_differ
-from steadyrl.engine import vllm
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, Request, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.precision import quantised_weights, round_e4m3
-from steadyrl.engine.vllm import VLLMEngine
+from steadyrl.engine.vllm import SUPPORTED, VLLMEngine, start
+from steadyrl.engine.vllm import engine as engine_module
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.repeatable import repeatable
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Sampling
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
@@ -60,7 +58,7 @@ def fp32() -> tuple[Policy, VLLMEngine]:
 def ask(
     engine: VLLMEngine, prompts=PROMPTS, *, responses: int = 4, sampling: Sampling = WARM, seed: int = 0
 ) -> Answers:
-    return engine.generate(prompts, responses=responses, sampling=sampling, seed=seed)
+    return generate(engine, prompts, responses=responses, sampling=sampling, seed=seed)
 
 
 @torch.no_grad()
@@ -75,9 +73,7 @@ def apart(
     for prompt, group in zip(prompts, answers, strict=True):
         for completion in group:
             sequence = (*prompt, *completion.token_ids)
-            (batch,) = pack_sequences(
-                [sequence], [len(prompt)], micro_tokens=512, one_block=False, device=policy.device
-            )
+            (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=512, one_block=False)
             with record(policy.model) as recorder:
                 logprobs, _ = response_logprobs(policy.model, batch, temperature=temperature)
             differences.append((logprobs - completion.logprobs.roll(late)).abs())
@@ -90,15 +86,16 @@ def apart(
 
 @contextmanager
 def seen(engine: VLLMEngine) -> Iterator[list]:
-    """What vLLM itself returned inside the context."""
-    outputs, generate = [], engine._llm.generate
+    """What vLLM itself returned inside the context, in the order of the prompts."""
+    outputs, step = [], engine._step
 
-    def watched(*args, **kwargs):
-        found = generate(*args, **kwargs)
+    def watched():
+        found = step()
         outputs.extend(found)
+        outputs.sort(key=lambda output: int(output.request_id))
         return found
 
-    with patch.object(engine._llm, "generate", watched):
+    with patch.object(engine, "_step", watched):
         yield outputs
 
 
@@ -115,13 +112,13 @@ def test_planted_faults_are_caught(bf16) -> None:
     assert apart(policy, answers, temperature=0.8)[0] > 5e-3
     assert apart(policy, answers, late=1)[0] > 5e-3
     assert apart(policy, answers, moved=1)[1] > 0.7  # chance: the same two of eight experts is 1 in 28
-    with patch.object(vllm, "LOGPROBS", "raw_logprobs"), patch.object(vllm, "MOST_APART", 1e9):
+    with patch.object(start, "LOGPROBS", "raw_logprobs"), patch.object(engine_module, "MOST_APART", 1e9):
         assert apart(policy, ask(engine_of(policy)))[0] > 5e-3
 
 
 def test_sixteen_responses_share_a_prompt(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     with seen(engine) as outputs:
         (group,) = answers = ask(engine, PROMPTS[-1:], responses=16)
     assert outputs[0].num_cached_tokens == 64  # two blocks of 32 of its 70 tokens
@@ -131,7 +128,7 @@ def test_sixteen_responses_share_a_prompt(fp32) -> None:
 
 def test_the_second_request_of_a_prompt_has_the_routes_of_the_first(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     prompts = [PROMPTS[-1]] * 2
     with seen(engine) as outputs:
         first, second = answers = ask(engine, prompts, responses=1)
@@ -142,7 +139,7 @@ def test_the_second_request_of_a_prompt_has_the_routes_of_the_first(fp32) -> Non
 
 def test_how_responses_end(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     completions = [c for group in ask(engine, responses=8) for c in group]
     for completion in completions:
         ids = completion.token_ids
@@ -165,7 +162,7 @@ def test_a_cache_too_small_for_the_batch(fp32) -> None:
     from vllm.v1.core.sched.scheduler import Scheduler
 
     policy, _ = fp32
-    block = 2 * 2 * 2 * 32 * 4 * vllm.CPU_BLOCK  # keys and values, layers, heads, head_dim, bytes
+    block = 2 * 2 * 2 * 32 * 4 * engine_module.CPU_BLOCK  # keys and values, layers, heads, head_dim, bytes
     engine = engine_of(policy, cache_gib=9 * block / 2**30)
     long = replace(WARM, max_new_tokens=40)
     with patch.object(
@@ -200,7 +197,7 @@ def test_a_dense_model_has_no_routes(fp32) -> None:  # vLLM makes its groups for
 )
 def test_an_update_arrives(build: Callable[..., Policy], more: dict[str, bool]) -> None:
     engine, other = engine_of(build(**SIZES, **more)), build(seed=1, **SIZES, **more)
-    engine.load_weights(weights(other), policy_version=1)
+    engine.update_weights(weights(other).items(), version=1)
     assert max(apart(other, ask(engine))) < 1e-4
 
 
@@ -210,19 +207,19 @@ def test_after_an_update_an_fp8_engine_is_one_that_began_with_the_new_weights() 
     with repeatable(policy.device):
         expected = ask(fresh)
         assert not same(ask(engine), expected)
-        engine.load_weights(weights(other), policy_version=1)
+        engine.update_weights(weights(other).items(), version=1)
         assert same(ask(engine), expected)
 
 
 def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     prompts, other = PROMPTS[-1:], tiny_policy(seed=1, **SIZES)
     assert apart(policy, ask(engine, prompts), prompts)[0] < 1e-4
     with patch.object(engine, "_forget_prompts", lambda: None):  # an update that left the prefix: caught
-        engine.load_weights(weights(other), policy_version=1)
+        engine.update_weights(weights(other).items(), version=1)
         assert apart(other, ask(engine, prompts), prompts)[0] > 1e-2
-    engine.load_weights(weights(other), policy_version=2)
+    engine.update_weights(weights(other).items(), version=2)
     answers = ask(engine, prompts)
     assert max(apart(other, answers, prompts)) < 1e-4
     assert apart(policy, answers, prompts)[0] > 0.1
@@ -231,87 +228,87 @@ def test_new_weights_for_a_prompt_whose_prefix_is_cached(fp32) -> None:
 
 def test_an_update_that_cannot_reset_the_prefix_cache_is_none(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
+    engine.update_weights(weights(policy).items(), version=4)
     with patch.object(engine._llm, "reset_prefix_cache", return_value=False) as reset:
         with pytest.raises(EngineError, match="did not reset its prefix cache"):
-            engine.load_weights(weights(policy), policy_version=5)
+            engine.update_weights(weights(policy).items(), version=5)
         reset.assert_called_once()
     assert engine.policy_version == 4
-    with pytest.raises(EngineError, match="Load the weights again"):
+    with pytest.raises(EngineError, match="holds no whole weights"):
         ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
+    engine.update_weights(weights(policy).items(), version=5)
 
 
 def test_each_update_packs_the_experts_anew(fp32) -> None:
     _, engine = fp32
     for seed in (1, 2, 1):
-        engine.load_weights(weights(tiny_policy(seed=seed, **SIZES)), policy_version=seed)
+        engine.update_weights(weights(tiny_policy(seed=seed, **SIZES)).items(), version=seed)
         assert max(apart(tiny_policy(seed=seed, **SIZES), ask(engine))) < 1e-4
-    left = {version: replace(what, keeps_expert_kernels=False) for version, what in vllm.SUPPORTED.items()}
+    left = {version: replace(what, keeps_expert_kernels=False) for version, what in SUPPORTED.items()}
     with (
-        patch.object(vllm, "SUPPORTED", left),
+        patch.object(engine_module, "SUPPORTED", left),
         pytest.raises(EngineError, match="other log-probabilities than the train"),
     ):
         engine_of(tiny_policy(**SIZES | {"initializer_range": 0.2, "moe_intermediate_size": 32}))
 
 
+def stops_until_a_good_one(policy: Policy, engine: VLLMEngine, new, words: str) -> None:
+    """After version 4 this update raises, the version stays, and nothing is sampled until an update is good."""
+    engine.update_weights(weights(policy).items(), version=4)
+    with pytest.raises(EngineError, match=words):
+        engine.update_weights(new, version=5)
+    assert engine.policy_version == 4
+    with pytest.raises(EngineError, match="holds no whole weights: the last update failed"):
+        ask(engine)
+    engine.update_weights(weights(policy).items(), version=5)
+    assert max(apart(policy, ask(engine))) < 1e-4
+
+
 @pytest.mark.parametrize("fault", ["missing", "unknown", "shape"])
-def test_weights_that_do_not_fit_change_nothing(fp32, fault: str) -> None:
+def test_weights_that_do_not_fit_stop_the_sampling_until_a_good_update(fp32, fault: str) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
     bad = weights(tiny_policy(seed=1, **SIZES))
     name = next(iter(bad))
     tensor = bad.pop(name)
     bad |= {"unknown": {name: tensor, "other": tensor}, "shape": {name: tensor[:-1]}}.get(fault, {})
-    with pytest.raises(EngineError, match=name if fault != "unknown" else "other"):
-        engine.load_weights(bad, policy_version=5)
-    assert engine.policy_version == 4
-    assert max(apart(policy, ask(engine))) < 1e-4
+    stops_until_a_good_one(policy, engine, bad.items(), name if fault != "unknown" else "other")
 
 
-def stops_until_a_good_one(policy: Policy, engine: VLLMEngine, fault: AbstractContextManager, words: str) -> None:
-    """After version 4 an update under the fault raises, the version stays, and nothing is sampled until one is good."""
-    with fault, pytest.raises(EngineError, match=words):
-        engine.load_weights(weights(policy), policy_version=5)
-    assert engine.policy_version == 4
-    with pytest.raises(EngineError, match="may hold half of them"):
-        ask(engine)
-    engine.load_weights(weights(policy), policy_version=5)
-    assert max(apart(policy, ask(engine))) < 1e-4
-
-
-def test_a_broken_update_stops_the_sampling_until_a_good_one(fp32, tmp_path, monkeypatch) -> None:
+def test_weights_that_are_not_numbers_are_no_update(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
-    write = engine._write
-    monkeypatch.setattr(vllm, "MEMORY", tmp_path)
-
-    def truncated(folder, new) -> None:
-        write(folder, new)
-        path = folder / "model.safetensors"
-        path.write_bytes(path.read_bytes()[:-1000])
-
-    stops_until_a_good_one(policy, engine, patch.object(engine, "_write", truncated), "policy version 5 did not reach")
-    assert not list(tmp_path.iterdir())
+    bad = weights(tiny_policy(seed=1, **SIZES))
+    bad["model.norm.weight"] = torch.full_like(bad["model.norm.weight"], torch.nan)
+    stops_until_a_good_one(policy, engine, bad.items(), "did not reach vLLM: ValueError: .*norm.weight are not filled")
 
 
 @pytest.mark.parametrize("lost", ["embed_tokens", "layers.0.input_layernorm", "k_proj", "experts.7.up_proj"])
-def test_a_file_that_lacks_a_tensor_is_no_update(fp32, lost: str) -> None:
+def test_a_checkpoint_that_lacks_a_tensor_is_no_update(fp32, monkeypatch, lost: str) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=4)
-    names = engine._checkpoint
+    whole = engine_module.checkpoint
+    broken = iter([False, True])
 
-    def lacking(new) -> dict[str, torch.Tensor]:
-        return {name: tensor for name, tensor in names(new).items() if lost not in name}
+    def lacking(*args) -> dict[str, torch.Tensor]:
+        fault = next(broken, False)
+        return {name: tensor for name, tensor in whole(*args).items() if not (fault and lost in name)}
 
-    stops_until_a_good_one(policy, engine, patch.object(engine, "_checkpoint", lacking), "not filled by the checkpoint")
+    monkeypatch.setattr(engine_module, "checkpoint", lacking)
+    stops_until_a_good_one(policy, engine, weights(policy).items(), "not filled by the checkpoint")
+
+
+def test_the_engine_holds_copies_of_the_weights(fp32) -> None:
+    engine, trained, before = fp32[1], tiny_policy(**SIZES), tiny_policy(**SIZES)
+    engine.update_weights(weights(trained).items(), version=1)
+    with torch.no_grad():
+        for parameter in trained.model.parameters():
+            parameter.add_(1.0)
+    assert max(apart(before, ask(engine))) < 1e-4
 
 
 def test_greedy_is_the_embedded_engines(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     certain = Sampling(temperature=0.0, max_new_tokens=16)
-    embedded = LocalEngine(policy.model, end_tokens=ENDS).generate(PROMPTS, responses=2, sampling=certain, seed=0)
+    embedded = generate(LocalEngine(policy.model, end_tokens=ENDS), PROMPTS, responses=2, sampling=certain, seed=0)
     for ours, theirs in zip(ask(engine, sampling=certain, responses=2), embedded, strict=True):
         assert [c.token_ids for c in ours] == [c.token_ids for c in theirs]
         assert not any(c.logprobs.any() for c in ours)  # a certainty
@@ -331,7 +328,7 @@ def test_the_same_completions_whatever_came_before(bf16) -> None:
 
 def test_a_call_takes_nothing_from_the_cache_of_earlier_ones(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     with seen(engine) as outputs:
         ask(engine, PROMPTS[-1:], responses=1)
         ask(engine, PROMPTS[-1:], responses=1)
@@ -346,9 +343,68 @@ def same(one: Answers, two: Answers) -> bool:
     )
 
 
+def test_answers_come_as_they_end_and_more_may_be_asked_meanwhile(fp32) -> None:
+    policy, engine = fp32
+    engine.update_weights(weights(policy).items(), version=0)
+    lengths = {0: 40, 1: 2, 2: 20}
+
+    def asked(place: int, new: int) -> Request:
+        sampling = replace(WARM, max_new_tokens=new)
+        return Request(token_ids=PROMPTS[-1], responses=2, sampling=sampling, seed=0, place=place)
+
+    never = engine_of(policy, max_sequences=8)
+    never._ends = []
+    never.submit([asked(place, new) for place, new in lengths.items()])
+    found = never.collect()
+    first = next(found)
+    assert (first.place, [len(c.token_ids) for c in first.completions]) == (1, [2, 2])
+    with pytest.raises(EngineError, match="2 requests wait for their answers: collect them before you update"):
+        never.update_weights(weights(policy).items(), version=1)
+    never.submit([asked(1, 3)])
+    with pytest.raises(EngineError, match="requests of one seed at a time"):
+        never.submit([replace(asked(9, 3), seed=1)])
+    assert [answer.place for answer in found] == [1, 2, 0]
+
+
+def test_an_iterator_that_is_closed_drops_the_requests_without_an_answer(fp32) -> None:
+    policy, engine = fp32
+    engine.update_weights(weights(policy).items(), version=0)
+    with repeatable(policy.device):
+        expected = ask(engine)
+        requests = [
+            Request(token_ids=prompt, responses=4, sampling=WARM, seed=3, place=place)
+            for place, prompt in enumerate(PROMPTS)
+        ]
+        engine.submit(requests)
+        found = engine.collect()
+        next(found)
+        found.close()
+        assert list(engine.collect()) == []
+        assert same(ask(engine), expected)
+
+
+def test_sampling_takes_nothing_from_the_trainers_random_numbers(fp32) -> None:
+    policy, engine = fp32
+    engine.update_weights(weights(policy).items(), version=0)
+    before = torch.get_rng_state()
+    request = Request(token_ids=PROMPTS[0], responses=2, sampling=WARM, seed=0, place=0)
+    engine.submit([request])
+    for _ in engine.collect():
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_on_a_cpu_sleeping_changes_nothing(fp32) -> None:
+    policy, engine = fp32
+    engine.update_weights(weights(policy).items(), version=0)
+    engine.sleep()
+    engine.wake()
+    assert max(apart(policy, ask(engine))) < 1e-4
+
+
 def test_it_samples_from_the_policy(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     (group,) = ask(engine, [PROMPTS[0]], responses=1500, sampling=replace(WARM, max_new_tokens=1))
     logits = policy.model(torch.tensor([PROMPTS[0]])).logits[0, -1].detach()
     counts = torch.bincount(torch.tensor([c.token_ids[0] for c in group]), minlength=len(logits))
@@ -358,7 +414,7 @@ def test_it_samples_from_the_policy(fp32) -> None:
 
 def test_truncated_sampling(fp32) -> None:
     policy, engine = fp32
-    engine.load_weights(weights(policy), policy_version=0)
+    engine.update_weights(weights(policy).items(), version=0)
     narrow = ask(engine, sampling=replace(WARM, top_k=2))
     assert (torch.cat([c.logprobs for group in narrow for c in group]) > -10).all()
     for prompt, group in zip(PROMPTS, narrow, strict=True):
@@ -442,30 +498,9 @@ def test_no_memory_for_the_cache(bf16, size: float) -> None:
         engine_of(bf16[0], cache_gib=size)
 
 
-def test_no_room_for_the_weights_in_the_memory_folder(bf16, tmp_path, monkeypatch) -> None:
-    policy, engine = bf16
-    monkeypatch.setattr(vllm, "MEMORY", tmp_path)
-    full = SimpleNamespace(total=2**20, used=2**20 - 1000, free=1000)
-    with monkeypatch.context() as small:
-        small.setattr("steadyrl.engine.vllm.shutil.disk_usage", lambda path: full)
-        with pytest.raises(EngineError, match=r"a file in .*, which has 9\.31e-07 GiB free; they take 0\.000"):
-            engine_of(policy)
-        with pytest.raises(EngineError, match=r"did not reach vLLM: .*GiB free"):
-            engine.load_weights(weights(policy), policy_version=1)
-    engine.load_weights(weights(policy), policy_version=0)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_file_that_cannot_be_written_is_one_sentence(bf16, monkeypatch) -> None:
-    policy, _ = bf16
-    monkeypatch.setattr(vllm, "save_file", Mock(side_effect=SafetensorError("I/O error: No space left on device")))
-    with pytest.raises(EngineError, match=r"cannot be written to .*: I/O error: No space left on device"):
-        engine_of(policy)
-
-
 def test_options_that_vllm_refuses_are_named_without_the_memory_hint(bf16, monkeypatch) -> None:
     policy, _ = bf16
-    monkeypatch.setattr(vllm, "CPU_BLOCK", -3)
+    monkeypatch.setattr(engine_module, "CPU_BLOCK", -3)
     with pytest.raises(EngineError, match="vLLM cannot start: ") as refusal:
         engine_of(policy)
     assert "cache_gib" not in str(refusal.value)
@@ -479,7 +514,7 @@ def test_a_closed_engine_samples_no_more(fp32) -> None:
     engine.close()
     with pytest.raises(EngineError, match="this engine was closed"):
         ask(engine)
-    other.load_weights(weights(policy), policy_version=0)  # and another one goes on
+    other.update_weights(weights(policy).items(), version=0)  # and another one goes on
     assert max(apart(policy, ask(other))) < 1e-4
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import command, comparable, tree
-from steadyrl.jsonl import read_jsonl
 from steadyrl.options.own import OwnCodeError
 from steadyrl.recipe import RecipeError, load, resolve
 from steadyrl.recipe.building import arguments, build
+from steadyrl.run.logs import read_jsonl
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -126,7 +126,7 @@ def test_an_advantage_of_ones_own_moves_the_policy(folder: Path) -> None:
         ("task", {"kind": "own.py:Empty"}, "Empty lacks size, example, reward, right_responses, final_answer"),
         ("task", {"kind": "reversal.py:Reversal", "min_digits": 9}, "min_digits = 9 is above max_digits = 6"),
         ("task", {"kind": "reversal.py:Reversal", "seed": 3}, "task.seed: unknown key"),
-        ("engine", {"kind": "own.py:Empty"}, "Empty lacks generate"),
+        ("engine", {"kind": "own.py:Empty"}, "Empty lacks submit, collect, update_weights, sleep, wake, close"),
         ("advantage", {"name": "own.py:Scaled", "factor": True}, "advantage.factor: must be a number (found true)"),
         ("advantage", {"name": "own.py:centred", "factor": 1}, "advantage.factor: unknown key"),
     ],

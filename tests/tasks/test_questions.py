@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from steadyrl.recipes import FOLDER
 from steadyrl.tasks import RewardPool, RewardRequest, Split, TaskError, build_task
 from steadyrl.tasks.questions import Questions
 
 ROWS = [{"question": f"{n}+{n}=", "answer": str(2 * n), "work": f"twice {n} is {2 * n}"} for n in range(40)]
 
-REWARD = f"{Path(__file__).parents[2] / 'examples' / 'reward_exact.py'}:reward"
+REWARD = f"{FOLDER}/reward_exact.py:reward"
 
 
 def write(folder: Path, rows: list) -> str:
@@ -169,10 +170,8 @@ def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
         questions("someone/something")
 
 
-def test_the_example_recipe_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(Path(__file__).parents[2])
-    reward = "examples/reward_exact.py:reward"
-    task = questions("examples/arithmetic.jsonl", solution_column="solution", reward=reward, held_out=100)
+def test_the_example_recipe_data() -> None:
+    task = questions(str(FOLDER / "arithmetic.jsonl"), solution_column="solution", reward=REWARD, held_out=100)
     assert (task.size("train"), task.size("held_out")) == (3900, 100)
     for index in range(3900):
         example = task.example("train", index)

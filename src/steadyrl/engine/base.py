@@ -1,9 +1,9 @@
-"""What an inference engine is."""
+"""What an inference engine is, and what is asked of it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from steadyrl.errors import UserError
@@ -19,8 +19,40 @@ class EngineError(UserError):
         """Place of the prompt that is to blame, where one is."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """A prompt that an engine is to answer."""
+
+    token_ids: tuple[int, ...]
+    """The prompt."""
+    responses: int
+    """Completions that are wanted; each has random numbers of its own."""
+    sampling: Sampling
+    """How they are sampled."""
+    seed: int
+    """Names the random numbers."""
+    place: int
+    """Which row of the random numbers of `seed` it gets, from 0; no two requests that wait have the same place."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """All completions of one request."""
+
+    place: int
+    """The request's."""
+    completions: tuple[Completion, ...]
+    """As many as were asked for."""
+
+
+@runtime_checkable  # for the type checks of the tests
 class Engine(Protocol):
-    """Samples from μ: the policy as the inference engine computes it."""
+    """Samples from μ: the policy as the inference engine computes it.
+
+    The same weights, prompt, sampling, seed and place give the same answer, whatever else is asked beside it. Who is
+    decoded together changes the order of sums: log-probabilities may differ in their last bits, and so may a token
+    that hangs by them.
+    """
 
     @property
     def policy_version(self) -> int:
@@ -32,24 +64,41 @@ class Engine(Protocol):
         """What is in force: engine, version, device, and the precision of weights, activations and cache."""
         ...
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
-        """`responses` completions for each prompt, in the order of the prompts.
-
-        The same weights, prompts, sampling and seed give the same completions.
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Take requests; `collect` answers them. More may come while answers are collected.
 
         Raises:
-            EngineError: a prompt is empty, holds an unknown token, or leaves no room for a response.
+            EngineError: a prompt is empty, holds an unknown token, or leaves no room for a response; a place is taken;
+                or the engine holds no whole weights. None of the requests is taken then.
         """
         ...
 
-    def load_weights(self, weights: Mapping[str, Tensor], *, policy_version: int) -> None:
-        """Take over the trainer's weights. The version changes only once all of them are in place.
+    def collect(self) -> Iterator[Answer]:
+        """Answer the requests that wait, each as it ends. Closing the iterator drops those without an answer."""
+        ...
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Take over the trainer's weights, one tensor after the other; the version changes last.
+
+        Args:
+            tensors: every parameter of the model once, by its name, in any order.
+            version: gradient steps behind them.
 
         Raises:
-            EngineError: a weight is missing, unknown or of another shape; nothing was changed then.
+            EngineError: requests wait for answers, and nothing was changed; or a tensor is missing, unknown or of
+                another shape, and the engine takes no request until a whole update has succeeded.
         """
+        ...
+
+    def sleep(self) -> None:
+        """Give back memory that only sampling needs, where the engine can. No request may wait.
+
+        The weights may be lost: before the next request come an update of weights and `wake`, in this order.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Take the memory again; without `sleep` before, nothing happens."""
         ...
 
     def close(self) -> None:
@@ -57,55 +106,19 @@ class Engine(Protocol):
         ...
 
 
-def check_prompts(
-    prompts: Sequence[Sequence[int]],
-    *,
-    vocabulary: int,
-    context: int | None,
-    rope: int | None = None,
-    max_new_tokens: int,
-) -> None:
-    """Refuse prompts that a model cannot answer.
-
-    Args:
-        prompts: token ids.
-        vocabulary: how many there are.
-        context: most tokens of prompt and response together; None: any number.
-        rope: as many tokens as are rotated by the same factors, see `decoding.rope_length`; None: any number.
-        max_new_tokens: longest response.
+def generate(
+    engine: Engine, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
+) -> list[list[Completion]]:
+    """Return `responses` completions for each prompt, in the order of the prompts, which are their places.
 
     Raises:
-        EngineError: a prompt is empty, holds an unknown token, or leaves no room for a response; it carries its place.
+        EngineError: as `Engine.submit`.
     """
-    for i, prompt in enumerate(prompts):
-        if not prompt:
-            raise EngineError(f"prompt {i} is empty", prompt=i)
-        if max(prompt) >= vocabulary or min(prompt) < 0:
-            raise EngineError(f"prompt {i} holds a token id outside the vocabulary of {vocabulary}", prompt=i)
-        if context is not None and len(prompt) + max_new_tokens > context:
-            raise EngineError(
-                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it exceeds "
-                f"the model's context of {context}. Shorten the prompt or lower max_new_tokens",
-                prompt=i,
-            )
-        if rope is not None and len(prompt) + max_new_tokens > rope:
-            raise EngineError(
-                f"prompt {i} has {len(prompt)} tokens; with max_new_tokens = {max_new_tokens} it can cross {rope} "
-                "tokens, where this model's rope changes the factors of all positions, and a cache keeps the old ones. "
-                "Shorten the prompt or lower max_new_tokens",
-                prompt=i,
-            )
-
-
-def check_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-    """Refuse weights that are not those of the model, before any is taken over.
-
-    Raises:
-        EngineError: one is missing, unknown or of another shape.
-    """
-    if shapes.keys() != weights.keys():
-        odd = sorted(shapes.keys() ^ weights.keys())
-        raise EngineError(f"weights do not fit the model: {odd[:4]} missing or unknown ({len(odd)} in all)")
-    for name, shape in shapes.items():
-        if weights[name].shape != shape:
-            raise EngineError(f"{name} has shape {tuple(weights[name].shape)}, the engine's is {tuple(shape)}")
+    engine.submit(
+        [
+            Request(token_ids=tuple(prompt), responses=responses, sampling=sampling, seed=seed, place=place)
+            for place, prompt in enumerate(prompts)
+        ]
+    )
+    found = {answer.place: answer.completions for answer in engine.collect()}
+    return [list(found[place]) for place in range(len(prompts))]

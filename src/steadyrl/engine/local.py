@@ -5,7 +5,7 @@ belongs to the sequence (one uniform number for each of its tokens), so it does 
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import ClassVar, Literal, cast
 
@@ -15,21 +15,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steadyrl.engine.base import check_prompts, check_weights
+from steadyrl.engine.base import Answer, Request
+from steadyrl.engine.common import BaseEngine
 from steadyrl.engine.decoding_check import check_decoding
 from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_weights
 from steadyrl.model.attention import use_own_attention
-from steadyrl.model.decoding import cache_argument, reserved_cache, rope_length
+from steadyrl.model.decoding import cache_argument, reserved_cache
 from steadyrl.model.loading import decoder_of, head_of
-from steadyrl.model.routing import Recorder, is_moe, record
 from steadyrl.options.bounds import AtOnce
+from steadyrl.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
 
 COMPACT_BELOW = 0.8
 """Ended sequences are dropped from the batch, a copy of the cache, once fewer than this share are alive."""
 
 
-class LocalEngine:
+class LocalEngine(BaseEngine):
     """An inference engine around a copy of a transformers model. See `engine.base.Engine`.
 
     Args:
@@ -57,12 +58,14 @@ class LocalEngine:
         kv_precision: Literal["native", "fp8"] = "native",
         max_sequences: AtOnce = 256,
     ):
+        super().__init__(model)
         self._model = copy.deepcopy(model).eval().requires_grad_(False)
         self._ends = torch.tensor(sorted(end_tokens), dtype=torch.long, device=model.device)
         self._fp8_cache = kv_precision == "fp8"
         if self._fp8_cache:
             reserved_cache(self._model, length=0, fp8=True)  # a model that it is not for is refused now
-        self._max_sequences, self._version = max_sequences, 0
+        self._max_sequences = max_sequences
+        self._numbers: dict[int, Float[Tensor, "n steps"]] = {}
         form, self._rounded = None if precision == "native" else FORMATS[precision], {}
         if form is not None:
             dims = quantised_weights(self._model)
@@ -84,59 +87,69 @@ class LocalEngine:
         check_decoding(self._model, self._decode_unrounded)
         if form is not None:
             quantise_activations(self._model, form.activations)
-        self.load_weights(dict(model.named_parameters()), policy_version=0)
-
-    @property
-    def policy_version(self) -> int:
-        """Gradient steps behind the weights it holds."""
-        return self._version
-
-    @property
-    def facts(self) -> Mapping[str, str | int | float]:
-        """What is in force."""
-        return self._facts
-
-    @torch.no_grad()
-    def load_weights(self, weights: Mapping[str, Tensor], *, policy_version: int) -> None:
-        """Copy the trainer's weights, rounding those that this precision rounds."""
-        held = dict(self._model.named_parameters())
-        check_weights(weights, {name: target.shape for name, target in held.items()})
-        for name, target in held.items():
-            target.copy_(self._rounded[name](weights[name]) if name in self._rounded else weights[name])
-        self._version = policy_version
+        self.update_weights(model.named_parameters(), version=0)
 
     def close(self) -> None:
         """Do nothing: its memory goes with the object, and it has no process."""
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], *, responses: int, sampling: Sampling, seed: int
-    ) -> list[list[Completion]]:
-        """Sample `responses` completions for each prompt."""
-        config = self._model.config.get_text_config()
-        check_prompts(
-            prompts,
-            vocabulary=config.vocab_size,
-            context=getattr(config, "max_position_embeddings", None),
-            rope=rope_length(config),
-            max_new_tokens=sampling.max_new_tokens,
-        )
-        uniforms = torch.rand(
-            len(prompts), responses, sampling.max_new_tokens, generator=torch.Generator().manual_seed(seed)
-        )
-        completions: list[list[Completion]] = [[] for _ in prompts]
-        by_length = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        share = min(responses, self._max_sequences)
-        step = max(1, self._max_sequences // share)
-        for start in range(0, len(prompts), step):
-            wave = by_length[start : start + step]
-            for first in range(0, responses, share):
-                numbers = uniforms[wave, first : first + share]
-                found = self._decode(
-                    [prompts[i] for i in wave], numbers, sampling, self._ends, fp8_cache=self._fp8_cache
-                )
-                for i, some in zip(wave, found, strict=True):
-                    completions[i].extend(some)
-        return completions
+    def sleep(self) -> None:
+        """Do nothing but check that no request waits: between two calls of `collect` it holds its weights alone."""
+        self._require_idle("let the engine sleep")
+
+    def wake(self) -> None:
+        """Do nothing, see `sleep`."""
+
+    def collect(self) -> Iterator[Answer]:
+        """Answer the requests that wait, in waves of similar ones: the shortest prompts first."""
+        try:
+            while self._waiting:
+                yield from self._answers(self._wave())
+        finally:
+            self._waiting.clear()
+            self._numbers.clear()
+
+    def _add(self, requests: Sequence[Request]) -> None:
+        """Draw the random numbers of each request: a row of a table that its seed alone decides.
+
+        The table has a row for every place up to the largest: torch draws one row after the other, so a row does not
+        depend on how many there are.
+        """
+        for kind in {_kind(request) for request in requests}:
+            alike = [request for request in requests if _kind(request) == kind]
+            seed, responses, sampling = kind
+            table = torch.rand(
+                max(request.place for request in alike) + 1,
+                responses,
+                sampling.max_new_tokens,
+                generator=torch.Generator().manual_seed(seed),
+            )
+            self._numbers.update({request.place: table[request.place] for request in alike})
+
+    @torch.no_grad()
+    def _take_over(self, tensors: Iterator[tuple[str, Tensor]]) -> None:
+        """Copy the trainer's weights, rounding those that this precision rounds."""
+        held = dict(self._model.named_parameters())
+        for name, tensor in tensors:
+            held[name].copy_(self._rounded[name](tensor) if name in self._rounded else tensor)
+
+    def _wave(self) -> list[Request]:
+        """Which requests are decoded next, side by side: of one kind, so that they take the same number of steps."""
+        by_length = sorted(self._waiting.values(), key=lambda request: len(request.token_ids))
+        alike = [request for request in by_length if _kind(request) == _kind(by_length[0])]
+        return alike[: max(1, self._max_sequences // alike[0].responses)]
+
+    def _answers(self, wave: Sequence[Request]) -> Iterator[Answer]:
+        """Decode a wave; more responses to one prompt than fit side by side take several turns."""
+        completions: list[list[Completion]] = [[] for _ in wave]
+        prompts = [request.token_ids for request in wave]
+        numbers = torch.stack([self._numbers[request.place] for request in wave])
+        for some in numbers.split(self._max_sequences, dim=1):
+            found = self._decode(prompts, some, wave[0].sampling, self._ends, fp8_cache=self._fp8_cache)
+            for group, more in zip(completions, found, strict=True):
+                group.extend(more)
+        for request, group in zip(wave, completions, strict=True):
+            del self._waiting[request.place], self._numbers[request.place]
+            yield Answer(place=request.place, completions=tuple(group))
 
     def _decode_unrounded(
         self, prompts: Sequence[Sequence[int]], uniforms: Tensor, sampling: Sampling, ends: set[int]
@@ -257,30 +270,33 @@ class _Wave:
         """What each prompt's responses said."""
         lengths, stopped = self._lengths.tolist(), self._stopped.tolist()
         ids, logprobs = self._ids.cpu(), self._logprobs.cpu()
-        found = []
-        for p in range(len(self._prompt_lengths)):
-            rows = range(p * self._n, (p + 1) * self._n)
-            found.append(
-                [
-                    Completion(
-                        token_ids=tuple(ids[r, : lengths[r]].tolist()),
-                        logprobs=logprobs[r, : lengths[r]].clone(),  # out of inference mode
-                        routes=self._routes_of(p, r, lengths[r]),
-                        finish_reason="stop" if stopped[r] else "length",
-                        policy_version=version,
-                    )
-                    for r in rows
-                ]
+        if self._prompt_routes is not None and self._step_routes is not None:  # one copy for the whole wave
+            self._prompt_routes, self._step_routes = self._prompt_routes.cpu(), self._step_routes.cpu()
+        found = [
+            Completion(
+                token_ids=tuple(ids[row, :length].tolist()),
+                logprobs=logprobs[row, :length].clone(),  # out of inference mode
+                routes=self._routes_of(row, length),
+                finish_reason="stop" if stopped[row] else "length",
+                policy_version=version,
             )
-        return found
+            for row, length in enumerate(lengths)
+        ]
+        return [found[first : first + self._n] for first in range(0, len(found), self._n)]
 
-    def _routes_of(self, prompt: int, row: int, length: int) -> Tensor | None:
+    def _routes_of(self, row: int, length: int) -> Routes | None:
         """Routes of the fed positions: the whole prompt, and every response token but the last."""
         if self._prompt_routes is None or self._step_routes is None:
             return None
+        prompt = row // self._n
         own = self._prompt_routes[prompt, self._longest - self._prompt_lengths[prompt] :]
-        routes = torch.cat([own, self._step_routes[row, : length - 1]]).cpu()
+        routes = torch.cat([own, self._step_routes[row, : length - 1]])
         return routes.view(torch.uint8 if routes.dtype == torch.int8 else torch.uint16)
+
+
+def _kind(request: Request) -> tuple[int, int, Sampling]:
+    """What requests have in common that are decoded side by side."""
+    return request.seed, request.responses, request.sampling
 
 
 def sample(

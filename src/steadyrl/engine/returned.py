@@ -1,21 +1,20 @@
 """What an engine returns, held against what was asked for before any of it reaches the trainer.
 
 `check_answers` runs where groups are made, on whatever engine: nothing that it lets through can end in a traceback, or
-train on numbers that no policy gives. `checked_routes` reads the routes of an engine that is not ours.
+train on numbers that no policy gives.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from steadyrl.engine.base import EngineError
-from steadyrl.model.routing import RoutingError, check_routes, is_moe, route_dtype
-from steadyrl.types import Completion, Routes, Sampling
+from steadyrl.engine.base import Answer, EngineError, Request
+from steadyrl.routing import RoutingError, check_routes, is_moe
+from steadyrl.types import Completion
 
 ROUNDING = 1e-3
 """A log-probability may lie this far above 0."""
@@ -35,67 +34,77 @@ class Asked:
 
     model: PreTrainedModel
     """Its sizes tell which tokens and experts there are."""
-    prompts: Sequence[Sequence[int]]
-    """Token ids."""
-    responses: int
-    """Completions for each prompt."""
-    sampling: Sampling
-    """Temperature and longest response."""
+    requests: Sequence[Request]
+    """All of them, as they were submitted."""
     ends: frozenset[int]
     """Tokens that end a response."""
     policy_version: int
     """The engine's."""
 
 
-def check_answers(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
-    """Return the completions of each prompt, if each is what was asked for.
+def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
+    """Pass on each answer that is what was asked for, as it comes.
+
+    Args:
+        answers: what `Engine.collect` returned.
+        asked: what the engine was asked for.
 
     Raises:
-        EngineError: the number of completions, their tokens, log-probabilities, routes, policy version or the reason
-            for their end cannot be right. The message names the completion and the field.
+        EngineError: the answers, the number of completions, their tokens, log-probabilities, routes, policy version or
+            the reason for their end cannot be right. The message names the completion and the field.
     """
-    groups = _groups(answered, asked)
-    flat = [
-        (f"response {j} to prompt {i}", asked.prompts[i], one)
-        for i, group in enumerate(groups)
-        for j, one in enumerate(group)
-    ]
+    if not isinstance(answers, Iterable):
+        raise EngineError(f"the engine returned {_kind(answers)}, not answers")
+    waiting = {request.place: request for request in asked.requests}
     moe, vocabulary = is_moe(asked.model), asked.model.config.get_text_config().vocab_size
-    for where, prompt, one in flat:
-        _check_tokens(where, one, asked, vocabulary)
-        _check_tensors(where, one, rows=len(prompt) + len(one.token_ids) - 1, moe=moe)
-    _check_logprobs(flat, greedy=asked.sampling.temperature == 0.0)
-    if moe:
-        _check_experts(flat, asked.model)
-    return groups
+    for answer in answers:
+        if not isinstance(answer, Answer):
+            raise EngineError(f"the engine returned {_kind(answer)}, not an Answer")
+        request = waiting.pop(answer.place, None) if type(answer.place) is int else None
+        if request is None:
+            raise EngineError(f"the engine returned an answer to prompt {answer.place!r}, which does not wait for one")
+        flat = _placed(answer, request)
+        for where, one in flat:
+            _check_tokens(where, one, request, asked, vocabulary)
+            _check_tensors(where, one, rows=len(request.token_ids) + len(one.token_ids) - 1, moe=moe)
+        _check_logprobs(flat, greedy=request.sampling.temperature == 0.0)
+        if moe:
+            _check_experts(flat, asked.model)
+        yield answer
+    if waiting:
+        some, asked_for = sorted(waiting)[:4], len(asked.requests)
+        raise EngineError(f"the engine returned no answer to {len(waiting)} of {asked_for} prompts, such as {some}")
 
 
-Placed = tuple[str, Sequence[int], Completion]
-"""Which response it is, in words; its prompt; and the completion."""
+Placed = tuple[str, Completion]
+"""Which response it is, in words, and the completion."""
 
 
-def _groups(answered: Any, asked: Asked) -> list[tuple[Completion, ...]]:
-    if not isinstance(answered, Sequence) or not all(isinstance(group, Sequence) for group in answered):
-        raise EngineError(f"the engine returned {_kind(answered)}, not a list of completions for each prompt")
-    if len(answered) != len(asked.prompts):
-        raise EngineError(f"the engine returned answers to {len(answered)} prompts; {len(asked.prompts)} were asked")
-    for i, group in enumerate(answered):
-        if len(group) != asked.responses:
-            raise EngineError(f"the engine returned {len(group)} responses to prompt {i}; {asked.responses} were asked")
-        for j, one in enumerate(group):
-            if not isinstance(one, Completion):
-                raise EngineError(f"the engine returned {_kind(one)} as response {j} to prompt {i}, not a Completion")
-    return [tuple(group) for group in answered]
+def _placed(answer: Answer, request: Request) -> list[Placed]:
+    """The completions of an answer, if it has as many as were asked for."""
+    found: Any = answer.completions
+    if not isinstance(found, tuple):
+        raise EngineError(f"the engine returned {_kind(found)} as the responses to prompt {answer.place}, not a tuple")
+    if len(found) != request.responses:
+        raise EngineError(
+            f"the engine returned {len(found)} responses to prompt {answer.place}; {request.responses} were asked"
+        )
+    for j, one in enumerate(found):
+        if not isinstance(one, Completion):
+            raise EngineError(
+                f"the engine returned {_kind(one)} as response {j} to prompt {answer.place}, not a Completion"
+            )
+    return [(f"response {j} to prompt {answer.place}", one) for j, one in enumerate(found)]
 
 
-def _check_tokens(where: str, one: Completion, asked: Asked, vocabulary: int) -> None:
+def _check_tokens(where: str, one: Completion, request: Request, asked: Asked, vocabulary: int) -> None:
     """Token ids, how the response ended, and the policy version."""
     ids: Any = one.token_ids
     if not isinstance(ids, tuple) or set(map(type, ids)) - {int}:
         raise EngineError(f"{where}: the engine returned token_ids of {_kind(ids)}, not a tuple of integers")
     if not ids:
         raise EngineError(f"{where}: the engine returned no token")
-    longest = asked.sampling.max_new_tokens
+    longest = request.sampling.max_new_tokens
     if not 0 <= min(ids) <= max(ids) < vocabulary:
         raise EngineError(
             f"{where}: the engine returned token ids from {min(ids)} to {max(ids)}; the vocabulary has {vocabulary}"
@@ -141,13 +150,13 @@ def _check_tensors(where: str, one: Completion, *, rows: int, moe: bool) -> None
 
 def _check_logprobs(flat: Sequence[Placed], *, greedy: bool) -> None:
     """Values of all log-probabilities: finite, at most 0, and likely enough to have been sampled."""
-    values = torch.cat([one.logprobs.detach().float().cpu() for _, _, one in flat])
+    values = torch.cat([one.logprobs.detach().float().cpu() for _, one in flat])
     least = -ROUNDING if greedy else LEAST_LOGPROB
     wrong = ~((values <= ROUNDING) & (values >= least))  # NaN is neither
     if not wrong.any():
         return
     at = int(wrong.nonzero()[0])
-    for where, _, one in flat:
+    for where, one in flat:
         if at < len(one.logprobs):
             needed = "a greedy token's is 0" if greedy else f"a sampled token's lies between {least:g} and 0"
             raise (EngineError if one.logprobs[at].isfinite() else NotFinite)(
@@ -159,12 +168,12 @@ def _check_logprobs(flat: Sequence[Placed], *, greedy: bool) -> None:
 def _check_experts(flat: Sequence[Placed], model: PreTrainedModel) -> None:
     """Layers, slots and ids of all routes at once; one response after the other only to name the wrong one."""
     try:
-        if len({(one.routes.dtype, one.routes.shape[1:]) for _, _, one in flat if one.routes is not None}) == 1:
-            check_routes(model, torch.cat([one.routes for _, _, one in flat if one.routes is not None]))
+        if len({(one.routes.dtype, one.routes.shape[1:]) for _, one in flat if one.routes is not None}) == 1:
+            check_routes(model, torch.cat([one.routes for _, one in flat if one.routes is not None]))
             return
     except RoutingError:
         pass  # the first that is wrong is named below
-    for where, _, one in flat:
+    for where, one in flat:
         assert one.routes is not None
         try:
             check_routes(model, one.routes)
@@ -183,42 +192,3 @@ def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype} and shape {tuple(value.shape)}"
     return type(value).__name__
-
-
-def checked_routes(
-    found: np.ndarray | None, *, rows: int, layers: Sequence[int], slots: int | None, experts: int
-) -> Routes:
-    """The routes of one completion, [rows, mixture-of-experts layers, slots], in the type that the trainer reads.
-
-    Args:
-        found: what the engine returned: [rows, all layers, slots], dense layers filled with anything.
-        rows: fed positions: tokens of prompt and response, less the last.
-        layers: which of all layers are mixtures of experts, in order.
-        slots: experts per token; None where the model does not say.
-        experts: experts per layer.
-
-    Raises:
-        EngineError: there are none, they have other sizes, an id is out of range, a row names an expert twice (as rows
-            of zeros do), or all are zero.
-    """
-    if found is None:
-        raise EngineError(f"the engine returned no routes for a sequence of {rows + 1} tokens; R3 needs them")
-    shape = (rows, max(layers) + 1, found.shape[-1] if slots is None else slots)
-    if found.ndim != 3 or found.shape[0] != rows or found.shape[1] < shape[1] or found.shape[2] != shape[2]:
-        raise EngineError(f"the engine returned routes {found.shape}; a sequence of {rows + 1} tokens needs {shape}")
-    chosen = found[:, list(layers)].astype(np.int32)
-    if chosen.size and not 0 <= chosen.min() <= chosen.max() < experts:
-        raise EngineError(
-            f"the engine returned expert ids from {chosen.min()} to {chosen.max()}; a layer has {experts} experts"
-        )
-    ordered = np.sort(chosen, axis=-1)
-    twice = (ordered[..., 1:] == ordered[..., :-1]).any(axis=-1)
-    if twice.any():
-        row, layer = np.argwhere(twice)[0].tolist()
-        raise EngineError(
-            f"the engine returned {chosen[row, layer].tolist()} as the experts of position {row}, layer "
-            f"{layers[layer]}: one of them twice, as in a row that was never written"
-        )
-    if not chosen.any() and experts > 1:
-        raise EngineError(f"the engine returned routes of zeros alone for a sequence of {rows + 1} tokens")
-    return torch.from_numpy(chosen).to(route_dtype(experts))

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from steadyrl.errors import UserError
-from steadyrl.jsonl import write_atomically
 from steadyrl.lab.figure import Figure, arm_recipe, cold_name, cold_recipe, fingerprint
 from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, require_same, store
 from steadyrl.recipe import Recipe, RecipeError, load
+from steadyrl.run.logs import write_atomically
 
 T = TypeVar("T")
 
@@ -162,7 +162,7 @@ def _line(result: Result) -> str:
 
 def _train(recipe: Recipe, folder: Path) -> int:
     """Train, or go on training, in another process; its words go to a log beside the run."""
-    program = [sys.executable, "-m", "steadyrl.cli"]
+    program = [sys.executable, "-m", "steadyrl"]
     if (folder / "recipe.json").is_file():
         command = [*program, "resume", str(folder)]
     else:

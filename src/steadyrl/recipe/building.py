@@ -1,23 +1,26 @@
 """From a section that chooses a class to what the class makes; here the user's own code is loaded."""
 
+import importlib
 import inspect
 from typing import Any, get_type_hints
 
 from pydantic import Field, ValidationError, create_model
 from pydantic.errors import PydanticSchemaGenerationError
 
-from steadyrl.algo import Advantage, Objective
-from steadyrl.engine.base import Engine
 from steadyrl.options.bounds import JsonDict
 from steadyrl.options.own import OwnCode, find_own, load_own
 from steadyrl.options.source import ROOMS, declared
 from steadyrl.recipe.base import RecipeError, Section
 from steadyrl.recipe.loading import mistakes
 from steadyrl.recipe.variants import Own, Variant
-from steadyrl.tasks.base import Task
 
-CONTRACTS = {"objective": Objective, "advantage": Advantage, "task": Task, "engine": Engine}
-"""What the classes of each section fulfil."""
+CONTRACTS = {
+    "objective": ("steadyrl.algo", "Objective"),
+    "advantage": ("steadyrl.algo", "Advantage"),
+    "task": ("steadyrl.tasks.base", "Task"),
+    "engine": ("steadyrl.engine.base", "Engine"),
+}
+"""What the classes of each section fulfil: module and name, as most of the modules import torch."""
 
 
 def own_code(section: Variant) -> OwnCode | None:
@@ -85,16 +88,17 @@ def _checked(section: Variant, place: OwnCode, found: Any) -> JsonDict:
 
 
 def _refuse_other_classes(section: Variant, place: OwnCode, found: Any) -> None:
-    contract = CONTRACTS[section.section]
-    if contract is Advantage and not isinstance(found, type):
+    if section.section == "advantage" and not isinstance(found, type):
         return  # a function
     if not isinstance(found, type):
         raise RecipeError(f"{place.label}: {place.name} is no class; write one as CONTRIBUTING.md describes")
-    if contract is Objective and not issubclass(found, Objective):
-        raise RecipeError(f"{place.label}: {place.name} must be a subclass of steadyrl.algo.Objective")
+    module, name = CONTRACTS[section.section]
+    contract = getattr(importlib.import_module(module), name)
+    if section.section == "objective" and not issubclass(found, contract):
+        raise RecipeError(f"{place.label}: {place.name} must be a subclass of {module}.{name}")
     needed = [name for name, value in vars(contract).items() if callable(value) and _is_promised(name)]
     lacking = [name for name in needed if not callable(getattr(found, name, None))]
-    lacking += ["weigh"] if contract is Objective and found.weigh is Objective.weigh else []
+    lacking += ["weigh"] if section.section == "objective" and found.weigh is contract.weigh else []
     if lacking:
         raise RecipeError(f"{place.label}: {place.name} lacks {', '.join(lacking)}; see {contract.__module__}")
 

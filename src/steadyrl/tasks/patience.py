@@ -8,7 +8,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SECONDS_OF_SILENCE = 2.0
-_SECONDS_BETWEEN_LINES = 15.0
+SECONDS_BETWEEN_LINES = 60.0
 _SECONDS_BETWEEN_UPDATES = 0.1
 
 
@@ -40,4 +40,4 @@ def watched(items: Iterable[T], what: str, *, total: int | None = None) -> Itera
                 console.print(text)
             else:
                 status.update(text)
-            due = time.monotonic() + (_SECONDS_BETWEEN_LINES if status is None else _SECONDS_BETWEEN_UPDATES)
+            due = time.monotonic() + (SECONDS_BETWEEN_LINES if status is None else _SECONDS_BETWEEN_UPDATES)

@@ -1,0 +1,7 @@
+"""`python -m steadyrl`."""
+
+import sys
+
+from steadyrl.cli import main
+
+sys.exit(main())

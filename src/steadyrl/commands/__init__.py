@@ -1,0 +1,1 @@
+"""The commands of the command line: each module has `main(argv)`, which returns the exit status."""
