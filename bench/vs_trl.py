@@ -21,10 +21,10 @@ from trl import GRPOConfig, GRPOTrainer
 
 from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
 from steadyrl.build import build_policy
-from steadyrl.config import resolve
 from steadyrl.guard import Guard
 from steadyrl.loop import global_step
 from steadyrl.parts import prepared_parts
+from steadyrl.recipe import resolve
 from steadyrl.run.directory import Run
 
 STEPS, MARK = sized(6, 1), "step: "

@@ -10,7 +10,6 @@ updates for π_old of every mini-batch but the first, whose forward is its θ_ol
 
 from steadyrl.clock import Clock
 from steadyrl.cold_start import StopAsked, cold_start
-from steadyrl.config import Recipe
 from steadyrl.engine.base import Engine
 from steadyrl.engine.returned import NotFinite
 from steadyrl.evaluate import Evaluator
@@ -19,6 +18,7 @@ from steadyrl.measure.routes import replay_effect, unrouted
 from steadyrl.measure.step import step_metrics
 from steadyrl.model.attention import describe_rows
 from steadyrl.model.repeatable import repeatable
+from steadyrl.recipe import Recipe
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.directory import Run
@@ -90,7 +90,9 @@ def global_step(
         routed = unrouted([c for group in groups for c in group.completions], limit=recipe.update.max_unrouted)
         with clock("rewards"):
             rewards, normalise = rollouter.rewards("train", groups), trainer.objective.normalised
-            responses = with_advantages(groups, rewards, normalise=normalise, options=recipe.advantage)
+            responses = with_advantages(
+                groups, rewards, advantage=rollouter.advantage, normalise=normalise, options=recipe.advantage
+            )
             guard.run.log_rollouts(step, groups, rewards, responses, text=rollouter.text)
             rewards.require(limit=recipe.verifier.max_failures)
         with clock("logprobs"):

@@ -12,10 +12,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from builders import random_ids, response, tiny_policy
 from machine import GPU, on_gpu
-from steadyrl.config import ObjectiveConfig
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, recompute_activations
 from steadyrl.model.packing import pack_responses, pack_sequences
+from steadyrl.recipe import ObjectiveConfig
 from steadyrl.routing import record, replay
 from steadyrl.types import MicroBatch, Tokens
 
