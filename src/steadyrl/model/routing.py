@@ -31,8 +31,11 @@ from steadyrl.types import Routes
 __all__ = [
     "Recorder",
     "RoutingError",
+    "check_ids",
     "check_recording",
     "check_replay",
+    "check_routes",
+    "check_shape",
     "is_experts",
     "is_moe",
     "moe_blocks",
@@ -183,8 +186,8 @@ def replay(model: PreTrainedModel, routes: Routes, *, margins: bool = False) -> 
             leaving, a reentrant checkpoint has yet to recompute a block in its backward pass.
     """
     blocks = _blocks_of(model)
-    _check_shape(routes, blocks)
-    sentinel = torch.iinfo(routes.dtype).max if _check_ids(routes, blocks) else None
+    check_shape(routes, blocks)
+    sentinel = torch.iinfo(routes.dtype).max if check_ids(routes, blocks) else None
     chosen = routes.reshape(-1, *routes.shape[-2:]).long()
     with _intercepted(model, blocks, chosen, sentinel, margins=margins) as recorder:
         yield recorder
@@ -209,11 +212,16 @@ def check_routes(model: PreTrainedModel, routes: Routes) -> None:
         RoutingError: they are not this model's, or a row is neither distinct experts nor the sentinel alone.
     """
     blocks = _blocks_of(model)
-    _check_shape(routes, blocks)
-    _check_ids(routes, blocks)
+    check_shape(routes, blocks)
+    check_ids(routes, blocks)
 
 
-def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
+def check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
+    """Check the type, the layers and the slots of routes, without a look at their values.
+
+    Raises:
+        RoutingError: they are not those of a model with these blocks.
+    """
     layers, expected = len(blocks), route_dtype(max(experts for _, experts in blocks))
     if routes.dtype != expected:
         raise RoutingError(f"routes are {routes.dtype}, this model's are {expected}")
@@ -227,7 +235,7 @@ def _check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
             raise RoutingError(f"routes have {routes.shape[-1]} slots, layer {layer} chooses {slots} experts")
 
 
-def _check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> bool:
+def check_ids(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> bool:
     """Every row holds distinct experts of its layer, or nothing but the sentinel. Whether any row is the sentinel's.
 
     Slot by slot: reductions over a handful of slots would take longer than the replay itself.
