@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from recipes_for_tests import coin_questions, command, write_recipe
-from steadyrl import loop, rollout
+from steadyrl import loop
 from steadyrl.engine.local import LocalEngine
 from steadyrl.jsonl import read_jsonl
 
@@ -84,16 +84,24 @@ def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeyp
     assert [row["update/skipped"] for row in rows if row["step"] > 2][:2] == [1, 1]
 
 
+def plant_not_a_number(monkeypatch, *, rollout: int) -> None:
+    """Let a log-probability of the engine be no number, in one rollout, counted from 1."""
+    collect, count = LocalEngine.collect, 0
+
+    def broken(self):
+        nonlocal count
+        for number, answer in enumerate(collect(self)):
+            rolling_out = len(answer.completions) == 4
+            count += rolling_out and number == 0
+            if rolling_out and count == rollout:
+                answer.completions[0].logprobs.fill_(math.nan)
+            yield answer
+
+    monkeypatch.setattr(LocalEngine, "collect", broken)
+
+
 def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, capfd):
-    original = LocalEngine.generate
-
-    def broken(self, prompts, *, responses, **options):
-        groups = original(self, prompts, responses=responses, **options)
-        if responses == 4:
-            groups[0][0].logprobs.fill_(math.nan)
-        return groups
-
-    monkeypatch.setattr(LocalEngine, "generate", broken)
+    plant_not_a_number(monkeypatch, rollout=1)
     recipe = write_recipe(tmp_path, steps=2)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     told = capfd.readouterr().err
@@ -103,16 +111,7 @@ def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, cap
 
 def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     """The trainer, too, cannot answer the prompts of one step."""
-    check, count = rollout.check_answers, 0
-
-    def once(answered, asked):
-        nonlocal count
-        count += asked.responses == 4
-        if asked.responses == 4 and count == 2:
-            raise loop.NotFinite("planted")
-        return check(answered, asked)
-
-    monkeypatch.setattr(rollout, "check_answers", once)
+    plant_not_a_number(monkeypatch, rollout=2)
     monkeypatch.setattr(loop, "trainer_is_finite", lambda session, step, brief=False: brief)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})

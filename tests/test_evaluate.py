@@ -344,13 +344,13 @@ def test_a_set_that_has_too_few_problems_is_refused_by_name(tmp_path: Path, capf
 
 def test_evaluations_share_their_random_numbers_with_each_other_and_with_no_rollout(tmp_path, monkeypatch) -> None:
     seen: list[tuple[str, int]] = []
-    generate = LocalEngine.generate
+    submit = LocalEngine.submit
 
-    def note(self, prompts, *, responses, sampling, seed):
-        seen.append(("rollout" if responses == 4 else "evaluation", seed))
-        return generate(self, prompts, responses=responses, sampling=sampling, seed=seed)
+    def note(self, requests):
+        seen.extend(("rollout" if request.responses == 4 else "evaluation", request.seed) for request in requests)
+        submit(self, requests)
 
-    monkeypatch.setattr(LocalEngine, "generate", note)
+    monkeypatch.setattr(LocalEngine, "submit", note)
     train(tmp_path, task=coin_questions(tmp_path), steps=2, evaluate={"every": 1, "prompts": 4}, seed=7)
     asked = {kind: {seed for one, seed in seen if one == kind} for kind in ("rollout", "evaluation")}
     assert asked["evaluation"] == {seed_of(7, "evaluate")}

@@ -4,7 +4,7 @@
 train on numbers that no policy gives.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ class Asked:
 
 
 def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
-    """Pass on each answer that is what was asked for, as it comes.
+    """Pass on each answer that is what was asked for, as it comes; after a wrong one, drop the requests that wait.
 
     Args:
         answers: what `Engine.collect` returned.
@@ -55,6 +55,14 @@ def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
     """
     if not isinstance(answers, Iterable):
         raise EngineError(f"the engine returned {_kind(answers)}, not answers")
+    try:
+        yield from _checked(answers, asked)
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()
+
+
+def _checked(answers: Iterable[Any], asked: Asked) -> Iterator[Answer]:
     waiting = {request.place: request for request in asked.requests}
     blocks, vocabulary = moe_blocks(asked.model), asked.model.config.get_text_config().vocab_size
     for answer in answers:
