@@ -419,16 +419,18 @@ def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, m
 
 
 def poison_rollouts(monkeypatch, *, steps):
-    """The checked log-probabilities are NaN in these of the rollouts, which are the calls for 4 responses."""
+    """The checked log-probabilities are NaN in these of the rollouts, which are those of 4 responses to a prompt."""
     check, count = rollout.check_answers, 0
 
-    def poisoned(answered, asked):
+    def poisoned(answers, asked):
         nonlocal count
-        out = check(answered, asked)
-        count += asked.responses == 4
-        if asked.responses != 4 or count not in steps:
-            return out
-        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
+        rolling_out = asked.requests[0].responses == 4
+        count += rolling_out
+        for answer in check(answers, asked):
+            if rolling_out and count in steps:
+                for completion in answer.completions:
+                    completion.logprobs.fill_(math.nan)
+            yield answer
 
     monkeypatch.setattr(rollout, "check_answers", poisoned)
 
