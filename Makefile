@@ -37,7 +37,7 @@ lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
 	  $(BIN)/steadyrl lab report && test -z "$$failed"
 
 docs: .venv/ready  ## pages that are printed from the code
-	$(BIN)/python -m steadyrl.metrics > docs/metrics.md
+	$(BIN)/python -m steadyrl.measure.glossary > docs/metrics.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
 .venv/ready: pyproject.toml constraints.txt

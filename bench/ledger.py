@@ -10,16 +10,16 @@ from typing import Any
 from unittest.mock import patch
 
 from _measure import seconds, show, sized
-from steadyrl import loop, update
+from steadyrl import loop
 from steadyrl.config import ColdStart, Evaluate, Recipe, load
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import MetricsLog
-from steadyrl.run import Run
-from steadyrl.session import open_session
+from steadyrl.measure import step
+from steadyrl.parts import prepared_parts
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import MetricsLog, read_jsonl
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "demo.toml"
 STEPS, WARM_UP, IMITATED = sized(20, 2), 3, sized(40, 2)
-PARTS = {"ledger": (loop, "step_ledger"), "gap": (update, "value_gap"), "Δ": (update, "surrogate_error")}
+PARTS = {"ledger": (step, "step_ledger"), "gap": (step, "value_gap"), "Δ": (step, "surrogate_error")}
 PARTS["writing"] = (MetricsLog, "log")
 
 
@@ -57,16 +57,16 @@ def clocked() -> Iterator[dict[str, list[float]]]:
     with ExitStack() as stack:
         for name, (owner, attribute) in PARTS.items():
             stack.enter_context(patch.object(owner, attribute, timed(name, getattr(owner, attribute))))
-        stack.enter_context(patch("steadyrl.run.write_report"))
+        stack.enter_context(patch("steadyrl.guard.redraw"))
         yield spent
 
 
 def row(minibatches: int) -> dict[str, Any]:
     """Medians over the steps of one run."""
     recipe = demo(minibatches)
-    with tempfile.TemporaryDirectory() as folder, clocked() as spent, open_session(recipe) as session:
+    with tempfile.TemporaryDirectory() as folder, clocked() as spent, prepared_parts(recipe) as parts:
         run = Run.create(Path(folder) / "run", recipe, inputs={})
-        loop.train(session, run, stop_asked=lambda: False)
+        loop.train(recipe, parts.rollouter, parts.trainer, parts.evaluator, run, stop_asked=lambda: False)
         steps = [line["seconds/step"] for line in read_jsonl(run.path / "metrics.jsonl")][WARM_UP:]
     late = {name: times[WARM_UP:] for name, times in spent.items()}
     # a step whose groups are all uniform updates nothing, and has no gap

@@ -10,12 +10,12 @@ import torch
 from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
+from steadyrl.build import build_policy
 from steadyrl.config import load
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import Recorder, record, replay
-from steadyrl.session import build_policy
+from steadyrl.routing import Recorder, record, replay
 from steadyrl.types import TokenBatch
 
 ROUNDS, SEQUENCES, LENGTH, PROMPT = sized(150, 2), sized(128, 8), 60, 20
@@ -26,7 +26,7 @@ def packed(policy: Policy) -> TokenBatch:
     """One micro-batch of random tokens."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(3, 18, (SEQUENCES, LENGTH), generator=generator).tolist()
-    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False, device=policy.device)
+    (batch,) = pack_sequences(ids, [PROMPT] * SEQUENCES, micro_tokens=8192, one_block=False)
     return batch
 
 

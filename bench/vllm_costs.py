@@ -19,10 +19,11 @@ from _measure import MODEL, show, sized
 from steadyrl.config import load
 from steadyrl.engine.base import generate
 from steadyrl.engine.vllm import VLLMEngine, answers
-from steadyrl.loop import Progress, global_step
+from steadyrl.guard import Guard
+from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
-from steadyrl.run import Run
-from steadyrl.session import open_session
+from steadyrl.parts import prepared_parts
+from steadyrl.run.directory import Run
 from steadyrl.types import Sampling
 
 PROMPTS, RESPONSES, NEW_TOKENS, ROUNDS = sized(16, 4), sized(16, 2), sized(64, 8), sized(5, 1)
@@ -33,9 +34,10 @@ RECIPE = Path(__file__).parent.parent / "recipes" / "demo-vllm.toml"
 def steps() -> dict[str, float]:
     """Median over the steps of the recipe's first, without a cold start: seconds, and the hand-over's share."""
     recipe = load(RECIPE)
-    with open_session(recipe) as session, tempfile.TemporaryDirectory() as folder:
-        run, progress = Run.create(Path(folder) / "run", recipe, inputs={}), Progress()
-        rows = [global_step(session, run, progress)[0] for _ in range(STEPS + 1)][1:]
+    with prepared_parts(recipe) as parts, tempfile.TemporaryDirectory() as folder:
+        run, rollouter, trainer = Run.create(Path(folder) / "run", recipe, inputs={}), parts.rollouter, parts.trainer
+        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        rows = [global_step(recipe, rollouter, trainer, guard)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {
         "seconds of a step": statistics.median(float(row["seconds/step"]) for row in rows),

@@ -20,10 +20,12 @@ from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
 from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
+from steadyrl.build import build_policy
 from steadyrl.config import resolve
-from steadyrl.loop import Progress, global_step
-from steadyrl.run import Run
-from steadyrl.session import Session, build_policy, open_session
+from steadyrl.guard import Guard
+from steadyrl.loop import global_step
+from steadyrl.parts import prepared_parts
+from steadyrl.run.directory import Run
 
 STEPS, MARK = sized(6, 1), "step: "
 PROMPTS, RESPONSES, NEW_TOKENS = sized(16, 2), sized(16, 4), sized(96, 16)
@@ -46,8 +48,8 @@ def even(completions: list[str], **_: Any) -> list[float]:
 
 
 @contextmanager
-def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], tuple[dict[str, Any], list[Any]]]]]:
-    """A session and a function that takes its next global step."""
+def our_steps(folder: Path) -> Iterator[Callable[[], tuple[dict[str, Any], list[Any]]]]:
+    """A function that takes the next global step of a run."""
     code = folder / "even.py"
     code.write_text("def reward(prompt, completion):\n    return float(len(completion) % 2 == 0)\n")
     pairs = [{"question": q, "answer": "0"} for q in questions(4096 + 64)]
@@ -55,9 +57,10 @@ def our_session(folder: Path) -> Iterator[tuple[Session, Callable[[], tuple[dict
     data.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     task = {"kind": "questions", "path": str(data), "reward": f"{code}:reward", "held_out": 64}
     recipe = resolve({**RECIPE, "task": task, "evaluate": {"prompts": 64}}, source="vs_trl")
-    with open_session(recipe) as session:
-        run, progress = Run.create(folder / "run", recipe, inputs={}), Progress()
-        yield session, lambda: global_step(session, run, progress)
+    with prepared_parts(recipe) as parts:
+        run, rollouter, trainer = Run.create(folder / "run", recipe, inputs={}), parts.rollouter, parts.trainer
+        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        yield lambda: global_step(recipe, rollouter, trainer, guard)
 
 
 def questions(count: int) -> list[str]:
@@ -128,7 +131,7 @@ def serve(which: str) -> None:
                 f"{MARK}{json.dumps({'tokens': trainer.state.log_history[-1]['completions/mean_length']})}", flush=True
             )
         else:
-            with our_session(Path(name)) as (_, our_step):
+            with our_steps(Path(name)) as our_step:
                 lengths = []
                 for _ in range(STEPS + 1):
                     sys.stdin.readline()

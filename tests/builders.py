@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from steadyrl.model.loading import Policy, build_tiny
-from steadyrl.types import Completion, Response
+from steadyrl.types import Completion, Trajectory
 
 ALPHABET = "0123456789+-=;> abcdefghijklmnopqrstuvwxyz"
 SMALL = {
@@ -64,26 +64,29 @@ def family_policy(name: str, **config: Any) -> Policy:
     return build_tiny(family=name, alphabet=ALPHABET, config=fields, seed=0, dtype=torch.float32)
 
 
-def response(
-    prompt: Sequence[int],
+def completion(
     answer: Sequence[int],
     *,
-    advantage: float = 1.0,
     logprobs: Tensor | None = None,
     routes: Tensor | None = None,
-    group_tokens: int = 10,
     finish_reason: Literal["stop", "length"] = "length",
     policy_version: int = 0,
-) -> Response:
-    """A response on its way to the trainer, with log-probabilities of −1 unless told."""
-    completion = Completion(
+) -> Completion:
+    """What an engine returns, with log-probabilities of −1 unless told."""
+    return Completion(
         token_ids=tuple(answer),
         logprobs=torch.full((len(answer),), -1.0) if logprobs is None else logprobs,
         routes=routes,
         finish_reason=finish_reason,
         policy_version=policy_version,
     )
-    return Response(prompt_ids=tuple(prompt), completion=completion, advantage=advantage, group_tokens=group_tokens)
+
+
+def response(
+    prompt: Sequence[int], answer: Sequence[int], *, advantage: float = 1.0, group_tokens: int = 10, **fields: Any
+) -> Trajectory:
+    """A prompt and its `completion`, on their way to the trainer."""
+    return Trajectory.single(prompt, completion(answer, **fields), advantage=advantage, group_tokens=group_tokens)
 
 
 def random_ids(count: int, *, seed: int) -> tuple[int, ...]:

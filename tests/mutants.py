@@ -29,11 +29,14 @@ import torch
 ROOT = Path(__file__).parents[1]
 ALGO = [f"algo/test_{n}.py" for n in ("trust", "advantage", "ratio", "surrogate", "ledger", "enumeration", "objective")]
 OTHERS = {
-    "routing": ["model/test_routing.py", "test_update.py"],
-    "packing": ["model/test_packing.py", "invariants/test_packed_responses.py"],
-    "update": ["test_update.py", "invariants/test_objective_equivalences.py"],
+    "routing/*.py": ["routing/test_routing.py", "train/test_update.py"],
+    "model/packing.py": ["model/test_packing.py", "invariants/test_packed_responses.py"],
+    "train/*.py": [
+        *("train/test_update.py", "train/test_schedule.py", "rollout/test_advantages.py"),
+        "invariants/test_objective_equivalences.py",
+    ],
 }
-"""The tests of what is mutated outside `algo/`."""
+"""What is mutated outside `algo/`, and its tests."""
 PATIENCE, LEAST = 10, 30.0
 KILLED = 0.95
 KNOWN = ROOT / "tests" / "mutants.toml"
@@ -132,9 +135,10 @@ def run(tree: Path, files: list[str], *, seconds: float, compiling: bool = False
     os._exit(pytest.main([*fast, *(f"tests/{file}" for file in files)]))
 
 
-def tests_of(module: str) -> list[str]:
+def tests_of(path: Path) -> list[str]:
     """The test files of a module; in `algo/`, its own first."""
-    return OTHERS.get(module) or sorted(ALGO, key=lambda file: file != f"algo/test_{module}.py")
+    own = (files for pattern, files in OTHERS.items() if path.match(f"steadyrl/{pattern}"))
+    return next(own, None) or sorted(ALGO, key=lambda file: file != f"algo/test_{path.stem}.py")
 
 
 def patience(tree: Path, files: list[str]) -> float:
@@ -148,7 +152,7 @@ def patience(tree: Path, files: list[str]) -> float:
 
 def survivors(tree: Path, path: Path) -> Iterator[tuple[str, bool]]:
     """Each mutant of a file, and whether no test saw it."""
-    files = tests_of(path.stem)
+    files = tests_of(path)
     seconds = patience(tree, files)
     original = path.with_suffix(".original")
     shutil.copy2(path, original)
@@ -169,7 +173,7 @@ def main(*names: str) -> int:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
         package = tree / "src" / "steadyrl"
-        core = [*package.glob("algo/*.py"), *(p for p in package.rglob("*.py") if p.stem in OTHERS)]
+        core = [path for pattern in ("algo/*.py", *OTHERS) for path in package.glob(pattern)]
         for path in sorted(p for p in core if p.stem in names or not names):
             for name, alive in survivors(tree, path):
                 tried[name] = alive

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from steadyrl.cli import main
-from steadyrl.jsonl import Row, read_jsonl
+from steadyrl.run.logs import Row, read_jsonl
 
 TINY: dict[str, Any] = {
     "steps": 4,
@@ -98,7 +98,7 @@ def train(folder: Path, run: str = "run", *, report: bool = False, **changes: An
 
 def command(*arguments: str | Path, report: bool = False) -> int:
     """A command in this process; without the report, which would take longer to draw than the steps it shows."""
-    with nullcontext() if report else patch("steadyrl.run.write_report"):
+    with nullcontext() if report else patch("steadyrl.guard.redraw"):
         return main([str(argument) for argument in arguments])
 
 

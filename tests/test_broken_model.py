@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from recipes_for_tests import coin_questions, command, write_recipe
 from steadyrl import loop
 from steadyrl.engine.local import LocalEngine
-from steadyrl.jsonl import read_jsonl
+from steadyrl.guard import Guard
+from steadyrl.run.logs import read_jsonl
 
 KEPT = {"every": 1, "keep": 1}
 
@@ -21,11 +22,11 @@ def broken_at(monkeypatch, step: int, value: float, *, name: str = "lm_head") ->
     """From the end of this global step on, a part of the weights has this value."""
     original = loop.hand_over
 
-    def hand_over(session, progress):
-        if session.engine.policy_version and progress.step == step - 1:
+    def hand_over(engine, trainer):
+        if engine.policy_version and trainer.progress.step == step:
             with torch.no_grad():
-                next(p for n, p in session.policy.model.named_parameters() if name in n).fill_(value)
-        original(session, progress)
+                next(p for n, p in trainer.weights() if name in n).fill_(value)
+        original(engine, trainer)
 
     monkeypatch.setattr(loop, "hand_over", hand_over)
 
@@ -71,11 +72,11 @@ def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeyp
     task = coin_questions(tmp_path, reward="def reward(prompt, completion):\n    return 0.0\n")
     original = loop.hand_over
 
-    def hand_over(session, progress):
-        if progress.step == 1:
+    def hand_over(engine, trainer):
+        if trainer.progress.step == 2:
             with torch.no_grad():
-                next(iter(session.policy.model.parameters())).fill_(math.nan)
-        original(session, progress)
+                next(trainer.weights())[1].fill_(math.nan)
+        original(engine, trainer)
 
     monkeypatch.setattr(loop, "hand_over", hand_over)
     recipe = write_recipe(tmp_path, task=task, steps=9, evaluate={"every": 0, "prompts": 4}, checkpoints={"every": 9})
@@ -112,7 +113,7 @@ def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, cap
 def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     """The trainer, too, cannot answer the prompts of one step."""
     plant_not_a_number(monkeypatch, rollout=2)
-    monkeypatch.setattr(loop, "trainer_is_finite", lambda session, step, brief=False: brief)
+    monkeypatch.setattr(Guard, "finite", lambda guard, brief=False: brief)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})
     assert command("train", recipe, "--run", run, report=True) == 0
@@ -142,11 +143,11 @@ def test_gradients_that_overflow_prune_no_checkpoint_and_the_earlier_one_goes_on
 def test_a_model_that_was_broken_before_the_first_checkpoint_is_one_sentence(tmp_path, monkeypatch, capfd):
     original = loop.cold_start
 
-    def breaking(session, *arguments, **options):
-        original(session, *arguments, **options)
+    def breaking(recipe, policy, rollouter, *arguments, **options):
+        original(recipe, policy, rollouter, *arguments, **options)
         with torch.no_grad():
-            next(iter(session.policy.model.parameters())).fill_(math.nan)
-        loop.hand_over(session, loop.Progress())
+            next(policy.model.parameters()).fill_(math.nan)
+        rollouter.engine.update_weights(policy.model.named_parameters(), version=0)
 
     monkeypatch.setattr(loop, "cold_start", breaking)
     recipe = write_recipe(tmp_path, steps=2, cold_start={"stages": [{"steps": 1}]})
@@ -162,7 +163,7 @@ def test_an_incident_that_cannot_be_written_still_tells_why_the_run_stopped(tmp_
     def full(*arguments, **options):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("steadyrl.run.shutil.copytree", full)
+    monkeypatch.setattr("steadyrl.run.incident.shutil.copytree", full)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints=KEPT)
     assert command("train", recipe, "--run", run) == 1

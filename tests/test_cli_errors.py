@@ -16,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, merged, train, tree, write_recipe
-from steadyrl import cold_start, plan, rollout, session
+from steadyrl import cold_start, plan
+from steadyrl.build import load_config
 from steadyrl.cli import main
 from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.tiny import character_tokenizer
+from steadyrl.rollout import rollouter
 
 EXPERTS = TINY["model"]["config"]
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
@@ -478,15 +479,15 @@ FULL = """
 import resource, signal, sys
 from recipes_for_tests import command
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-from steadyrl import run
-save, calls = run.checkpoint.save, 0
+from steadyrl.run import checkpoint
+save, calls = checkpoint.save, 0
 def filling(*args):
     global calls
     calls += 1
     if calls == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, resource.RLIM_INFINITY))
     save(*args)
-run.checkpoint.save = filling
+checkpoint.save = filling
 sys.exit(command(*sys.argv[1:]))
 """
 
@@ -510,7 +511,7 @@ def test_a_disk_that_fills_up_while_saving(tmp_path):
 
 
 def test_a_disk_that_is_full_where_metrics_are_written(tmp_path, monkeypatch, capfd):
-    from steadyrl.metrics import MetricsLog
+    from steadyrl.run.logs import MetricsLog
 
     def full(self, step, *rows, **options):
         raise OSError(28, "No space left on device", str(tmp_path / "run" / "metrics.jsonl"))
@@ -527,7 +528,8 @@ def test_a_file_that_may_not_be_read_is_no_matter_of_room(finished, monkeypatch,
     def denied(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("steadyrl.reading.read_jsonl", denied)  # whoever runs the tests may be allowed everything
+    # whoever runs the tests may be allowed everything
+    monkeypatch.setattr("steadyrl.report.reading.read_jsonl", denied)
     assert status("show", finished) == 2
     assert "Permission denied: " in (err := capfd.readouterr().err)
     assert "give the permission" in err
@@ -600,20 +602,26 @@ def test_three_updates_in_a_row_that_are_not_finite_stop_the_run(tmp_path, monke
     assert batch["0.routes"].shape == (*batch["0.input_ids"].shape, 2, 2)
 
 
+def with_nan(one):
+    """The same completion with log-probs of NaN."""
+    return replace(one, logprobs=torch.full_like(one.logprobs, math.nan))
+
+
 def poison(monkeypatch, *, first: int) -> None:
     """From this rollout on (a call for 4 responses), the checked log-probabilities are NaN."""
     monkeypatch.undo()
-    check, count = rollout.check_answers, 0
+    check, count = rollouter.check_answers, 0
 
     def poisoned(answered, asked):
         nonlocal count
-        out = check(answered, asked)
-        count += asked.responses == 4
-        if asked.responses != 4 or count < first:
+        out = list(check(answered, asked))
+        responses = asked.requests[0].responses
+        count += responses == 4
+        if responses != 4 or count < first:
             return out
-        return [tuple(replace(c, logprobs=torch.full_like(c.logprobs, math.nan)) for c in group) for group in out]
+        return [replace(one, completions=tuple(map(with_nan, one.completions))) for one in out]
 
-    monkeypatch.setattr(rollout, "check_answers", poisoned)
+    monkeypatch.setattr(rollouter, "check_answers", poisoned)
 
 
 # ---- commands that go well
@@ -645,7 +653,7 @@ def test_a_dry_run_prints_the_plan_and_makes_nothing(tmp_path, monkeypatch, capf
 def test_a_plan_reserves_keys_and_values_for_no_more_than_is_asked():
     def cache(sequences: int) -> float:
         recipe = resolve(merged(TINY, {"engine": {"max_sequences": sequences}}), source="test")
-        return plan._memory(recipe, session.model_config(recipe), 20_064)["engine's keys and values"]
+        return plan._memory(recipe, load_config(recipe), 20_064)["engine's keys and values"]
 
     assert cache(16) == cache(32) / 2  # 8 × 4 responses, 16 problems in an evaluation
     assert cache(32) == cache(10_000)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import command
-from steadyrl.jsonl import read_jsonl
+from steadyrl.run.logs import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])

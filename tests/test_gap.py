@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 from recipes_for_tests import coin_questions, command, train
 from steadyrl import cli, gap
-from steadyrl.model.routing import record, replay
-from steadyrl.types import Response
+from steadyrl.routing import record, replay
+from steadyrl.train.trainer import LocalTrainer
+from steadyrl.types import Trajectory
 
 MINIBATCHES, RESPONSES = 2, 4
 
@@ -62,40 +63,40 @@ def numbers(cell: str) -> list[float]:
 def seen(monkeypatch):
     """What `gap` worked on: the responses, and the weights before each update."""
     found: dict[str, Any] = {"weights": []}
-    with_advantages, take_update = gap.with_advantages, gap.take_update
+    with_advantages, update = gap.with_advantages, LocalTrainer.update
 
     def note_responses(*args, **options):
         found["responses"] = with_advantages(*args, **options)
         return found["responses"]
 
-    def note_weights(session, *args):
-        found["session"] = session
-        found["weights"].append({k: v.clone() for k, v in session.policy.model.state_dict().items()})
-        return take_update(session, *args)
+    def note_weights(trainer, *args):
+        found["trainer"] = trainer
+        found["weights"].append({k: v.clone() for k, v in trainer.policy.model.state_dict().items()})
+        return update(trainer, *args)
 
     monkeypatch.setattr(gap, "with_advantages", note_responses)
-    monkeypatch.setattr(gap, "take_update", note_weights)
+    monkeypatch.setattr(LocalTrainer, "update", note_weights)
     return found
 
 
-def forward(model, response: Response, routes: Tensor | None) -> Tensor:
+def forward(model, response: Trajectory, routes: Tensor | None) -> Tensor:
     """log π of the response's tokens at temperature 0.8, alone in its batch."""
-    ids = torch.tensor([[*response.prompt_ids, *response.completion.token_ids]])
+    ids, prompt = torch.tensor([response.token_ids]), len(response.spans[0].token_ids)
     with nullcontext() if routes is None else replay(model, routes):
-        logits = model(input_ids=ids[:, :-1]).logits[0, len(response.prompt_ids) - 1 :] / 0.8
-    return logits.log_softmax(dim=-1).gather(1, ids[0, len(response.prompt_ids) :, None]).squeeze(1)
+        logits = model(input_ids=ids[:, :-1]).logits[0, prompt - 1 :] / 0.8
+    return logits.log_softmax(dim=-1).gather(1, ids[0, prompt:, None]).squeeze(1)
 
 
-def fixed_routes(model, response: Response, mode: str) -> Tensor | None:
+def fixed_routes(model, response: Trajectory, mode: str) -> Tensor | None:
     """What the updates must use, the model being at θ_old."""
     if mode != "R2":
-        return response.completion.routes if mode == "R3" else None
+        return response.routes if mode == "R3" else None
     with record(model) as recorder, torch.no_grad():
         forward(model, response, None)
     return recorder.routes()
 
 
-def over_others(seen: dict[str, Any], response: Response) -> float:
+def over_others(seen: dict[str, Any], response: Trajectory) -> float:
     """Its reward, which is 0 or 1 here, less the mean of the others of its group."""
     (group,) = [group for group in seen["responses"] if response in group]
     lowest = min(r.advantage for r in group)
@@ -120,12 +121,12 @@ def plain(folder: Path, seen: dict[str, Any], number: int, mode: str) -> dict[st
         for level in (token, sequence):
             model.zero_grad()
             logprobs = forward(model, r, way)
-            ratios = (logprobs.detach() - r.completion.logprobs).double().exp()
+            ratios = (logprobs.detach() - r.sampled[0].logprobs).double().exp()
             weight = ratios if level is token else ratios.prod()
             (weight * r.advantage * logprobs.double()).sum().backward()
             level.append(torch.cat([p.grad.flatten().double() for p in model.parameters() if p.grad is not None]))
             levels.append(ratios)
-        mismatches.append(before - r.completion.logprobs.double())
+        mismatches.append(before - r.sampled[0].logprobs.double())
         moves.append(logprobs.detach().double() - before)
         each = levels[0].tolist()
         excess = over_others(seen, r)
@@ -201,7 +202,7 @@ def test_a_step_is_repeated_as_the_run_made_it(run, seen):
     """From the first checkpoint, the updates lead to the weights of the second, to the last bit."""
     assert command("gap", run / "checkpoints" / "step-000001") == 0
     saved = AutoModelForCausalLM.from_pretrained(run / "checkpoints" / "step-000002" / "model").state_dict()
-    reached = seen["session"].policy.model.state_dict()
+    reached = seen["trainer"].policy.model.state_dict()
     assert all(torch.equal(reached[name], value) for name, value in saved.items())
     assert any(not torch.equal(seen["weights"][0][name], value) for name, value in saved.items())
 
@@ -222,9 +223,9 @@ def test_fewer_responses(responses, run, capfd):
 def test_every_response_asked_for_is_compared_in_blocks_that_differ_by_one_at_most(parts, run, capfd, monkeypatch):
     seen, products = [], gap._products
 
-    def note(session, blocks):
+    def note(trainer, blocks):
         seen.append([sum(len(s.micro.response.unique()) for s in block) for block in blocks])
-        return products(session, blocks)
+        return products(trainer, blocks)
 
     monkeypatch.setattr(gap, "PARTS", parts)
     monkeypatch.setattr(gap, "_products", note)
@@ -235,7 +236,7 @@ def test_every_response_asked_for_is_compared_in_blocks_that_differ_by_one_at_mo
 
 def test_an_overflow_is_called_an_overflow(run, capfd, monkeypatch):
     products = gap._products
-    monkeypatch.setattr(gap, "_products", lambda session, blocks: products(session, blocks) * math.inf)
+    monkeypatch.setattr(gap, "_products", lambda trainer, blocks: products(trainer, blocks) * math.inf)
     capfd.readouterr()
     assert command("gap", run) == 0
     out = capfd.readouterr().out

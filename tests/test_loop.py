@@ -9,11 +9,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
-from steadyrl import loop, rollout
+from steadyrl import loop
 from steadyrl.config import load, resolve
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
-from steadyrl.update import learning_rate
+from steadyrl.measure import step as measure_step
+from steadyrl.measure.glossary import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
+from steadyrl.rollout import rollouter
+from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.run.logs import read_jsonl
+from steadyrl.train import trainer
+from steadyrl.train.schedule import Schedule
 
 NAMES = {metric.name for metric in METRICS} - {"reward/<name>"}  # of verifiers that return more than a number
 
@@ -118,7 +122,8 @@ def test_the_policy_version_counts_gradient_steps(whole):
 
 def test_the_learning_rate_follows_the_gradient_steps(whole):
     rows = read_jsonl(whole / "metrics.jsonl")
-    expected = [learning_rate(2 * n, peak=1e-3, total=8, warmup=3, schedule="cosine") for n in (1, 2, 3, 4)]
+    schedule = Schedule(peak=1e-3, total=8, warmup=3, shape="cosine")
+    expected = [schedule.at(2 * n) for n in (1, 2, 3, 4)]
     assert [row["update/learning_rate"] for row in rows] == expected
 
 
@@ -178,59 +183,58 @@ def test_another_seed_gives_another_run(whole, tmp_path):
 
 
 def test_every_step_has_its_own_problems_and_its_own_random_numbers(tmp_path, monkeypatch):
-    seen, original = [], loop.sample_groups
+    seen, original = [], Rollouter.groups
 
-    def note(session, engine, split, indices, **options):
+    def note(self, split, indices, **options):
         seen.append((split, tuple(indices), options["key"]))
-        return original(session, engine, split, indices, **options)
+        return original(self, split, indices, **options)
 
-    monkeypatch.setattr(loop, "sample_groups", note)
+    monkeypatch.setattr(Rollouter, "groups", note)
     train(tmp_path, steps=3, **QUIET)
-    assert [(split, indices) for split, indices, _ in seen] == [
-        ("train", tuple(range(start, start + 8))) for start in (0, 8, 16)
-    ]
+    seen = [one for one in seen if one[0] == "train"]
+    assert [indices for _, indices, _ in seen] == [tuple(range(start, start + 8)) for start in (0, 8, 16)]
     assert len({key for _, _, key in seen}) == 3
+
+
+def noted_denominators(monkeypatch, *names: str) -> list[tuple[int, ...]]:
+    """What the updates are divided by, in order."""
+    seen, original = [], trainer.denominators
+
+    def note(groups):
+        found = original(groups)
+        seen.append(tuple(found[name] for name in names))
+        return found
+
+    monkeypatch.setattr(trainer, "denominators", note)
+    return seen
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 4])
 def test_an_update_divides_by_the_responses_and_groups_of_its_mini_batch(tmp_path, monkeypatch, minibatches):
-    seen, original = [], loop.update
-
-    def note(*args, responses, groups, **options):
-        seen.append((responses, groups))
-        return original(*args, responses=responses, groups=groups, **options)
-
-    monkeypatch.setattr(loop, "update", note)
+    seen = noted_denominators(monkeypatch, "responses", "groups")
     train(tmp_path, task=coin_questions(tmp_path), update={"minibatches": minibatches}, steps=1, **QUIET)
     assert seen == [(32 // minibatches, 8 // minibatches)] * minibatches
 
 
 def test_dapo_may_divide_by_the_tokens_of_the_mini_batch(tmp_path, monkeypatch):
-    seen = []
-
-    def note(policy, optimizer, objective, forwards, **counts):
-        seen.append((objective.mean, counts["batch_tokens"]))
-        return update(policy, optimizer, objective, forwards, **counts)
-
-    update = loop.update
-    monkeypatch.setattr(loop, "update", note)
+    seen = noted_denominators(monkeypatch, "batch_tokens")
     task, objective = coin_questions(tmp_path), {"name": "dapo", "token_mean": "batch"}
     run = train(tmp_path, task=task, objective=objective, steps=1, update={"minibatches": 2}, **QUIET)
     (metrics,) = read_jsonl(run / "metrics.jsonl")
-    assert [mean for mean, _ in seen] == ["batch_tokens"] * 2
-    assert sum(tokens for _, tokens in seen) == round(metrics["response/length"] * 8 * 4)
+    assert len(seen) == 2
+    assert sum(tokens for (tokens,) in seen) == round(metrics["response/length"] * 8 * 4)
 
 
 @pytest.mark.parametrize("minibatches", [1, 2])
 def test_the_engines_are_compared_on_every_token_once(tmp_path, monkeypatch, minibatches):
     """On those of responses without advantage too."""
-    seen, original = [], loop.old_pass_metrics
+    seen, original = [], measure_step.old_pass_metrics
 
     def note(passes):
         seen.append((sum(len(s.old_logprobs) for s in passes), {s.micro.moves for s in passes}))
         return original(passes)
 
-    monkeypatch.setattr(loop, "old_pass_metrics", note)
+    monkeypatch.setattr(measure_step, "old_pass_metrics", note)
     changes = {"update": {"minibatches": minibatches}, "rollout": {"responses": 2}, "steps": 2}
     run = train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
     rows = read_jsonl(run / "metrics.jsonl")
@@ -355,22 +359,15 @@ def test_the_cold_start_scales_its_gradient_to_the_limit_of_the_recipe(tmp_path,
 @pytest.mark.parametrize(("filtered", "groups"), [(False, [4, 4]), (True, [2, 4])])
 def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkeypatch, filtered, groups):
     """Two of the first four groups get equal rewards."""
-    seen, original = [], loop.update
-
-    def note(*args, responses, groups, **options):
-        seen.append((responses, groups))
-        return original(*args, responses=responses, groups=groups, **options)
-
-    reward_groups = loop.reward_groups
+    seen, original = noted_denominators(monkeypatch, "responses", "groups"), Rollouter.rewards
 
     def planted(*args):
-        rewards = reward_groups(*args)
+        rewards = original(*args)
         values = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat(8, 1)
         values[:2] = 1.0
         return replace(rewards, values=values)
 
-    monkeypatch.setattr(loop, "update", note)
-    monkeypatch.setattr(loop, "reward_groups", planted)
+    monkeypatch.setattr(Rollouter, "rewards", planted)
     changes = {"advantage": {"filter_groups": filtered}, "update": {"minibatches": 2}, "steps": 1}
     train(tmp_path, task=coin_questions(tmp_path), **changes, **QUIET)
     assert seen == [(4 * n, n) for n in groups]
@@ -418,21 +415,25 @@ def test_updates_that_are_not_finite_are_skipped_and_the_run_goes_on(tmp_path, m
     assert not (run / "incident").exists()
 
 
+def with_nan(one):
+    """The same completion with log-probs of NaN."""
+    return replace(one, logprobs=torch.full_like(one.logprobs, math.nan))
+
+
 def poison_rollouts(monkeypatch, *, steps):
-    """The checked log-probabilities are NaN in these of the rollouts, which are those of 4 responses to a prompt."""
-    check, count = rollout.check_answers, 0
+    """The checked log-probabilities are NaN in these of the rollouts, which are the calls for 4 responses."""
+    check, count = rollouter.check_answers, 0
 
-    def poisoned(answers, asked):
+    def poisoned(answered, asked):
         nonlocal count
-        rolling_out = asked.requests[0].responses == 4
-        count += rolling_out
-        for answer in check(answers, asked):
-            if rolling_out and count in steps:
-                for completion in answer.completions:
-                    completion.logprobs.fill_(math.nan)
-            yield answer
+        out = list(check(answered, asked))
+        responses = asked.requests[0].responses
+        count += responses == 4
+        if responses != 4 or count not in steps:
+            return out
+        return [replace(one, completions=tuple(map(with_nan, one.completions))) for one in out]
 
-    monkeypatch.setattr(rollout, "check_answers", poisoned)
+    monkeypatch.setattr(rollouter, "check_answers", poisoned)
 
 
 def test_machine_metrics_are_the_only_ones_left_out_of_comparisons():

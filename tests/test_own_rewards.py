@@ -9,7 +9,7 @@ import pytest
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
 from steadyrl.config import load
-from steadyrl.jsonl import read_jsonl
+from steadyrl.run.logs import read_jsonl
 
 
 def write_toml(folder: Path, **changes: Any) -> Path:

@@ -12,10 +12,9 @@ from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
 from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.template import TemplateError
-from steadyrl.rollout import response_text, reward_groups, sample_groups
-from steadyrl.session import open_session, prepare
+from steadyrl.parts import prepared_parts
+from steadyrl.prepare import prepare
 from steadyrl.tasks import build_task
 from steadyrl.tasks.base import TaskError
 from steadyrl.types import Sampling
@@ -73,16 +72,9 @@ def test_rows_with_long_prompts_are_listed(build: Build) -> None:
 
 def test_the_longest_prompt_that_fits_is_trained_on(build: Build) -> None:
     recipe = build(questions(*[118] * 12))
-    with open_session(recipe) as session:
-        (group,) = sample_groups(
-            session,
-            session.engine,
-            "train",
-            [0],
-            responses=2,
-            sampling=Sampling(temperature=1.0, max_new_tokens=10),
-            key="test",
-        )
+    sampling = Sampling(temperature=1.0, max_new_tokens=10)
+    with prepared_parts(recipe) as parts:
+        (group,) = parts.rollouter.groups("train", [0], responses=2, sampling=sampling, key="test")
     assert len(group.prompt_ids) == 118
 
 
@@ -116,10 +108,10 @@ def test_workers_verify_the_problem_that_was_asked(build: Build, tmp_path: Path)
     (tmp_path / "own.py").write_text(code)
     recipe = build(questions(119, 5, 119, *[5] * 17), skip=True)
     (tmp_path / "own.py").write_text(code)
-    with open_session(recipe) as session:
+    with prepared_parts(recipe) as parts:
         sampling = Sampling(temperature=1.0, max_new_tokens=2)
-        groups = sample_groups(session, session.engine, "train", range(14), responses=2, sampling=sampling, key="test")
-        rewards = reward_groups(session, "train", groups)
+        groups = parts.rollouter.groups("train", range(14), responses=2, sampling=sampling, key="test")
+        rewards = parts.rollouter.rewards("train", groups)
     assert rewards.values[:, 0].tolist() == [float(group.example.question[:2]) for group in groups]
 
 
@@ -314,21 +306,15 @@ def test_a_run_on_parts_with_a_date_keeps_its_prompts(tmp_path: Path, capfd: Any
     assert command("train", recipe, "--run", run) == 0
     kept = load(run / "recipe.json")
     assert kept.prompt.date is not None
-    with open_session(kept) as session:
-        assert session.ends == {0, 2}
-        (prompt,) = session.prompts([session.task.example("train", 0)])
+    with prepared_parts(kept) as parts:
+        rollouter = parts.rollouter
+        assert rollouter.ends == {0, 2}
+        (prompt,) = rollouter.prompts([rollouter.task.example("train", 0)])
         assert prompt.text.startswith(f"{kept.prompt.date} <|im_start|>user\n")
-        groups = sample_groups(
-            session,
-            session.engine,
-            "held_out",
-            [0],
-            responses=1,
-            sampling=Sampling(temperature=1.0, max_new_tokens=4),
-            key="test",
-        )
+        sampling = Sampling(temperature=1.0, max_new_tokens=4)
+        groups = rollouter.groups("held_out", [0], responses=1, sampling=sampling, key="test")
         assert groups[0].prompt_text.endswith("<|im_start|>assistant\n")
-        assert isinstance(response_text(session, groups[0].completions[0]), str)
+        assert isinstance(rollouter.text(groups[0].completions[0]), str)
     assert read_jsonl(run / "eval.jsonl")[0]["prompts"] == 4
     tokenizer = tmp_path / "model" / "chat_template.jinja"
     tokenizer.write_text(tokenizer.read_text() + " ")

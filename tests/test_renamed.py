@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
-from tests.recipes_for_tests import coin_questions, tree, write_recipe
 
+from recipes_for_tests import coin_questions, tree, write_recipe
 from steadyrl.cli import main
 from steadyrl.config import QuestionsTask, RecipeError, load, resolve
-from steadyrl.metrics import METRICS, MetricsLog
-from steadyrl.reading import last_ledger, read_run
 from steadyrl.renamed import FIELDS, translate_inputs
+from steadyrl.report.reading import last_ledger, read_run
+from steadyrl.run.logs import MetricsLog
 
 
 @pytest.mark.parametrize(
@@ -91,4 +91,4 @@ def test_the_files_of_an_earlier_run_are_shown_by_the_names_of_today(tmp_path: P
 
 def test_a_metric_with_an_old_name_is_rejected_with_the_new_one(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown seconds/scoring \(now seconds/logprobs\); document it"):
-        MetricsLog(tmp_path / "metrics.jsonl", METRICS).log(1, {"seconds/scoring": 1.0})
+        MetricsLog(tmp_path / "metrics.jsonl").log(1, {"seconds/scoring": 1.0})

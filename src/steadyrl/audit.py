@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from steadyrl.build import open_pool, task_fields
 from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
-from steadyrl.session import open_pool, task_fields
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task

@@ -16,9 +16,9 @@ import tyro
 
 from steadyrl.config import VARIANTS, PretrainedModel, Recipe, RecipeError, load
 from steadyrl.errors import NO_ROOM, RunStopped, UserError
+from steadyrl.measure.trouble import unreached
 from steadyrl.renamed import new_field
 from steadyrl.terminal import tell, visible
-from steadyrl.trouble import unreached
 
 T = TypeVar("T", bound=Recipe)
 TRUST = "--trust-remote-code"
@@ -128,8 +128,8 @@ def train_command(argv: list[str]) -> int:
 
         print(describe(recipe, run=target))
         return 0
-    from steadyrl.inputs import inputs_of
-    from steadyrl.run import Run
+    from steadyrl.run.directory import Run
+    from steadyrl.run.inputs import inputs_of
 
     Run.refuse_existing(target)
     return _train(recipe, lambda ready: Run.create(target, ready.recipe, inputs=inputs_of(ready.recipe, ready.task)))
@@ -144,9 +144,9 @@ def resume_command(argv: list[str]) -> int:
         "--accept-changes", action="store_true", help="continue although data, reward function or model have changed"
     )
     options = parser.parse_args(argv)
-    from steadyrl.inputs import inputs_of
-    from steadyrl.run import Run
-    from steadyrl.session import Prepared
+    from steadyrl.prepare import Prepared
+    from steadyrl.run.directory import Run
+    from steadyrl.run.inputs import inputs_of
 
     run = Run.reopen(options.run, start_from=options.checkpoint)
 
@@ -173,14 +173,12 @@ def eval_command(argv: list[str]) -> int:
     recipe = _with_flags(Recipe, recipe, rest, f"steadyrl eval {path}")
     from transformers.utils import logging
 
-    from steadyrl.evaluate import evaluation
-    from steadyrl.rollout import require_rewards
-    from steadyrl.session import open_session
+    from steadyrl.parts import prepared_parts
 
     logging.disable_progress_bar()
-    with open_session(recipe) as session:
-        found = evaluation(session, every_mode=True)
-    require_rewards(found.last, limit=recipe.verifier.max_failures)
+    with prepared_parts(recipe) as parts:
+        found = parts.evaluator.evaluate(every_mode=True)
+    parts.evaluator.require(found)
     _print_evaluation(found.rows)
     if warning := unreached(found.rows, correct_at=recipe.task.correct_at):
         tell(warning)
@@ -210,7 +208,7 @@ def show_command(argv: list[str]) -> int:
     parser.add_argument("run", type=Path, help="run directory, also of a run in progress")
     parser.add_argument("--picture", type=Path, help="also write one wide picture (SVG) to this file")
     options = parser.parse_args(argv)
-    from steadyrl.report import figure_overview, write_report
+    from steadyrl.report.page import figure_overview, write_report
 
     report = write_report(options.run)
     if options.picture is not None:
@@ -365,8 +363,11 @@ def _train(
     from transformers.utils import logging
 
     from steadyrl.audit import at_start
-    from steadyrl.loop import TrainingStopped, train
-    from steadyrl.session import open_session, prepare, recipe_warnings
+    from steadyrl.consistency import recipe_warnings
+    from steadyrl.guard import TrainingStopped
+    from steadyrl.loop import train
+    from steadyrl.parts import open_parts
+    from steadyrl.prepare import prepare
 
     logging.disable_progress_bar()  # one bar is enough: transformers shows its own at every checkpoint
     started = time.monotonic()
@@ -376,13 +377,14 @@ def _train(
         for warning in (*recipe_warnings(recipe), *ready.warnings):
             tell(warning)
         before(ready)
-        session = stack.enter_context(open_session(recipe, ready))
-        audited = at_start(ready.recipe, session.task, session.pool, session.policy.tokenizer)
-        for warning in (*session.policy.warnings, *audited):
+        parts = stack.enter_context(open_parts(ready))
+        rollouter, trainer = parts.rollouter, parts.trainer
+        audited = at_start(ready.recipe, rollouter.task, rollouter.pool, rollouter.tokenizer)
+        for warning in (*trainer.policy.warnings, *audited):
             tell(warning)
         run = open_run(ready)
         try:
-            step, taken = train(session, run, stop_asked=lambda: bool(asked))
+            step, taken = train(ready.recipe, rollouter, trainer, parts.evaluator, run, stop_asked=lambda: bool(asked))
         except TrainingStopped as error:
             raise TrainingStopped(f"{error}. {_way_on(run.path)}") from error
         except UserError as error:
@@ -449,7 +451,7 @@ def _trusted(recipe: Recipe, path: Path, allowed: bool) -> bool:
 
 def _checkpoint(path: Path) -> tuple[Path, Recipe]:
     """A checkpoint's folder, verified, and the recipe of its run."""
-    from steadyrl.model import checkpoint
+    from steadyrl.run import checkpoint
 
     run = path if (path / "recipe.json").is_file() else path.absolute().parent.parent
     if not (run / "recipe.json").is_file():
@@ -472,7 +474,8 @@ def _print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
 
 def _print_accuracy(path: Path) -> None:
     """Accuracy and mean reward before and now, of every set, mode and precision that was looked at both times."""
-    from steadyrl.jsonl import read_jsonl
+    from steadyrl.report.reading import is_partial
+    from steadyrl.run.logs import read_jsonl
 
     rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
     if not rows:
@@ -484,7 +487,7 @@ def _print_accuracy(path: Path) -> None:
     for after in (row for row in rows if row["step"] == last):
         if before := first.get(_where(after)):
             print(f"  {_where(after)} {_with_interval(before)} → {_with_interval(after)}")
-            if _partial(before) or _partial(after):
+            if is_partial(before) or is_partial(after):
                 print(f"  {'':17} {_reward(before)} → {_reward(after)}")
 
 
@@ -492,11 +495,6 @@ def _where(row: Mapping[str, Any]) -> str:
     """Mode and precision, and the set where it is not the held-out one."""
     name = row.get("set", "held_out")
     return f"{row['mode']:8} {row['precision']:8}" + (f" {name}" if name != "held_out" else "")
-
-
-def _partial(row: Mapping[str, Any]) -> bool:
-    """Whether the mean reward says something that the accuracy does not."""
-    return row.get("reward") is not None and row["reward"] != row["accuracy"]
 
 
 def _reward(row: Mapping[str, Any]) -> str:

@@ -8,21 +8,25 @@ import torch
 from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
-from steadyrl.config import ColdStart
+from steadyrl.build import build_optimizer, stage_task
+from steadyrl.config import Recipe
 from steadyrl.errors import UserError
-from steadyrl.evaluate import evaluate, held_out
-from steadyrl.metrics import MetricsLog
+from steadyrl.evaluate import Evaluator
 from steadyrl.model.forward import feed
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import moe_blocks
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
-from steadyrl.rollout import require_rewards
-from steadyrl.session import Session, build_optimizer, stage_task
-from steadyrl.tasks.base import Example, Task
+from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.routing import moe_blocks
+from steadyrl.run.directory import Run
+from steadyrl.run.progress import Bar
+from steadyrl.tasks.base import Example
 from steadyrl.types import TokenBatch
+
+StopAsked = Callable[[], bool]
+"""Whether somebody wants the run to stop."""
 
 
 class ColdStartError(UserError):
@@ -30,38 +34,47 @@ class ColdStartError(UserError):
 
 
 def cold_start(
-    session: Session,
-    options: ColdStart,
-    log: MetricsLog,
-    *,
-    on_step: Callable[[int, float, float | None], None],
+    recipe: Recipe, policy: Policy, rollouter: Rollouter, evaluator: Evaluator, run: Run, *, stop_asked: StopAsked
 ) -> None:
-    """Train the session's model on its task's worked solutions, and hand the result to the engine.
+    """Train a model on worked solutions of its task, and give the result to the engine.
 
-    In the last stage the sampled accuracy is looked at every `check_every` steps, and training ends once it reaches
-    `stop_at`.
-
-    Args:
-        on_step: told the step, its loss and, where it was looked at, the accuracy.
+    In the last stage the sampled accuracy is measured every `check_every` steps, and training ends once it reaches
+    `stop_at`. There is no checkpoint to stop at: a stop that is asked for interrupts.
 
     Raises:
         ColdStartError: loss or gradient was not finite.
     """
-    optimizer = build_optimizer(session.policy.model, session.recipe.optimizer, lr=0.0)
+    options, optimizer = recipe.cold_start, build_optimizer(policy.model, recipe.optimizer, lr=0.0)
+    assert options is not None
     step = 0
-    for number, stage in enumerate(options.stages, start=1):
-        task = stage_task(session.recipe, stage, session.task)
-        _set_learning_rate(optimizer, stage.learning_rate)
-        for _ in range(stage.steps):
-            step += 1
-            loss = _imitate(session, task, optimizer, options, step)
-            looking = number == len(options.stages) and step % options.check_every == 0
-            accuracy = _look(session) if looking else None
-            log.log(step, {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy})
-            on_step(step, loss, accuracy)
-            if accuracy is not None and accuracy >= options.stop_at:
-                break
-    session.engine.update_weights(session.policy.model.named_parameters(), version=0)
+    with Bar("cold start", sum(stage.steps for stage in options.stages)) as bar:
+        for number, stage in enumerate(options.stages, start=1):
+            task = stage_task(recipe, stage, rollouter.task)
+            _set_learning_rate(optimizer, stage.learning_rate)
+            for _ in range(stage.steps):
+                step += 1
+                batch = problem_indices(recipe.seed, step, options.batch, task.size("train"))
+                batches = _worked(recipe, policy, rollouter, [task.example("train", index) for index in batch])
+                loss = _imitate(policy, batches, optimizer, options.aux_loss, recipe.optimizer.max_grad_norm)
+                if loss is None:
+                    raise ColdStartError(
+                        f"cold start, step {step}: loss or gradient was not finite. Lower learning_rate of this stage"
+                    )
+                measuring = number == len(options.stages) and step % options.check_every == 0
+                if measuring:
+                    _load(rollouter, policy)
+                accuracy = evaluator.accuracy() if measuring else None
+                run.cold_start.log(step, {"loss": loss} if accuracy is None else {"loss": loss, "accuracy": accuracy})
+                bar.cold_start(step, loss, accuracy)
+                if stop_asked():
+                    raise KeyboardInterrupt
+                if accuracy is not None and accuracy >= options.stop_at:
+                    break
+    _load(rollouter, policy)
+
+
+def _load(rollouter: Rollouter, policy: Policy) -> None:
+    rollouter.engine.update_weights(policy.model.named_parameters(), version=0)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -69,39 +82,39 @@ def _set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
         group["lr"] = value
 
 
-def _imitate(session: Session, task: Task, optimizer: torch.optim.Optimizer, options: ColdStart, step: int) -> float:
-    """One gradient step on −log π of a batch of worked solutions, averaged over their tokens."""
-    indices = problem_indices(session.recipe.seed, step, options.batch, task.size("train"))
-    batches = _worked(session, [task.example("train", index) for index in indices])
+def _imitate(
+    policy: Policy,
+    batches: Sequence[TokenBatch],
+    optimizer: torch.optim.Optimizer,
+    aux_loss: float,
+    max_grad_norm: float | None,
+) -> float | None:
+    """One gradient step on −log π of worked solutions, averaged over their tokens; None if it is not finite."""
     tokens = sum(len(batch.targets) for batch in batches)
     optimizer.zero_grad()
     total = 0.0
     for batch in batches:
-        negative, balance = _losses(session.policy, batch, balanced=options.aux_loss > 0.0)
+        negative, balance = _losses(policy, batch, balanced=aux_loss > 0.0)
         share = len(batch.targets) / tokens
-        (negative.sum() / tokens + options.aux_loss * share * balance).backward()
+        (negative.sum() / tokens + aux_loss * share * balance).backward()
         total += negative.detach().sum().item()
-    limit = session.recipe.optimizer.max_grad_norm
-    norm = nn.utils.clip_grad_norm_(session.policy.model.parameters(), math.inf if limit is None else limit)
+    norm = nn.utils.clip_grad_norm_(policy.model.parameters(), math.inf if max_grad_norm is None else max_grad_norm)
     if not math.isfinite(total) or not norm.isfinite():
-        raise ColdStartError(
-            f"cold start, step {step}: loss or gradient was not finite. Lower learning_rate of this stage"
-        )
+        return None
     optimizer.step()
     return total / tokens
 
 
-def _worked(session: Session, examples: Sequence[Example]) -> list[TokenBatch]:
-    policy = session.policy
-    prompts = [prompt.token_ids for prompt in session.prompts(examples)]
+def _worked(recipe: Recipe, policy: Policy, rollouter: Rollouter, examples: Sequence[Example]) -> list[TokenBatch]:
+    prompts = [prompt.token_ids for prompt in rollouter.prompts(examples)]
     answers = [encode_response(policy.tokenizer, example.solution) for example in examples]
-    return pack_sequences(
+    packed = pack_sequences(
         [(*prompt, *answer) for prompt, answer in zip(prompts, answers, strict=True)],
         [len(prompt) for prompt in prompts],
-        micro_tokens=session.recipe.update.micro_tokens,
+        micro_tokens=recipe.update.micro_tokens,
         one_block=policy.one_block,
-        device=policy.device,
     )
+    return [batch.to(policy.device) for batch in packed]
 
 
 def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tensor, Tensor]:
@@ -116,10 +129,3 @@ def _losses(policy: Policy, batch: TokenBatch, *, balanced: bool) -> tuple[Tenso
     slots = policy.model.config.get_text_config().num_experts_per_tok
     balance = load_balancing_loss_func(out.router_logits, experts, slots)
     return -logprobs, cast(Tensor, balance)
-
-
-def _look(session: Session) -> float:
-    session.engine.update_weights(session.policy.model.named_parameters(), version=0)
-    result, _, rewards = evaluate(session, session.engine, problems=held_out(session), samples=1, greedy=False)
-    require_rewards(rewards, limit=session.recipe.verifier.max_failures)
-    return result.value

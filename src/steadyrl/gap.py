@@ -14,6 +14,7 @@ the token level is from the sequence level on them, and not how noisy the sequen
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,16 +24,21 @@ from torch import Tensor, nn
 from steadyrl.algo import Composed, MiniRL, gradient_gap, gram, ledger
 from steadyrl.algo.surrogate import GradientGap, Interval
 from steadyrl.config import Recipe
-from steadyrl.disagreement import unrouted
 from steadyrl.errors import UserError
-from steadyrl.loop import Progress, begin_updates, hand_over, minibatches, packed, sample_step, take_update
-from steadyrl.model import checkpoint
+from steadyrl.loop import hand_over
+from steadyrl.measure.routes import unrouted
+from steadyrl.measure.step import step_ledger, update_metrics
+from steadyrl.model.loading import Policy
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
-from steadyrl.rollout import counted, counted_tokens, require_rewards, reward_groups, with_advantages
-from steadyrl.session import Session, open_session
-from steadyrl.types import Response
-from steadyrl.update import OldPass, Outcome, later_forward, old_pass, step_ledger, traced, update_metrics
+from steadyrl.parts import prepared_parts
+from steadyrl.rollout.advantages import with_advantages
+from steadyrl.rollout.rollouter import Rollouter
+from steadyrl.run import checkpoint
+from steadyrl.train.forward import OldPass, gradient_of
+from steadyrl.train.step import Update
+from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches
+from steadyrl.types import Trajectory
 
 PARTS = 16
 """Blocks of responses that the bootstrap draws from."""
@@ -71,75 +77,76 @@ def compare(folder: Path, recipe: Recipe, *, responses: int) -> Iterator[Compare
     """
     if responses < 2:
         raise UserError(f"--responses = {responses}: an interval needs at least 2 responses; the default is 64")
-    with open_session(recipe) as session, repeatable(session.policy.device):
-        progress = Progress(**checkpoint.restore(folder, session.policy, session.optimizer))
-        hand_over(session, progress)
-        yield from _repeat(session, min(progress.step + 1, max(1, recipe.steps)), responses)
+    with prepared_parts(recipe) as parts, repeatable(parts.trainer.policy.device):
+        trainer, rollouter = parts.trainer, parts.rollouter
+        trainer.restore(checkpoint.restore(folder, trainer.policy, trainer.optimizer))
+        trainer.progress.step = min(trainer.progress.step, max(1, recipe.steps) - 1)  # the last step, if the run ended
+        hand_over(rollouter.engine, trainer)
+        yield from _repeat(recipe, rollouter, trainer, responses)
 
 
-def _repeat(session: Session, step: int, responses: int) -> Iterator[Compared]:
-    recipe, version = session.recipe, session.engine.policy_version
-    groups = sample_step(session, step)
+def _repeat(recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, responses: int) -> Iterator[Compared]:
+    step, theta_old, options = trainer.progress.step + 1, trainer.version, recipe.rollout
+    groups = rollouter.rollout(step, prompts=options.prompts, responses=options.responses)
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
-    rewards, options = reward_groups(session, "train", groups), recipe.advantage
-    require_rewards(rewards, limit=recipe.verifier.max_failures)
-    answered = with_advantages(groups, rewards, normalise=session.objective.normalised, options=options)
-    n = recipe.update.minibatches
+    rewards = rollouter.rewards("train", groups)
+    rewards.require(limit=recipe.verifier.max_failures)
+    answered = with_advantages(groups, rewards, normalise=trainer.objective.normalised, options=recipe.advantage)
+    parts = minibatches(answered, trainer.minibatches)
     blocks = [
-        _blocks(session, part, responses, seed=seed_of(recipe.seed, f"gap/{step}/{number}"))
-        for number, part in enumerate(minibatches(answered, n))
+        _blocks(trainer, part, responses, seed=seed_of(recipe.seed, f"gap/{step}/{number}"))
+        for number, part in enumerate(parts)
     ]
-    forwards, _ = begin_updates(session, answered)
-    lag, divisors = 0, counted(rewards, parts=n, options=options)
-    tokens, known = counted_tokens(answered, rewards, parts=n, options=options), rewards.known.view(n, -1).sum(dim=1)
-    for number, divisor in enumerate(divisors):
-        gap, reason = _compared(session, blocks[number])
-        outcome = take_update(session, step, number, forwards[number], divisor, tokens[number])
+    moving, _ = trainer.begin(parts)
+    known = rewards.known.view(trainer.minibatches, -1).sum(dim=1).tolist()
+    for number, (part, micros) in enumerate(zip(parts, moving, strict=True)):
+        lag = trainer.version - theta_old
+        gap, reason = _compared(trainer, blocks[number])
+        done = trainer.update(number, part, micros)
         yield Compared(
             lag=lag,
             responses=sum(len(s.micro.response.unique()) for block in blocks[number] for s in block),
             gap=gap,
             reason=reason,
-            measured={} if outcome is None else _measured(outcome, version + lag, int(known[number])),
+            measured={} if done is None else _measured(done, theta_old + lag, known[number]),
         )
-        lag += outcome is not None and outcome.finite
 
 
-def _measured(outcome: Outcome, version: int, responses: int) -> dict[str, float]:
-    factors = ledger.summary(step_ledger(traced([outcome]), [outcome], policy_version=version))
-    return factors | update_metrics([outcome], responses=responses)
+def _measured(done: Update, version: int, responses: int) -> dict[str, float]:
+    factors = ledger.summary(step_ledger(micro_batches([done]), [done], policy_version=version))
+    return factors | update_metrics([done], responses=responses)
 
 
 def _blocks(
-    session: Session, groups: Sequence[Sequence[Response]], responses: int, *, seed: int
+    trainer: LocalTrainer, groups: Sequence[Sequence[Trajectory]], responses: int, *, seed: int
 ) -> list[list[OldPass]]:
-    """Randomly chosen responses with an advantage, in blocks that differ by one at most, each after its θ_old pass."""
+    """Randomly chosen responses with an advantage, in blocks that differ by one at most, each with its θ_old pass."""
     moving = [r for group in groups for r in group if r.advantage != 0.0]
     taken = min(responses, len(moving))
     parts = min(PARTS, taken)
     order = torch.randperm(len(moving), generator=torch.Generator().manual_seed(seed)).tolist()
-    how = {"mode": session.recipe.update.replay, "temperature": session.recipe.rollout.temperature}
     return [
-        [old_pass(session.policy, micro, **how) for micro in packed(session, [[moving[i] for i in block]])]
+        [trainer.old_pass(micro) for micro in trainer.pack([[moving[i] for i in block]])]
         for block in (order[:taken][part::parts] for part in range(parts))
     ]
 
 
-def _compared(session: Session, blocks: Sequence[Sequence[OldPass]]) -> tuple[GradientGap | None, str]:
+def _compared(trainer: LocalTrainer, blocks: Sequence[Sequence[OldPass]]) -> tuple[GradientGap | None, str]:
     if len(blocks) < 2:
         return None, "fewer than 2 responses have an advantage"
-    products = _products(session, blocks)
+    products = _products(trainer, blocks)
     try:
         return gradient_gap(products), ""
     except ValueError as error:
         return None, str(error)
 
 
-def _products(session: Session, blocks: Sequence[Sequence[OldPass]]) -> Float[Tensor, "2 2 parts parts"]:
+def _products(trainer: LocalTrainer, blocks: Sequence[Sequence[OldPass]]) -> Float[Tensor, "2 2 parts parts"]:
     """Inner products of the blocks' gradients, added up over the model, some of its tensors at a time."""
-    total = torch.zeros((), dtype=torch.float64, device=session.policy.device)
-    for tensors in _portions(session.policy.model, most=HELD // (2 * len(blocks))):
-        of_blocks = [_gradients(session, block, tensors) for block in blocks]
+    policy = trainer.policy
+    total = torch.zeros((), dtype=torch.float64, device=policy.device)
+    for tensors in _portions(policy.model, most=HELD // (2 * len(blocks))):
+        of_blocks = [_gradients(policy, block, tensors, temperature=trainer.temperature) for block in blocks]
         for of_tensor in zip(*of_blocks, strict=True):  # [parts] of [2, parameters]
             for some in torch.stack(of_tensor, dim=1).split(2**20, dim=2):
                 total = total + gram(*some)
@@ -158,17 +165,14 @@ def _portions(model: nn.Module, *, most: int) -> Iterator[list[nn.Parameter]]:
 
 
 def _gradients(
-    session: Session, block: Sequence[OldPass], tensors: Sequence[nn.Parameter]
+    policy: Policy, block: Sequence[OldPass], tensors: Sequence[nn.Parameter], *, temperature: float
 ) -> list[Float[Tensor, "2 parameters"]]:
     """Gradients of both levels to some tensors, summed over the responses of a block."""
     sums = [torch.zeros(2, t.numel(), device=t.device) for t in tensors]
     for old in block:
-        tokens = old.micro.tokens(old.old_logprobs)
         for level, objective in enumerate(LEVELS):
-            temperature = session.recipe.rollout.temperature
-            with later_forward(session.policy, old, temperature=temperature) as (logprobs, _):
-                value = objective(logprobs, tokens, responses=1, groups=1).surrogate.sum()
-                found = torch.autograd.grad(value, tensors, allow_unused=True, materialize_grads=True)
+            loss = partial(objective, responses=1, groups=1)
+            found = gradient_of(policy, old, loss, tensors, temperature=temperature)
             for total, gradient in zip(sums, found, strict=True):
                 total[level] += gradient.flatten()
     return sums

@@ -6,11 +6,13 @@ from pathlib import Path
 from transformers import PreTrainedConfig
 
 from steadyrl import config
+from steadyrl.build import open_pool
 from steadyrl.config import Recipe
+from steadyrl.consistency import check_kv_cache, recipe_warnings, refuse_contradictions
 from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
-from steadyrl.session import Prepared, check_kv_cache, open_pool, prepare, recipe_warnings, refuse_contradictions
+from steadyrl.prepare import Prepared, prepare
 from steadyrl.terminal import visible
 
 SHOWN = 4000

@@ -3,8 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from steadyrl.jsonl import Row
-
 FIELDS = {
     "hold": "runtime",
     "scoring": "verifier",
@@ -52,7 +50,7 @@ def _new_input(name: str) -> str:
     return f"{new_field(field) or field}{colon}{file}"
 
 
-def translate_row(row: Row) -> Row:
+def translate_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row of `metrics.jsonl` or `ledger.jsonl` by the names of today."""
     found = {METRICS.get(name, name): value for name, value in row.items()}
     return found | {"factor": FACTORS.get(row["factor"], row["factor"])} if "factor" in row else found

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from steadyrl.conformance.checks import CHECKS
 from steadyrl.conformance.report import listed_subject, outcome_of
-from steadyrl.model import routing
-from steadyrl.model.routing import CHOICES, _Choice
+from steadyrl.routing import hooks
+from steadyrl.routing.hooks import CHOICES, _Choice
 
 
 class ShiftedByOneToken(_Choice):
@@ -43,11 +43,11 @@ class FirstTopKInsteadOfTheLast(_Choice):
         return type(out)((out[0], self.choice[:, : out[1].shape[-1]].long() % args[0].shape[-1]))
 
 
-def with_layers_swapped(model, blocks, routes, sentinel, **options):
-    return ORIGINAL(model, blocks, None if routes is None else routes.flip(1), sentinel, **options)
+def with_layers_swapped(model, blocks, routes, **options):
+    return ORIGINAL(model, blocks, None if routes is None else routes.flip(1), **options)
 
 
-ORIGINAL = routing._intercepted
+ORIGINAL = hooks._intercepted
 MUTANTS = {
     "shifted by one token": ("_Choice", ShiftedByOneToken, "qwen3_moe"),
     "gathered after the zeroing": ("_Choice", GatheredAfterTheZeroing, "qwen3_moe"),
@@ -64,7 +64,7 @@ def broken(family: str) -> set[str]:
 def test_a_planted_mistake_is_seen_by_three_checks(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place, mistake, family = MUTANTS[mutant]
     assert broken(family) == set()
-    monkeypatch.setattr(routing, place, mistake)
+    monkeypatch.setattr(hooks, place, mistake)
     found = broken(family)
     assert len(found) >= 3, found
     if mutant == "shifted by one token":

@@ -6,7 +6,7 @@ import torch
 from steadyrl.conformance.families import build, named_config
 from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
-from steadyrl.model.routing import replay
+from steadyrl.routing import replay
 from steadyrl.types import Sampling
 
 

@@ -9,10 +9,10 @@ from transformers import AutoConfig
 from machine import with_fp8_instructions, without_fp8_instructions
 from recipes_for_tests import TINY, command, merged, write_recipe
 from steadyrl.config import load, resolve
+from steadyrl.consistency import check_kv_cache
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.kv_cache import missing_instructions, no_fp8_cache, resolve_kv_precision
 from steadyrl.plan import describe
-from steadyrl.session import check_kv_cache
 
 WIDE = AutoConfig.for_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=2)
 NARROW = AutoConfig.for_model("qwen3", head_dim=16, hidden_size=64, num_attention_heads=4)
@@ -57,7 +57,7 @@ def test_an_fp8_cache_asked_for_by_name_is_refused_before_anything_is_built(
 ) -> None:
     without_fp8_instructions(monkeypatch)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("steadyrl.session.build_policy", lambda recipe: pytest.fail("a model was built"))
+    monkeypatch.setattr("steadyrl.parts.build_policy", lambda recipe: pytest.fail("a model was built"))
     monkeypatch.setattr("steadyrl.plan.skeleton", lambda *args, **more: pytest.fail("a model was built"))
     recipe = write_recipe(tmp_path, engine={"kind": "vllm", "kv_precision": "fp8"}, model=MODEL)
     assert command("train", recipe, "--run", tmp_path / "run", *more) == 2

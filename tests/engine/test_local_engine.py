@@ -13,7 +13,7 @@ from steadyrl.engine.local import LocalEngine, sample
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Routes, Sampling
 
 PROMPTS = [random_ids(n, seed=n) for n in (7, 1, 12, 3, 7)]  # mixed lengths, one of a single token
@@ -40,7 +40,7 @@ def tokens(answers: Answers) -> list[tuple[int, ...]]:
 def trained(policy: Policy, prompt: tuple[int, ...], completion: Completion) -> tuple[Tensor, Routes | None]:
     """Log-probabilities and routes as the trainer computes them for this one sequence."""
     sequence = (*prompt, *completion.token_ids)
-    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False, device=policy.device)
+    (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=64, one_block=False)
     with record(policy.model) as recorder:
         logprobs, _ = response_logprobs(policy.model, batch, temperature=WARM.temperature)
     return logprobs, recorder.routes() if completion.routes is not None else None

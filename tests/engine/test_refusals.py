@@ -3,12 +3,12 @@
 import logging
 
 import pytest
+from steadyrl.engine.refusals import exceptions_logged, last_cause
 
 from recipes_for_tests import TINY, merged
 from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.vllm.refusals import exceptions_logged, last_cause
-from steadyrl.session import open_session
+from steadyrl.parts import prepared_parts
 
 PYDANTIC = """1 validation error for ModelConfig
   Value error, Model architectures ['X'] failed to be inspected. [type=value_error, input_value=ArgsKwargs((), {}), …]
@@ -52,14 +52,14 @@ def test_exceptions_that_are_only_logged_are_collected_while_asked_for() -> None
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_a_session_closes_its_engine_however_it_ends(monkeypatch, broken: bool) -> None:
+def test_a_run_closes_its_engine_however_it_ends(monkeypatch, broken: bool) -> None:
     closed = []
     monkeypatch.setattr(LocalEngine, "close", lambda engine: closed.append(engine))
     try:
-        with open_session(resolve(merged(TINY, {}), source="test")) as session:
+        with prepared_parts(resolve(merged(TINY, {}), source="test")) as parts:
             assert not closed
             if broken:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
         assert broken
-    assert closed == [session.engine]
+    assert closed == [parts.rollouter.engine]

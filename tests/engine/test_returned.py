@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from builders import dense_policy, tiny_policy
-from recipes_for_tests import TINY, command, merged, write_recipe
-from steadyrl.config import resolve
+from recipes_for_tests import command, write_recipe
 from steadyrl.engine.base import Answer, EngineError, Request
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.returned import Asked, NotFinite, check_answers
-from steadyrl.rollout import sample_groups
+from steadyrl.model.loading import Policy
+from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.tasks.build import build_task
 from steadyrl.types import Sampling
 
@@ -148,79 +148,85 @@ WRONG: dict[str, tuple[Callable[[list[Answer]], Any], str]] = {
 
 
 @pytest.fixture(scope="module")
-def session():
-    policy = tiny_policy()
-    recipe = resolve(merged(TINY, {"task": {"kind": "chains", "min_terms": 2, "max_terms": 2}}), source="test")
-    task = build_task("chains", seed=0, parameters=recipe.task.model_dump())
-    asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
-    return SimpleNamespace(
-        recipe=recipe, policy=policy, task=task, prompts=lambda examples: [asked] * len(examples), ends=frozenset(ENDS)
-    )
+def policy() -> Policy:
+    return tiny_policy()
 
 
-def groups_of(
-    session, fault: Callable[[list[Answer]], Any], *, temperature: float = 1.0, end_tokens: set[int] = ENDS
-) -> list:
+def groups_of(policy: Policy, fault: Callable[[list[Answer]], Any], *, temperature: float = 1.0) -> list:
     """Groups as a step makes them, of an engine that errs."""
-    engine = Wrong(LocalEngine(session.policy.model, end_tokens=end_tokens), fault)
+    asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
     sampling = Sampling(temperature=temperature, max_new_tokens=8)
-    return sample_groups(session, engine, "train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
+    parts: dict[str, Any] = {
+        "task": build_task("chains", seed=0, parameters={"min_terms": 2, "max_terms": 2, "teacher_noise": 0.0}),
+        "prompts": lambda examples: [asked] * len(examples),
+        "engine": Wrong(LocalEngine(policy.model, end_tokens=set(ENDS)), fault),
+        "pool": None,
+    }
+    rollouter = Rollouter(
+        **parts,
+        model=policy.model,
+        tokenizer=policy.tokenizer,
+        ends=frozenset(ENDS),
+        sampling=sampling,
+        seed=0,
+    )
+    return rollouter.groups("train", [0, 1], responses=ANSWERS, sampling=sampling, key="test")
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_answer_is_an_error_that_names_it(session, name: str) -> None:
+def test_a_wrong_answer_is_an_error_that_names_it(policy: Policy, name: str) -> None:
     fault, message = WRONG[name]
     with pytest.raises(EngineError, match=message) as refusal:
-        groups_of(session, fault)
+        groups_of(policy, fault)
     assert "the engine returned" in str(refusal.value)
 
 
-def test_right_answers_are_taken_as_they_are(session) -> None:
+def test_right_answers_are_taken_as_they_are(policy: Policy) -> None:
     kept = []
-    groups = groups_of(session, lambda answers: kept.extend(answers) or answers)
+    groups = groups_of(policy, lambda answers: kept.extend(answers) or answers)
     assert [group.completions for group in groups] == [answer.completions for answer in kept]
-    groups_of(session, put(logprobs=token(5e-4)))  # rounding
-    groups_of(session, put(logprobs=token(-30.0)))
-    groups_of(session, put(routes=routes(4, [255, 255])))  # a row without routes
+    groups_of(policy, put(logprobs=token(5e-4)))  # rounding
+    groups_of(policy, put(logprobs=token(-30.0)))
+    groups_of(policy, put(routes=routes(4, [255, 255])))  # a row without routes
 
 
 @pytest.mark.parametrize(("value", "kind"), [(math.nan, NotFinite), (-math.inf, NotFinite), (5.0, EngineError)])
-def test_values_that_are_not_finite_have_an_error_of_their_own(session, value: float, kind: type) -> None:
+def test_values_that_are_not_finite_have_an_error_of_their_own(policy: Policy, value: float, kind: type) -> None:
     with pytest.raises(EngineError) as refusal:
-        groups_of(session, put(logprobs=token(value)))
+        groups_of(policy, put(logprobs=token(value)))
     assert type(refusal.value) is kind
 
 
-def test_the_wrong_one_of_several_is_named(session) -> None:
+def test_the_wrong_one_of_several_is_named(policy: Policy) -> None:
     def third(answers: list[Answer]) -> list[Answer]:
         wrong = answers[1].completions[2]
         object.__setattr__(wrong, "logprobs", token(math.nan)(wrong.logprobs))
         return answers
 
     with pytest.raises(EngineError, match=r"response 2 to prompt 1: .* nan for token 0"):
-        groups_of(session, third)
+        groups_of(policy, third)
 
 
-def test_after_a_wrong_answer_no_request_waits(session) -> None:
-    engine = LocalEngine(session.policy.model, end_tokens=set())
+def test_after_a_wrong_answer_no_request_waits(policy: Policy) -> None:
+    engine = LocalEngine(policy.model, end_tokens=set())
     prompt = {"token_ids": (5, 6), "responses": 2, "sampling": Sampling(temperature=1.0, max_new_tokens=3), "seed": 0}
     requests = [Request(**prompt, place=place) for place in range(3)]
     engine.submit(requests)
-    asked = Asked(model=session.policy.model, requests=requests, ends=frozenset(), policy_version=7)
+    asked = Asked(model=policy.model, requests=requests, ends=frozenset(), policy_version=7)
     with pytest.raises(EngineError, match="policy_version = 0") as refusal:
         list(check_answers(engine.collect(), asked))
     assert list(engine.collect()) == []
     assert refusal.traceback  # it keeps the iterator alive
 
 
-def test_a_greedy_token_is_certain(session) -> None:
-    groups_of(session, lambda answers: answers, temperature=0.0)
+def test_a_greedy_token_is_certain(policy: Policy) -> None:
+    groups_of(policy, lambda answers: answers, temperature=0.0)
     with pytest.raises(EngineError, match="a greedy token's is 0"):
-        groups_of(session, put(logprobs=token(-0.5)), temperature=0.0)
+        groups_of(policy, put(logprobs=token(-0.5)), temperature=0.0)
 
 
-def test_routes_of_a_dense_model(session) -> None:
-    dense = SimpleNamespace(**vars(session) | {"policy": dense_policy()})
+def test_routes_of_a_dense_model(policy: Policy) -> None:
+    dense = dense_policy()
     groups_of(dense, lambda answers: answers)
     with pytest.raises(EngineError, match="returned routes; the model is dense"):
         groups_of(dense, put(routes=torch.zeros(10, 2, 2, dtype=torch.uint8)))

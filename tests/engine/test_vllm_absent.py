@@ -12,9 +12,7 @@ from steadyrl.engine.vllm import SUPPORTED, MissingVLLM, require_vllm
 
 
 def test_nothing_imports_vllm_before_an_engine_is_made() -> None:
-    code = (
-        "import sys, steadyrl.cli, steadyrl.loop, steadyrl.session, steadyrl.engine.vllm; print('vllm' in sys.modules)"
-    )
+    code = "import sys, steadyrl.cli, steadyrl.loop, steadyrl.parts, steadyrl.engine.vllm; print('vllm' in sys.modules)"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert shown.strip() == "False"
 

@@ -20,7 +20,7 @@ from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.repeatable import repeatable
-from steadyrl.model.routing import record
+from steadyrl.routing import record
 from steadyrl.types import Completion, Sampling
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
@@ -73,9 +73,7 @@ def apart(
     for prompt, group in zip(prompts, answers, strict=True):
         for completion in group:
             sequence = (*prompt, *completion.token_ids)
-            (batch,) = pack_sequences(
-                [sequence], [len(prompt)], micro_tokens=512, one_block=False, device=policy.device
-            )
+            (batch,) = pack_sequences([sequence], [len(prompt)], micro_tokens=512, one_block=False)
             with record(policy.model) as recorder:
                 logprobs, _ = response_logprobs(policy.model, batch, temperature=temperature)
             differences.append((logprobs - completion.logprobs.roll(late)).abs())

@@ -19,17 +19,17 @@ from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
 from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
-from steadyrl.jsonl import read_jsonl
-from steadyrl.metrics import COLD_START_FIELDS, MetricsLog
-from steadyrl.model.packing import pack_responses
 from steadyrl.model.repeatable import repeatable
-from steadyrl.rollout import reward_groups, sample_groups, with_advantages
-from steadyrl.session import open_session
-from steadyrl.update import old_pass
+from steadyrl.parts import prepared_parts
+from steadyrl.rollout.advantages import with_advantages
+from steadyrl.run.directory import Run
+from steadyrl.run.logs import read_jsonl
+from steadyrl.train.forward import old_pass
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 
 MODEL = {**TINY["model"]["config"], "head_dim": 32, "moe_intermediate_size": 32}
+
 ON_VLLM = {
     "model": {"config": MODEL},
     "engine": {"kind": "vllm", "precision": "fp8", "kv_precision": "auto", "cache_gib": 0.05},
@@ -86,19 +86,16 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         "cold_start": {"batch": 64, "check_every": 1000, "stages": [{"steps": 150}]},
     }
     recipe = resolve(merged(TINY, changes), source="test")
-    with open_session(recipe) as session, repeatable(session.policy.device):
-        cold_start(
-            session, recipe.cold_start, MetricsLog(tmp_path / "cold.jsonl", COLD_START_FIELDS), on_step=lambda *_: None
-        )
-        session.engine.update_weights(session.policy.model.named_parameters(), version=1)
-        groups = sample_groups(
-            session, session.engine, "held_out", range(64), responses=8, sampling=session.sampling, key="k3"
-        )
-        rewards = reward_groups(session, "held_out", groups)
-        answered = with_advantages(groups, rewards, normalise=False, options=session.recipe.advantage)
-        responses = [response for group in answered for response in group]
-        micros = pack_responses(responses, micro_tokens=8192, one_block=False, device=session.policy.device)
-        natural, replayed = (per_response(session.policy, micros, mode) for mode in ("none", "R3"))
+    with prepared_parts(recipe) as parts, repeatable(parts.trainer.policy.device):
+        rollouter, trainer = parts.rollouter, parts.trainer
+        run = Run.create(tmp_path / "run", recipe, inputs={})
+        cold_start(recipe, trainer.policy, rollouter, parts.evaluator, run, stop_asked=lambda: False)
+        run.close()
+        groups = rollouter.groups("held_out", range(64), responses=8, sampling=rollouter.sampling, key="k3")
+        rewards = rollouter.rewards("held_out", groups)
+        answered = with_advantages(groups, rewards, normalise=False, options=recipe.advantage)
+        micros = trainer.pack(answered)
+        natural, replayed = (per_response(trainer.policy, micros, mode) for mode in ("none", "R3"))
     saved = natural - replayed
     mean, error = saved.mean().item(), saved.std().item() / math.sqrt(len(saved))
     print(f"k3 {natural.mean():.2e} -> {replayed.mean():.2e}; saved {mean:.2e} +- {1.96 * error:.2e}")
@@ -109,7 +106,7 @@ def per_response(policy, micros, mode: str) -> torch.Tensor:
     """Mean over a response's tokens of r − 1 − log r with r = π_old/μ_old, for each response."""
     found = []
     for micro in micros:
-        old = old_pass(policy, micro, mode=mode, temperature=1.0).old_logprobs
+        old = old_pass(policy, micro, replay=mode, temperature=1.0).old_logprobs
         log_ratio = mismatch(old, micro.rollout_logprobs).double()
         terms = log_ratio.exp() - 1.0 - log_ratio
         totals = torch.zeros(int(micro.response.max()) + 1, dtype=torch.float64).index_add(0, micro.response, terms)

@@ -30,7 +30,7 @@ from steadyrl.algo import (
     leave_one_out,
 )
 from steadyrl.algo.objective import Trust
-from steadyrl.session import build_objective
+from steadyrl.build import build_objective
 
 LENGTHS = torch.tensor([3, 1, 4, 2, 5, 1])
 

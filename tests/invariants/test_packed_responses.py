@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from builders import random_ids, response
 from steadyrl import algo
 from steadyrl.algo import Objective
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.types import MicroBatch
 
 EXPORTED = [getattr(algo, name) for name in algo.__all__]
@@ -27,7 +27,7 @@ def packed(lengths: list[int], micro_tokens: int, *, one_block: bool) -> list[Mi
         )
         for i, length in enumerate(lengths)
     ]
-    return pack_responses(responses, micro_tokens=micro_tokens, one_block=one_block, device=torch.device("cpu"))
+    return pack(responses, micro_tokens=micro_tokens, one_block=one_block)
 
 
 @settings(deadline=None, max_examples=30)

@@ -10,7 +10,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from builders import ALPHABET, FAMILIES, SMALL, dense_policy, family_policy, tiny_policy
 from steadyrl.conformance.families import build, named_config
-from steadyrl.model import checkpoint
 from steadyrl.model.loading import (
     ModelError,
     _policy,
@@ -22,6 +21,7 @@ from steadyrl.model.loading import (
     recompute_activations,
     skeleton,
 )
+from steadyrl.run import checkpoint
 
 IDS = torch.tensor([[5, 9, 20, 11]])
 

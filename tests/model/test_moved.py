@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from recipes_for_tests import coin_questions, train
-from steadyrl.jsonl import read_jsonl
 from steadyrl.model.moved import SAMPLE, Moved, moved_since, sampled
+from steadyrl.run.logs import read_jsonl
 
 
 def linear(size: int, dtype: torch.dtype = torch.float32) -> nn.Linear:

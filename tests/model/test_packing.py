@@ -13,10 +13,8 @@ from steadyrl.errors import UserError
 from steadyrl.model import packing
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import layout, pack_responses, pack_sequences
-from steadyrl.types import MicroBatch, Response, TokenBatch
-
-CPU = torch.device("cpu")
+from steadyrl.model.packing import layout, pack, pack_sequences
+from steadyrl.types import MicroBatch, TokenBatch, Trajectory
 
 
 def width(block: list[int], lengths: list[int]) -> int:
@@ -44,7 +42,7 @@ def test_layout_places_each_once_within_the_budget(lengths: list[int], micro_tok
 def test_layout_of_nothing_and_of_too_much() -> None:
     assert layout([], micro_tokens=8, one_block=False) == []
     assert layout([8], micro_tokens=8, one_block=False) == [[[0]]]
-    with pytest.raises(UserError, match=r"feed 9 tokens, more than update.micro_tokens = 8; raise it"):
+    with pytest.raises(UserError, match=r"feeds 9 tokens, more than update.micro_tokens = 8; raise it"):
         layout([3, 9], micro_tokens=8, one_block=False)
 
 
@@ -70,11 +68,15 @@ def test_little_padding(mix, seed: int, micro_tokens: int, one_block: bool) -> N
         assert sum(lengths[i] for block in blocks for i in block) >= (1.0 - limit) * cells(blocks, lengths)
 
 
+def packed(trajectories: Sequence[Trajectory], *, micro_tokens: int = 64, one_block: bool = False) -> list[MicroBatch]:
+    return pack(trajectories, micro_tokens=micro_tokens, one_block=one_block)
+
+
 SHARING = [(3, 4, 5, 6, 7), (3, 4, 8, 9)]  # the example of TokenBatch: a prompt of 2, answered by 3 and by 2
 
 
 def test_a_shared_prompt_by_hand() -> None:
-    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=9, one_block=False, device=CPU)
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=9, one_block=False)
     assert batch.blocks == ((1, 4), (1, 3))  # one cell of eight would be padding: too much
     assert batch.input_ids.tolist() == [3, 4, 5, 6, 8]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 2]
@@ -87,7 +89,7 @@ def test_a_shared_prompt_by_hand() -> None:
 
 def test_padding_repeats_the_last_position_by_hand(monkeypatch) -> None:
     monkeypatch.setattr(packing, "MAX_PADDING", 0.2)
-    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=False, device=CPU)
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=False)
     assert batch.blocks == ((2, 4),)
     assert batch.cells.tolist() == [0, 1, 2, 3, 0, 1, 4, 4]
     assert batch.home.tolist() == [0, 1, 2, 3, 6]
@@ -97,7 +99,7 @@ def test_padding_repeats_the_last_position_by_hand(monkeypatch) -> None:
 
 def test_a_lone_block_by_hand(monkeypatch) -> None:
     monkeypatch.setattr(packing, "MAX_PADDING_ALONE", 0.2)
-    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=True, device=CPU)
+    (batch,) = pack_sequences(SHARING, [2, 2], micro_tokens=10, one_block=True)
     assert batch.blocks == ((2, 4),)
     assert batch.input_ids.tolist() == [3, 4, 5, 6, 3, 4, 8, 0]
     assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
@@ -107,7 +109,7 @@ def test_a_lone_block_by_hand(monkeypatch) -> None:
     assert batch.fed_tokens == 7
 
 
-def group(count: int, *, prompt: int, first_routes: Sequence[int]) -> list[Response]:
+def group(count: int, *, prompt: int, first_routes: Sequence[int]) -> list[Trajectory]:
     """Responses of 3 tokens to one prompt, whose experts are told apart by `first_routes`."""
     routes = [torch.full((prompt + 2, 2, 2), 2 * first, dtype=torch.uint8) for first in first_routes]
     ids = random_ids(prompt, seed=0)
@@ -118,15 +120,15 @@ def group(count: int, *, prompt: int, first_routes: Sequence[int]) -> list[Respo
 
 
 def test_a_prompt_is_computed_once_for_the_responses_that_routed_it_alike() -> None:
-    (micro,) = pack(group(3, prompt=10, first_routes=[0, 0, 0]), micro_tokens=80)
+    (micro,) = packed(group(3, prompt=10, first_routes=[0, 0, 0]), micro_tokens=80)
     assert len(micro.batch.input_ids) == 10 + 3 * 2
-    (micro,) = pack(group(3, prompt=10, first_routes=[0, 1, 0]), micro_tokens=80)
+    (micro,) = packed(group(3, prompt=10, first_routes=[0, 1, 0]), micro_tokens=80)
     assert len(micro.batch.input_ids) == 2 * 10 + 3 * 2
     assert micro.batch.routes is not None
     assert micro.batch.routes[:, 0, 0].tolist() == [0] * 12 + [2] * 12 + [0] * 2
 
 
-def some_responses(count: int, *, layers: int = 2, with_routes: bool = True) -> list[Response]:
+def some_responses(count: int, *, layers: int = 2, with_routes: bool = True) -> list[Trajectory]:
     """Mixed lengths; every number tells which response and position it comes from."""
     r = random.Random(7)
     made = []
@@ -147,22 +149,18 @@ def some_responses(count: int, *, layers: int = 2, with_routes: bool = True) -> 
     return made
 
 
-def pack(responses: list[Response], *, micro_tokens: int = 64, one_block: bool = False) -> list[MicroBatch]:
-    return pack_responses(responses, micro_tokens=micro_tokens, one_block=one_block, device=CPU)
-
-
 @pytest.mark.parametrize("one_block", [False, True])
 def test_facts_follow_their_tokens(one_block: bool) -> None:
     responses = some_responses(12)
     seen = []
-    for micro in pack(responses, one_block=one_block):
+    for micro in packed(responses, one_block=one_block):
         at = 0
         while at < len(micro.batch.targets):  # each response's first log-probability names it: −1 − 100·i
             i = int(-micro.rollout_logprobs[at].item() - 1) // 100
-            own, count = responses[i], len(responses[i].completion.token_ids)
+            own, count = responses[i], responses[i].sampled_tokens
             part = slice(at, at + count)
-            assert micro.batch.targets[part].tolist() == list(own.completion.token_ids)
-            assert torch.equal(micro.rollout_logprobs[part], own.completion.logprobs)
+            assert micro.batch.targets[part].tolist() == list(own.sampled[0].token_ids)
+            assert torch.equal(micro.rollout_logprobs[part], own.sampled[0].logprobs)
             assert micro.advantages[part].tolist() == [own.advantage] * count
             assert micro.response_tokens[part].tolist() == [count] * count
             assert micro.group_tokens[part].tolist() == [own.group_tokens] * count
@@ -174,7 +172,7 @@ def test_facts_follow_their_tokens(one_block: bool) -> None:
 
 @pytest.mark.parametrize("one_block", [False, True])
 def test_routes_lie_at_the_rows_of_their_tokens(one_block: bool) -> None:
-    for micro in pack(some_responses(12), micro_tokens=48, one_block=one_block):
+    for micro in packed(some_responses(12), micro_tokens=48, one_block=one_block):
         batch = micro.batch
         assert batch.routes is not None
         assert batch.routes.shape == (*batch.input_ids.shape, 2, 2)
@@ -185,23 +183,11 @@ def test_routes_lie_at_the_rows_of_their_tokens(one_block: bool) -> None:
 
 
 def test_routes_of_all_or_of_none() -> None:
-    assert all(micro.batch.routes is None for micro in pack(some_responses(4, with_routes=False)))
+    assert all(micro.batch.routes is None for micro in packed(some_responses(4, with_routes=False)))
     mixed = some_responses(4)
-    mixed[1] = replace(mixed[1], completion=replace(mixed[1].completion, routes=None))
-    with pytest.raises(ValueError, match="some responses came with routes and some without"):
-        pack(mixed)
-
-
-def test_rows_that_do_not_fit_their_tokens_are_refused() -> None:
-    # a prompt of 3 answered by 2 feeds 4 positions
-    for logprobs, rows, message in (
-        (3, 4, "returned 3 log-probs for 2 sampled tokens"),
-        (2, 5, "returned 5 rows of routes for 4 fed positions"),
-        (2, 3, "returned 3 rows of routes for 4 fed positions"),
-    ):
-        routes = torch.zeros(rows, 2, 2, dtype=torch.uint8)
-        with pytest.raises(UserError, match=message):
-            pack([response((3, 4, 5), (6, 7), logprobs=torch.zeros(logprobs), routes=routes)])
+    mixed[1] = replace(mixed[1], routes=None)
+    with pytest.raises(ValueError, match="some trajectories came with routes and some without"):
+        packed(mixed)
 
 
 def logprobs_by_response(policy: Policy, micros: list[MicroBatch]) -> dict[int, torch.Tensor]:
@@ -214,16 +200,16 @@ def logprobs_by_response(policy: Policy, micros: list[MicroBatch]) -> dict[int, 
     return found
 
 
-def furthest(policy: Policy, micros: list[MicroBatch], responses: list[Response]) -> float:
+def furthest(policy: Policy, micros: list[MicroBatch], responses: list[Trajectory]) -> float:
     """Largest difference from each response computed alone, by the model's own forward."""
-    packed = logprobs_by_response(policy, micros)
+    together = logprobs_by_response(policy, micros)
     differences = []
     for i, r in enumerate(responses):
-        ids = torch.tensor([[*r.prompt_ids, *r.completion.token_ids]])
+        ids = torch.tensor([r.token_ids])
         with torch.no_grad():
             everything = policy.model(input_ids=ids, use_cache=False).logits.log_softmax(dim=-1)[0, :-1]
-        alone = everything.gather(1, ids[0, 1:, None]).squeeze(1)[len(r.prompt_ids) - 1 :]
-        differences.append((packed[i] - alone).abs().max().item())
+        alone = everything.gather(1, ids[0, 1:, None]).squeeze(1)[len(r.spans[0].token_ids) - 1 :]
+        differences.append((together[i] - alone).abs().max().item())
     return max(differences)
 
 
@@ -234,7 +220,7 @@ def hybrid_policy() -> Policy:
 @pytest.mark.parametrize("build", [tiny_policy, dense_policy, hybrid_policy])
 def test_packed_is_one_by_one(build) -> None:
     policy, responses = build(), some_responses(12)
-    micros = pack(responses, one_block=policy.one_block)
+    micros = packed(responses, one_block=policy.one_block)
     assert any(sequences > 1 for m in micros for sequences, _ in m.batch.blocks)
     assert policy.one_block or any(len(m.batch.blocks) > 1 for m in micros)
     assert furthest(policy, micros, responses) < 1e-5
@@ -259,7 +245,7 @@ def test_sharing_a_prompt_changes_no_logprob_and_no_gradient() -> None:
                 (own * weights[len(own)]).sum().backward(retain_graph=True)
         return [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
 
-    together, apart = pack(responses), [m for r in responses for m in pack([r])]
+    together, apart = packed(responses), [m for r in responses for m in packed([r])]
     assert [len(m.batch.input_ids) for m in together] == [9 + 4 + 7 + 2 + 7]
     assert furthest(policy, together, responses) < 1e-5
     for a, b in zip(gradients(together), gradients(apart), strict=True):
@@ -267,7 +253,7 @@ def test_sharing_a_prompt_changes_no_logprob_and_no_gradient() -> None:
 
 
 def test_a_model_of_one_block_refuses_more() -> None:
-    micros = pack(some_responses(12), micro_tokens=200)
+    micros = packed(some_responses(12), micro_tokens=200)
     with pytest.raises(ValueError, match="too many values to unpack"):
         furthest(hybrid_policy(), micros, some_responses(12))
 
@@ -299,5 +285,5 @@ def mixed_up(batch: TokenBatch) -> TokenBatch:
 @pytest.mark.parametrize("fault", [late, early, rolled, shifted_positions, leaking, mixed_up])
 def test_a_planted_fault_is_caught(fault) -> None:
     policy, responses = dense_policy(), some_responses(12)
-    micros = [replace(micro, batch=fault(micro.batch)) for micro in pack(responses)]
+    micros = [replace(micro, batch=fault(micro.batch)) for micro in packed(responses)]
     assert furthest(policy, micros, responses) > 0.05

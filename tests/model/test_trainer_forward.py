@@ -11,7 +11,7 @@ from steadyrl.model.packing import pack_sequences
 @pytest.mark.parametrize("policy", [tiny_policy(), dense_policy(), dense_policy(tie_word_embeddings=True)])
 def test_response_logprobs_are_those_of_the_models_own_forward(policy: Policy, temperature: float) -> None:
     sequence = random_ids(12, seed=0)
-    (batch,) = pack_sequences([sequence], [5], micro_tokens=16, one_block=False, device=torch.device("cpu"))
+    (batch,) = pack_sequences([sequence], [5], micro_tokens=16, one_block=False)
     ours, entropy = response_logprobs(policy.model, batch, temperature=temperature)
 
     logits = policy.model(input_ids=torch.tensor([sequence]), use_cache=False).logits[0, 4:-1]

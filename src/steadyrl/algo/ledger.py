@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from steadyrl.algo.buckets import CHUNK, Split, add_up, ranks
 from steadyrl.algo.ratio import first_tokens, mismatch, product, staleness
 from steadyrl.types import Routes
 
@@ -35,6 +36,7 @@ _SAID = (
     "tail_5",
 )
 _OF_ENGINES = ("k1_margin", "abs_mean", "abs_max")
+_SUMMED = ("tokens", "k1", "k3", "chi2", "mean", "abs_mean", "tail_2", "tail_5", "weight", "square")
 Row = dict[str, float | int | str]
 
 
@@ -78,17 +80,6 @@ def factors(
     return Factors(both, mismatch(old_logprobs, rollout_logprobs), staleness(logprobs, old_logprobs))
 
 
-class Split(NamedTuple):
-    """A way to sort tokens into buckets."""
-
-    name: str
-    """What they are sorted by."""
-    buckets: tuple[str, ...]
-    """Names of the buckets."""
-    bucket: Int[Tensor, "tokens"]
-    """Index of each token's bucket."""
-
-
 def by_position(response: Int[Tensor, "tokens"]) -> Split:
     """By position within the response, counted from 0: `0`, `16`, `64`, … name where a bucket begins."""
     return _by_edge("position", torch.arange(len(response), device=response.device) - first_tokens(response), POSITIONS)
@@ -96,7 +87,7 @@ def by_position(response: Int[Tensor, "tokens"]) -> Split:
 
 def by_advantage(advantages: Float[Tensor, "tokens"]) -> Split:
     """By the sign of Â."""
-    return Split("advantage", ("negative", "zero", "positive"), advantages.sign().long() + 1)
+    return Split("advantage", ("negative", "zero", "positive"), (advantages.sign() + 1).to(torch.uint8))
 
 
 def by_version(lag: Int[Tensor, "tokens"]) -> Split:
@@ -106,13 +97,14 @@ def by_version(lag: Int[Tensor, "tokens"]) -> Split:
 
 def by_routes(differs: Bool[Tensor, "tokens layers"], routed: Bool[Tensor, "tokens"]) -> Split:
     """By whether both engines chose the same experts in every layer where the token was predicted, if `routed`."""
-    bucket = differs.any(dim=1).long().where(routed, 2)
+    bucket = differs.any(dim=1).to(torch.uint8).masked_fill(~routed, 2)
     return Split("routes", ("agreed", "differed", "unrouted"), bucket)
 
 
 def _by_edge(name: str, value: Int[Tensor, "tokens"], edges: tuple[int, ...]) -> Split:
     inner = torch.tensor(edges[1:], device=value.device)
-    return Split(name, tuple(map(str, edges)), torch.bucketize(value, inner, right=True))
+    bucket = torch.bucketize(value, inner, right=True, out_int32=True).to(torch.uint8)
+    return Split(name, tuple(map(str, edges)), bucket)
 
 
 def table(
@@ -128,7 +120,7 @@ def table(
         response: the response that each token belongs to, in order.
         splits: ways to sort the tokens.
     """
-    every = (Split("all", ("all",), torch.zeros_like(response)), *splits)
+    every = (Split("all", ("all",), torch.zeros_like(response, dtype=torch.uint8)), *splits)
     numbers = describe(torch.stack(list(measured.values())), response, every)
     names = ("factor", "split", "bucket", *numbers)
     heads = [(factor, split.name, bucket) for split in every for bucket in split.buckets for factor in measured]
@@ -160,123 +152,73 @@ def describe(
     the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `ess_sequences`, the same of
     W = Π ρ over the tokens of a response in the bucket: the share of responses (VCPO, arXiv 2602.17616); `abs_mean`
     and `abs_max` of its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of
-    ratios outside [1/2, 2] and [1/5, 5]. All tokens are added up once, over cells; the buckets are sums of cells.
+    ratios outside [1/2, 2] and [1/5, 5].
 
     Args:
         log_ratio: log of the ratio, per factor and token.
         response: the response that each token belongs to, in order.
         splits: ways to sort the tokens; their buckets stand one after another in the result.
     """
-    wide, size = log_ratio.double(), log_ratio.abs()
-    largest = wide.nan_to_num(nan=-torch.inf).amax(dim=1, keepdim=True)
-    weight = (wide - largest).exp()  # over the largest, so that nothing overflows
-    of_tokens = {
-        "tokens": torch.ones_like(wide),
-        "k1": -wide,
-        "k3": k3(wide),
-        "chi2": wide.expm1().square(),
-        "mean": wide.exp(),
-        "abs_mean": size.double(),
-        "tail_2": (size > torch.tensor(2.0).log()).double(),
-        "tail_5": (size > torch.tensor(5.0).log()).double(),
-        "weight": weight,
-        "square": weight.square(),
-    }
-    cells = _cells(response, splits)
-    sums = _totals(torch.stack(list(of_tokens.values())), cells.cell, len(cells.response))
-    found = dict(zip(of_tokens, cells.by_bucket(sums), strict=True))
+    p01, p50, p99, lowest, highest = ranks(log_ratio, splits, quantiles=(0.01, 0.5, 0.99)).double()
+    finite = (part.double().nan_to_num(nan=-torch.inf) for part in log_ratio.split(CHUNK, dim=1))
+    largest = torch.stack([part.amax(dim=1) for part in finite]).amax(dim=0)[:, None]
+    sums, cells = add_up(lambda here: _terms(log_ratio[:, here], largest), response, splits, kept=3)
+    found = dict(zip(_SUMMED, sums, strict=True))
     count, total, squares = (found.pop(name) for name in ("tokens", "weight", "square"))
     means = {name: value / count for name, value in found.items()}
-    margins = cells.margin(torch.stack([means["k1"], means["k3"]]), sums[:3])
-    ess = (total.square() / (count * squares)).clamp(max=1.0)
-    said = {"tokens": count, **means, "k1_margin": margins[0], "k3_margin": margins[1], "ess": ess}
-    return said | {"ess_sequences": cells.effective_sequences(sums[:2])} | _ranked(log_ratio, splits)
+    parts = zip(cells.by_response(), torch.stack([means["k1"], means["k3"]]).split(cells.sizes, dim=-1), strict=True)
+    between = [
+        (_margin(held, torch.stack(totals), mean), _effective(held, totals[0])) for (held, *totals), mean in parts
+    ]
+    margins, effective = (torch.cat(values, dim=-1) for values in zip(*between, strict=True))
+    return {
+        "tokens": count,
+        **means,
+        "k1_margin": margins[0],
+        "k3_margin": margins[1],
+        "ess": (total.square() / (count * squares)).clamp(max=1.0),
+        "ess_sequences": effective,
+        **{"p01": p01.exp(), "p50": p50.exp(), "p99": p99.exp(), "max": highest.exp()},
+        "abs_max": torch.maximum(-lowest, highest),
+    }
 
 
-class _Cells(NamedTuple):
-    """Tokens of one response that share their bucket in every split."""
-
-    cell: Int[Tensor, "tokens"]
-    """Index of each token's cell."""
-    response: Int[Tensor, "cells"]
-    """The response of a cell, counted from 0."""
-    buckets: Int[Tensor, "splits cells"]
-    """Its buckets, numbered over all splits."""
-    size: int
-    """How many buckets there are."""
-
-    def by_bucket(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets"]:
-        """Σ over the cells of each bucket."""
-        return _totals(sums.tile(len(self.buckets)), self.buckets.flatten(), self.size)
-
-    def by_response(self, sums: Float[Tensor, "*rows cells"]) -> Float[Tensor, "*rows buckets responses"]:
-        """Σ over the cells of each response in each bucket."""
-        responses = len(self.response.unique())
-        key = (self.buckets * responses + self.response).flatten()
-        every = _totals(sums.tile(len(self.buckets)), key, self.size * responses)
-        return every.unflatten(-1, (self.size, responses))
-
-    def effective_sequences(self, sums: Float[Tensor, "2 factors cells"]) -> Float[Tensor, "factors buckets"]:
-        """(ΣW)² / (m ΣW²) over the m responses of a bucket. The sums are the number of tokens, and −log W."""
-        held, negative = self.by_response(sums)
-        log_weight = torch.where(held > 0, -negative, -torch.inf)
-        largest = log_weight.nan_to_num(nan=-torch.inf).amax(dim=-1, keepdim=True)
-        weight = torch.where(held > 0, (log_weight - largest).exp(), 0.0)  # over the largest: nothing overflows
-        count = (held > 0).sum(dim=-1)
-        return (weight.sum(dim=-1).square() / (count * weight.square().sum(dim=-1))).clamp(max=1.0)
-
-    def margin(
-        self, means: Float[Tensor, "names factors buckets"], sums: Float[Tensor, "names+1 factors cells"]
-    ) -> Float[Tensor, "names factors buckets"]:
-        """Half the 95% interval of means over tokens; tokens of one response are not independent, responses are.
-
-        1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
-        The sums are the number of tokens and, for each mean, Σ_t x_t.
-        """
-        held, *totals = self.by_response(sums)
-        spread = (torch.stack(totals) - means[..., None] * held).square().sum(dim=-1)
-        m = (held > 0).sum(dim=-1)
-        return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)
+def _terms(
+    log_ratio: Float[Tensor, "factors tokens"], largest: Float[Tensor, "factors 1"]
+) -> Float[Tensor, "terms factors tokens"]:
+    """What is added up over tokens, in the order of `_SUMMED`."""
+    wide, size = log_ratio.double(), log_ratio.abs()
+    weight = (wide - largest).exp()  # over the largest, so that nothing overflows
+    tails = ((size > torch.tensor(outside).log()).double() for outside in (2.0, 5.0))
+    ratios = wide.expm1().square(), wide.exp()
+    return torch.stack(
+        [torch.ones_like(wide), -wide, k3(wide), *ratios, size.double(), *tails, weight, weight.square()]
+    )
 
 
-def _cells(response: Int[Tensor, "tokens"], splits: Sequence[Split]) -> _Cells:
-    _, joint = response.unique_consecutive(return_inverse=True)
-    for split in splits:
-        joint = joint * len(split.buckets) + split.bucket
-    rest, cell = joint.unique(return_inverse=True)
-    buckets: list[Tensor] = []
-    size = start = sum(len(split.buckets) for split in splits)
-    for split in reversed(splits):
-        start -= len(split.buckets)
-        buckets.append(rest % len(split.buckets) + start)
-        rest = rest // len(split.buckets)
-    return _Cells(cell, rest, torch.stack(buckets), size)
+def _effective(
+    held: Float[Tensor, "factors buckets responses"], negative: Float[Tensor, "factors buckets responses"]
+) -> Float[Tensor, "factors buckets"]:
+    """(ΣW)² / (m ΣW²) over m responses, from the number of their tokens and −log W."""
+    log_weight = torch.where(held > 0, -negative, -torch.inf)
+    largest = log_weight.nan_to_num(nan=-torch.inf).amax(dim=-1, keepdim=True)
+    weight = torch.where(held > 0, (log_weight - largest).exp(), 0.0)  # over the largest: nothing overflows
+    count = (held > 0).sum(dim=-1)
+    return (weight.sum(dim=-1).square() / (count * weight.square().sum(dim=-1))).clamp(max=1.0)
 
 
-def _totals(values: Float[Tensor, "*rows n"], key: Int[Tensor, "n"], size: int) -> Float[Tensor, "*rows size"]:
-    """Σ over what has the same key."""
-    return values.new_zeros(*values.shape[:-1], size).scatter_add_(-1, key.expand_as(values), values)
+def _margin(
+    held: Float[Tensor, "factors buckets responses"],
+    totals: Float[Tensor, "2 factors buckets responses"],
+    mean: Float[Tensor, "2 factors buckets"],
+) -> Float[Tensor, "2 factors buckets"]:
+    """Half the 95% interval of means over tokens; tokens of one response are not independent, responses are.
 
-
-def _ranked(
-    log_ratio: Float[Tensor, "factors tokens"], splits: Sequence[Split]
-) -> dict[str, Float[Tensor, "factors buckets"]]:
-    """Quantiles of the ratio, to the nearest rank, and the largest."""
-    whole = _ranks(log_ratio)
-    found: list[Tensor] = []
-    for split in splits:
-        sizes = split.bucket.bincount(minlength=len(split.buckets)).tolist()
-        parts = log_ratio.index_select(1, split.bucket.argsort()).split(sizes, dim=1)
-        found += [_ranks(part) if 0 < part.shape[1] < log_ratio.shape[1] else whole for part in parts]
-    p01, p50, p99, lowest, highest = torch.stack(found, dim=2).double()
-    ratios = {"p01": p01.exp(), "p50": p50.exp(), "p99": p99.exp(), "max": highest.exp()}
-    return ratios | {"abs_max": torch.maximum(-lowest, highest)}
-
-
-def _ranks(values: Float[Tensor, "factors n"]) -> Float[Tensor, "5 factors"]:
-    last = values.shape[1] - 1
-    quantiles = [values.kthvalue(1 + round(q * last), dim=1).values for q in (0.01, 0.5, 0.99)]
-    return torch.stack([*quantiles, *values.aminmax(dim=1)])
+    1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
+    """
+    spread = (totals - mean[..., None] * held).square().sum(dim=-1)
+    m = (held > 0).sum(dim=-1)
+    return 1.96 * (m / (m - 1) * spread).sqrt() / held.sum(dim=-1)
 
 
 def routes_differ(mine: Routes, theirs: Routes) -> Bool[Tensor, "positions layers"]:

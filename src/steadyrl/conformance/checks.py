@@ -20,7 +20,7 @@ from steadyrl.conformance.families import Gate, build
 from steadyrl.conformance.gates import Handed, NotApplicable, dense, gate_weights, router_of, watched
 from steadyrl.errors import UserError
 from steadyrl.model.loading import recompute_activations
-from steadyrl.model.routing import RoutingError, moe_blocks, record, replay
+from steadyrl.routing import RoutingError, moe_blocks, record, replay
 from steadyrl.types import Routes
 
 IDS = torch.tensor([[3, 9, 2, 11, 5, 7, 10], [4, 8, 8, 6, 5, 11, 2]])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from steadyrl.conformance.families import Gate
-from steadyrl.model.routing import is_experts, moe_blocks
+from steadyrl.routing import is_experts, moe_blocks
 
 
 class NotApplicable(Exception):

@@ -16,7 +16,7 @@ from steadyrl.conformance.gates import NotApplicable
 from steadyrl.errors import UserError
 from steadyrl.model.loading import config_of, load_model
 from steadyrl.model.repeatable import repeatable
-from steadyrl.model.routing import RoutingError, check_replay
+from steadyrl.routing import RoutingError, check_replay
 
 MARKS = {"held": "✓", "broken": "FAILS", "idle": "–"}
 

@@ -15,7 +15,7 @@ from steadyrl.engine.base import EngineError
 from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import UserError
 from steadyrl.model.decoding import rope_length
-from steadyrl.model.routing import is_moe, record
+from steadyrl.routing import is_moe, record
 from steadyrl.types import Completion, Sampling
 
 NEW_TOKENS, LONGEST, RESPONSES = 6, 9, 2

@@ -22,7 +22,7 @@ from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_w
 from steadyrl.model.attention import use_own_attention
 from steadyrl.model.decoding import cache_argument, reserved_cache
 from steadyrl.model.loading import decoder_of, head_of
-from steadyrl.model.routing import Recorder, is_moe, record
+from steadyrl.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
 
 COMPACT_BELOW = 0.8

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError
 from steadyrl.model.decoding import E4M3_MAX
-from steadyrl.model.routing import is_experts
+from steadyrl.routing import is_experts
 
 E5M2_MAX = 57344.0
 GROUP = 32

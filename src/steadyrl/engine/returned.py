@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import Answer, EngineError, Request
-from steadyrl.model.routing import RoutingError, check_ids, check_shape, moe_blocks
+from steadyrl.routing import RoutingError, moe_blocks
+from steadyrl.routing.check import check_ids, check_shape
 from steadyrl.types import Completion, Routes
 
 ROUNDING = 1e-3

@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 
-from steadyrl.drawing import COLOUR, LIGHT, STYLE, Scale, scale, svg, white_card
-from steadyrl.jsonl import write_atomically
 from steadyrl.lab.figure import Figure
 from steadyrl.lab.result import Result
+from steadyrl.report.drawing import COLOUR, LIGHT, STYLE, Scale, scale, svg, white_card
+from steadyrl.run.logs import write_atomically
 
 PANELS: tuple[tuple[str, str, Scale], ...] = (
     ("Reward", "reward/mean", "linear"),

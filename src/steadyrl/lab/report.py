@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, median
 
-from steadyrl.jsonl import write_atomically
 from steadyrl.lab.alarm import AROUND, SIGNS, around, record, usual
 from steadyrl.lab.collapse import WINDOW
 from steadyrl.lab.figure import Arm, Claim, Figure, Higher, Measure, changed, cold_name, cold_recipe, figures
 from steadyrl.lab.preface import ALARMS, COURSES, HEAD, JUDGED
 from steadyrl.lab.result import Result, measure, results_of
 from steadyrl.lab.verdict import FEWEST, MANY, RuleFinding, decide, interval, judge
+from steadyrl.run.logs import write_atomically
 
 Results = Mapping[str, Sequence[Result]]
 

@@ -13,9 +13,9 @@ import torch
 
 from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
-from steadyrl.jsonl import Row, read_jsonl, write_atomically
 from steadyrl.lab.collapse import WINDOW, below, collapse_step
 from steadyrl.lab.figure import Figure, Measure, fingerprint, load_figure
+from steadyrl.run.logs import Row, read_jsonl, write_atomically
 
 QUANTITIES = (
     "reward/mean",

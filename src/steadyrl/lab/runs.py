@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from steadyrl.config import Recipe, RecipeError, load
 from steadyrl.errors import UserError
-from steadyrl.jsonl import write_atomically
 from steadyrl.lab.figure import Figure, arm_recipe, cold_name, cold_recipe, fingerprint
 from steadyrl.lab.result import Result, ResultError, collect, load_result, measure, require_same, store
+from steadyrl.run.logs import write_atomically
 
 T = TypeVar("T")
 

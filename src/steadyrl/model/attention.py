@@ -71,8 +71,8 @@ def describe_rows(packed: bool) -> str:
 def _keeps_apart(model: PreTrainedModel) -> bool:
     """Whether a sequence says the same in a row with another as by itself, and not as it would after the other."""
     first, second = (1, 0, 1, 0), (0, 1, 1)
-    (row,) = pack_sequences([(*first, 0), (*second, 0)], [1, 1], micro_tokens=8, one_block=False, device=model.device)
-    fed = packed_row(row)
+    (row,) = pack_sequences([(*first, 0), (*second, 0)], [1, 1], micro_tokens=8, one_block=False)
+    fed = packed_row(row.to(model.device))
     fed["attention_mask"] = fed["attention_mask"].as_subclass(_EmptyMask)
     try:
         packed = model(**fed, use_cache=False).logits[0, len(first) :].as_subclass(Tensor)

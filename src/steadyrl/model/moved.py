@@ -1,5 +1,6 @@
 """Which share of the weights an update changed: in bfloat16 small updates are rounded away without a trace."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +44,11 @@ def moved_since(before: Tensor, model: nn.Module) -> Moved:
     return Moved(pulled=counts[0], changed=counts[1])
 
 
-def unmoved(share: float, *, step: int, dtype: str) -> str:
-    """Return what to tell the user of a step that changed no more than this share of the weights."""
+def unmoved(metrics: Mapping[str, object], *, step: int, dtype: str) -> str | None:
+    """Return what to tell the user of a step that changed too few of the weights; None if it changed enough."""
+    share = metrics.get("update/moved")
+    if not isinstance(share, float) or share >= LEAST_MOVED:
+        return None
     return (
         f"step {step} changed {share:.1%} of the weights that have a gradient (update/moved): the other updates are "
         f'smaller than {dtype} can hold. Use runtime.dtype = "float32" or a larger optimizer.learning_rate'

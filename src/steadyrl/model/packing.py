@@ -1,19 +1,23 @@
 """Sequences into packed micro-batches.
 
-A prompt is computed once for all the responses to it in a micro-batch: with G responses, a share of up to (G−1)/G of
-the prompt tokens is never computed. No other position is padding either; only attention, which needs whole sequences,
-is given blocks of them, sorted so that the members of a block are of nearly equal length.
+A prompt is computed once for all the trajectories of a micro-batch that begin with it: with G of them, a share of up to
+(G−1)/G of the prompt tokens is never computed. No other position is padding either; only attention, which needs whole
+sequences, is given blocks of them, sorted so that the members of a block are of nearly equal length.
+
+All of this happens on the host, with a fixed number of tensor operations for each micro-batch.
 """
 
+from array import array
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from steadyrl.errors import UserError
-from steadyrl.types import MicroBatch, Response, Routes, TokenBatch
+from steadyrl.types import MicroBatch, Routes, Sampled, TokenBatch, Trajectory
 
 MAX_PADDING = 0.03
 """Largest share of padding among the cells of a block."""
@@ -24,80 +28,79 @@ MAX_PADDING_ALONE = 0.10
 class _Fed(NamedTuple):
     """A sequence as it is fed: all its tokens but the last."""
 
-    ids: tuple[int, ...]
-    """Prompt and response."""
-    prompt: int
-    """Tokens of the prompt."""
+    parts: Sequence[Sequence[int]]
+    """All its tokens; the first part is the prompt, which it may share."""
+    predicted: Sequence[tuple[int, int]]
+    """Which of them are predicted: (index of the first, number) of each span."""
     routes: Routes | None = None
     """Experts of the fed positions."""
 
+    @property
+    def prompt(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.parts[0])
+
     def __len__(self) -> int:
-        return len(self.ids) - 1
+        return sum(map(len, self.parts)) - 1
 
-    def start(self) -> tuple[tuple[int, ...], bytes]:
-        """What two sequences must have in common to share a prompt: its tokens, and the experts chosen for them."""
-        chosen = b"" if self.routes is None else self.routes[: self.prompt].numpy().tobytes()
-        return self.ids[: self.prompt], chosen
+    def begins_as(self, other: "_Fed") -> bool:
+        """Whether the same experts were chosen for an equal prompt."""
+        if self.routes is None or other.routes is None:
+            return self.routes is other.routes
+        return torch.equal(self.routes[: self.prompt], other.routes[: self.prompt])
 
 
-def pack_responses(
-    responses: Sequence[Response], *, micro_tokens: int, one_block: bool, device: torch.device
-) -> list[MicroBatch]:
-    """Micro-batches of at most `micro_tokens` cells, padding included.
+def pack(trajectories: Sequence[Trajectory], *, micro_tokens: int, one_block: bool) -> list[MicroBatch]:
+    """Micro-batches of at most `micro_tokens` cells, padding included, on the host.
 
-    Responses whose advantage is zero move nothing: they are packed apart from the others, so that an update can skip
+    Trajectories whose advantage is zero move nothing: they are packed apart from the others, so that an update can skip
     their micro-batches and keep its gradient.
 
     Args:
-        responses: responses with their advantages, those to one prompt side by side.
+        trajectories: with their advantages; those that share a prompt side by side.
         micro_tokens: most cells in one micro-batch.
         one_block: for models that take one block at a time (`model.attention`), with a row for each sequence.
-        device: where the tensors go.
 
     Raises:
-        UserError: a sequence is longer than `micro_tokens`, or a response's log-probs or routes do not fit its tokens.
+        UserError: a sequence is longer than `micro_tokens`.
+        ValueError: some trajectories have routes and some have none.
     """
-    for response in responses:
-        _check(response)
-    moving = [r for r in responses if r.advantage != 0.0]
-    resting = [r for r in responses if r.advantage == 0.0]
+    moving = [t for t in trajectories if t.advantage != 0.0]
+    resting = [t for t in trajectories if t.advantage == 0.0]
     micros = []
     for part in (moving, resting):
-        fed = [_Fed((*r.prompt_ids, *r.completion.token_ids), len(r.prompt_ids), r.completion.routes) for r in part]
+        fed = [_fed(trajectory) for trajectory in part]
         for blocks in layout([len(f) for f in fed], micro_tokens=micro_tokens, one_block=one_block):
-            batch = _to(_fill(blocks, fed, one_block=one_block), device)
-            micros.append(_facts(batch, [part[i] for block in blocks for i in block], device))
+            micros.append(_facts(_fill(blocks, fed, one_block=one_block), [part[i] for block in blocks for i in block]))
     return micros
 
 
-def _check(response: Response) -> None:
-    """An engine whose rows do not fit its tokens would train the wrong positions; nothing may be laid out shifted."""
-    completion = response.completion
-    sampled, fed = len(completion.token_ids), len(response.prompt_ids) + len(completion.token_ids) - 1
-    if len(completion.logprobs) != sampled:
-        raise UserError(f"the engine returned {len(completion.logprobs)} log-probs for {sampled} sampled tokens")
-    if completion.routes is not None and len(completion.routes) != fed:
-        raise UserError(f"the engine returned {len(completion.routes)} rows of routes for {fed} fed positions")
+def _fed(trajectory: Trajectory) -> _Fed:
+    starts = accumulate((len(span.token_ids) for span in trajectory.spans), initial=0)
+    predicted = [
+        (start, len(span.token_ids))
+        for start, span in zip(starts, trajectory.spans, strict=False)
+        if isinstance(span, Sampled)
+    ]
+    return _Fed([span.token_ids for span in trajectory.spans], predicted, trajectory.routes)
 
 
 def pack_sequences(
-    sequences: Sequence[Sequence[int]],
-    prompt_lengths: Sequence[int],
-    *,
-    micro_tokens: int,
-    one_block: bool,
-    device: torch.device,
+    sequences: Sequence[Sequence[int]], prompt_lengths: Sequence[int], *, micro_tokens: int, one_block: bool
 ) -> list[TokenBatch]:
     """Micro-batches of plain sequences, whose tokens after the prompt are predicted; for supervised training."""
-    fed = [_Fed(tuple(ids), prompt) for ids, prompt in zip(sequences, prompt_lengths, strict=True)]
+    fed = [
+        _Fed((tuple(ids[:prompt]), ids[prompt:]), [(prompt, len(ids) - prompt)])
+        for ids, prompt in zip(sequences, prompt_lengths, strict=True)
+    ]
     micros = layout([len(f) for f in fed], micro_tokens=micro_tokens, one_block=one_block)
-    return [_to(_fill(blocks, fed, one_block=one_block), device) for blocks in micros]
+    return [_fill(blocks, fed, one_block=one_block) for blocks in micros]
 
 
 def layout(lengths: Sequence[int], *, micro_tokens: int, one_block: bool) -> list[list[list[int]]]:
     """Micro-batches, each a list of blocks, each a list of indices into `lengths`, the longest first.
 
-    The order is kept from one micro-batch to the next, so that responses to one prompt stay together, except where
+    The order is kept from one micro-batch to the next, so that trajectories with one prompt stay together, except where
     every block is a micro-batch of its own.
 
     Raises:
@@ -106,8 +109,7 @@ def layout(lengths: Sequence[int], *, micro_tokens: int, one_block: bool) -> lis
     for length in lengths:
         if length > micro_tokens:
             raise UserError(
-                f"a prompt and its response feed {length} tokens, more than update.micro_tokens = {micro_tokens}; "
-                "raise it"
+                f"a sequence feeds {length} tokens, more than update.micro_tokens = {micro_tokens}; raise it"
             )
     if one_block:
         everything = range(len(lengths))
@@ -143,78 +145,142 @@ def _blocks(indices: Sequence[int], lengths: Sequence[int], *, padding: float, m
     return blocks
 
 
+class _Places(NamedTuple):
+    """Where the sequences of a micro-batch are, one number for each."""
+
+    prompt: Int[Tensor, "sequences"]
+    """Tokens of its prompt."""
+    skipped: Int[Tensor, "sequences"]
+    """As many where another sequence computes the prompt, else 0."""
+    fed: Int[Tensor, "sequences"]
+    """Fed tokens."""
+    length: Int[Tensor, "sequences"]
+    """The same with the padding that is computed, as in a lone block."""
+    width: Int[Tensor, "sequences"]
+    """Cells, padding included."""
+    own: Int[Tensor, "sequences"]
+    """The position of its token j behind the prompt, less j."""
+    shared: Int[Tensor, "sequences"]
+    """The same for a token of the prompt."""
+
+    def position(self, which: Int[Tensor, "n"] | slice, index: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+        """The position of token `index` of sequence `which`, both counted from 0."""
+        return self.own[which].where(index >= self.prompt[which], self.shared[which]) + index
+
+
+def _places(sequences: Sequence[_Fed], widths: Sequence[int], *, one_block: bool) -> _Places:
+    """Lay the positions of sequences end to end; in a lone block nothing is shared."""
+    everyone = list(range(len(sequences)))
+    owners = everyone if one_block else _owners(sequences)
+    columns = [s.prompt for s in sequences], [len(s) for s in sequences], widths, owners, everyone
+    prompt, fed, width, owner, number = map(torch.tensor, columns)
+    skipped, length = prompt.where(owner != number, 0), width if one_block else fed
+    own = _starts(length - skipped) - skipped
+    return _Places(prompt, skipped, fed, length, width, own, own[owner])
+
+
+def _owners(sequences: Sequence[_Fed]) -> list[int]:
+    """For each sequence the first one that begins as it does, and computes the prompt for both."""
+    begun: dict[Sequence[int], list[int]] = {}
+    owners = []
+    for place, sequence in enumerate(sequences):
+        found = begun.setdefault(sequence.parts[0], [])
+        owner = next((first for first in found if sequence.begins_as(sequences[first])), place)
+        if owner == place:
+            found.append(place)
+        owners.append(owner)
+    return owners
+
+
+def _starts(counts: Int[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Where each of several runs of this many begins."""
+    return counts.cumsum(dim=0) - counts
+
+
+def _ranges(starts: Int[Tensor, "*n"], counts: Int[Tensor, "*n"]) -> Int[Tensor, "total"]:
+    """The ranges of `counts` numbers each from `starts` on, end to end."""
+    counts = counts.flatten()
+    return (starts.flatten() - _starts(counts)).repeat_interleave(counts) + torch.arange(int(counts.sum()))
+
+
 def _fill(blocks: Sequence[Sequence[int]], fed: Sequence[_Fed], *, one_block: bool) -> TokenBatch:
     """Lay the positions end to end and the cells over them; in a lone block, padding too is computed."""
-    ids, positions, cells, home, predicting, targets = ([] for _ in range(6))
-    routes: list[Tensor | None] = []
-    prompts: dict[object, int] = {}  # where each begins
-    for width, i in ((len(fed[block[0]]), i) for block in blocks for i in block):
-        own, prompt = fed[i], fed[i].prompt
-        padding = width - len(own)
-        start = i if one_block else own.start()
-        if start not in prompts:
-            prompts[start] = len(ids)
-            home += range(len(cells), len(cells) + prompt)
-            ids += own.ids[:prompt]
-            positions += range(prompt)
-            routes.append(None if own.routes is None else own.routes[:prompt])
-        rest = (*own.ids[prompt:-1], *(0,) * (padding if one_block else 0))
-        here = [*range(prompts[start], prompts[start] + prompt), *range(len(ids), len(ids) + len(rest))]
-        home += range(len(cells) + prompt, len(cells) + len(here))
-        ids += rest
-        positions += range(prompt, len(here))
-        cells += [*here, *here[-1:] * (width - len(here))]
-        predicting += here[prompt - 1 : len(own)]
-        targets += own.ids[prompt:]
-        routes.append(None if own.routes is None else _sentinels_after(own.routes[prompt:], len(rest)))
+    sequences = [fed[i] for block in blocks for i in block]
+    shape = tuple((len(block), len(fed[block[0]])) for block in blocks)
+    at = _places(sequences, [width for count, width in shape for _ in range(count)], one_block=one_block)
+    ids, first = _ids(sequences), _starts(at.fed + 1)
+    computed, known = at.length - at.skipped, at.fed - at.skipped
+    input_ids = torch.zeros(int(computed.sum()), dtype=torch.int64)
+    input_ids[_ranges(at.own + at.skipped, known)] = ids[_ranges(first + at.skipped, known)]
+    in_cells = torch.stack([at.prompt, at.width - at.prompt], dim=1)
+    cells = _ranges(torch.stack([at.shared, at.own + at.prompt], dim=1), in_cells)
+    predicting, targets = _predicted(sequences, at, first)
     return TokenBatch(
-        input_ids=torch.tensor(ids),
-        position_ids=torch.tensor(positions),
-        blocks=tuple((len(block), len(fed[block[0]])) for block in blocks),
-        cells=torch.tensor(cells),
-        home=torch.tensor(home),
-        predicting=torch.tensor(predicting),
-        targets=torch.tensor(targets),
-        fed_tokens=sum(len(fed[i]) for block in blocks for i in block),
-        routes=_joined(routes),
+        input_ids=input_ids,
+        position_ids=_ranges(at.skipped, computed),
+        blocks=shape,
+        cells=torch.minimum(cells, at.position(slice(None), at.length - 1).repeat_interleave(at.width)),
+        home=_ranges(_starts(at.width) + at.skipped, computed),
+        predicting=predicting,
+        targets=ids[targets],
+        fed_tokens=int(at.fed.sum()),
+        routes=_routes(sequences, at),
     )
 
 
-def _sentinels_after(routes: Tensor, rows: int) -> Tensor:
-    """Routes of `rows` positions, of which those that are padding have none."""
-    sentinel = torch.iinfo(routes.dtype).max
-    return torch.cat([routes, routes.new_full((rows - len(routes), *routes.shape[1:]), sentinel)])
+def _ids(sequences: Sequence[_Fed]) -> Int[Tensor, "tokens"]:
+    """The tokens of all sequences, end to end."""
+    every = array("q")
+    for part in (part for sequence in sequences for part in sequence.parts):
+        every.extend(array("q", part))
+    return torch.frombuffer(every, dtype=torch.int64)
 
 
-def _joined(routes: Sequence[Tensor | None]) -> Tensor | None:
-    known = [r for r in routes if r is not None]
+def _predicted(
+    sequences: Sequence[_Fed], at: _Places, first: Int[Tensor, "sequences"]
+) -> tuple[Int[Tensor, "tokens"], Int[Tensor, "tokens"]]:
+    """The position that predicts each sampled token, and the place of that token among all, which begin at `first`."""
+    spans = [(which, *span) for which, sequence in enumerate(sequences) for span in sequence.predicted]
+    which, start, count = torch.tensor(spans).T
+    positions = _ranges(at.own[which] + start - 1, count)
+    positions[_starts(count)] = at.position(which, start - 1)  # of a shared prompt, if the span is the first
+    return positions, _ranges(first[which] + start, count)
+
+
+def _routes(sequences: Sequence[_Fed], at: _Places) -> Routes | None:
+    """Experts at each position; padding has none."""
+    known = [s.routes for s in sequences if s.routes is not None]
     if not known:
         return None
-    if len(known) != len(routes):
-        raise ValueError("some responses came with routes and some without")
-    return torch.cat(known)
+    if len(known) != len(sequences):
+        raise ValueError("some trajectories came with routes and some without")
+    sentinel = torch.iinfo(known[0].dtype).max
+    parts: list[Tensor] = []
+    for routes, skipped, padding in zip(known, at.skipped.tolist(), (at.length - at.fed).tolist(), strict=True):
+        parts.append(routes[skipped:])
+        if padding:
+            parts.append(routes.new_full((padding, *routes.shape[1:]), sentinel))
+    return torch.cat(parts)
 
 
-def _facts(batch: TokenBatch, responses: Sequence[Response], device: torch.device) -> MicroBatch:
-    """The facts about each response token, in the order of `batch.targets`."""
-    counts = torch.tensor([len(r.completion.token_ids) for r in responses], device=device)
+def _facts(batch: TokenBatch, trajectories: Sequence[Trajectory]) -> MicroBatch:
+    """The facts about each sampled token, in the order of `batch.targets`."""
+    spans = [span for trajectory in trajectories for span in trajectory.sampled]
+    lengths = [trajectory.sampled_tokens for trajectory in trajectories]
 
-    def per_token(values: Sequence[float], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        return torch.tensor(values, dtype=dtype, device=device).repeat_interleave(counts)
+    def per_token(values: Sequence[float], counts: Sequence[int], dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.tensor(values, dtype=dtype).repeat_interleave(torch.tensor(counts))
 
     return MicroBatch(
         batch=batch,
-        moves=any(r.advantage != 0.0 for r in responses),
-        rollout_logprobs=torch.cat([r.completion.logprobs for r in responses]).to(device),
-        advantages=per_token([r.advantage for r in responses]),
-        response_tokens=per_token([len(r.completion.token_ids) for r in responses]),
-        group_tokens=per_token([r.group_tokens for r in responses]),
-        excess=per_token([r.advantage if r.excess is None else r.excess for r in responses]),
-        response=per_token(range(len(responses)), torch.int64),
-        policy_version=per_token([r.completion.policy_version for r in responses], torch.int64),
+        moves=any(t.advantage != 0.0 for t in trajectories),
+        rollout_logprobs=torch.cat([span.logprobs for span in spans]),
+        advantages=per_token([t.advantage for t in trajectories], lengths),
+        response_tokens=per_token(lengths, lengths),
+        group_tokens=per_token([t.group_tokens for t in trajectories], lengths),
+        excess=per_token([t.advantage if t.excess is None else t.excess for t in trajectories], lengths),
+        response=per_token(range(len(trajectories)), lengths, torch.int64),
+        policy_version=per_token(
+            [span.policy_version for span in spans], [len(span.token_ids) for span in spans], torch.int64
+        ),
     )
-
-
-def _to(batch: TokenBatch, device: torch.device) -> TokenBatch:
-    tensors = {f.name: value.to(device) for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor)}
-    return replace(batch, **tensors)

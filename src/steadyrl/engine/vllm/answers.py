@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import EngineError, Request
-from steadyrl.model.routing import moe_blocks, route_dtype, slots_of
+from steadyrl.routing import moe_blocks, route_dtype, slots_of
 from steadyrl.types import Completion, Routes
 
 

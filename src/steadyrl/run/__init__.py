@@ -1,0 +1,1 @@
+"""A run directory: its lock, its logs, its checkpoints, and copies of its numbers elsewhere."""

@@ -1,0 +1,1 @@
+"""π: the θ_old pass and the gradient updates of a global step."""
