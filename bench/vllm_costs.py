@@ -18,7 +18,7 @@ import torch
 from _measure import MODEL, show, sized
 from steadyrl.engine.base import generate
 from steadyrl.engine.vllm import VLLMEngine, answers
-from steadyrl.guard import Guard
+from steadyrl.guard import ModelGuard
 from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
 from steadyrl.parts import prepared_parts
@@ -35,7 +35,7 @@ def steps() -> dict[str, float]:
     recipe = shipped.read("demo-vllm")
     with prepared_parts(recipe) as parts, tempfile.TemporaryDirectory() as folder:
         run, rollouter, trainer = Run.create(Path(folder) / "run", recipe, inputs={}), parts.rollouter, parts.trainer
-        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        guard = ModelGuard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
         rows = [global_step(recipe, rollouter, trainer, guard)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {

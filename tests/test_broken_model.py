@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from recipes_for_tests import coin_questions, command, write_recipe
 from steadyrl import loop
 from steadyrl.engine.local import LocalEngine
-from steadyrl.guard import Guard
+from steadyrl.guard import ModelGuard
 from steadyrl.run.logs import read_jsonl
 
 KEPT = {"every": 1, "keep": 1}
@@ -113,7 +113,7 @@ def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, cap
 def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     """The trainer, too, cannot answer the prompts of one step."""
     plant_not_a_number(monkeypatch, rollout=2)
-    monkeypatch.setattr(Guard, "finite", lambda guard, brief=False: brief)
+    monkeypatch.setattr(ModelGuard, "finite", lambda guard, brief=False: brief)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})
     assert command("train", recipe, "--run", run, report=True) == 0
