@@ -52,6 +52,7 @@ lab: .venv/vllm .venv/dev  ## every figure of docs/replication.md; hours, resuma
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.measure.glossary > docs/metrics.md
+	$(BIN)/python -m steadyrl.recipe.table docs/objective.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
 site: .venv/site  ## the documentation as a site, in build/site; a warning is an error

@@ -173,7 +173,7 @@ def main(*names: str) -> int:
             shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", tree)
         package = tree / "src" / "steadyrl"
-        core = [path for pattern in ("algo/*.py", *OTHERS) for path in package.glob(pattern)]
+        core = [path for pattern in ("algo/**/*.py", *OTHERS) for path in package.glob(pattern)]
         for path in sorted(p for p in core if p.stem in names or not names):
             for name, alive in survivors(tree, path):
                 tried[name] = alive

@@ -8,7 +8,7 @@ import pytest
 
 from recipes_for_tests import coin_questions, command, comparable, train, write_recipe
 from steadyrl.audit import at_start, digest, shown
-from steadyrl.config import Recipe, load
+from steadyrl.recipe import Recipe, load
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool
 

@@ -19,11 +19,12 @@ from recipes_for_tests import DENSE, TINY, coin_questions, command, comparable, 
 from steadyrl import cold_start, plan
 from steadyrl.build import load_config
 from steadyrl.cli import main
-from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.model.tiny import character_tokenizer
-from steadyrl.recipes import find
+from steadyrl.recipe import resolve
+from steadyrl.recipe.shipped import find
 from steadyrl.rollout import rollouter
+from steadyrl.run.logs import read_jsonl
 
 EXPERTS = TINY["model"]["config"]
 FEW = {"steps": 1, "evaluate": {"every": 0, "prompts": 4}}
@@ -98,7 +99,7 @@ def test_a_command_that_cannot_be_read(argv, message, tmp_path, monkeypatch, cap
 def test_a_flag_cannot_choose_a_variant_and_says_which_there_are(flag, refusal):
     told = refusal(*flag)
     assert "cannot be set by a flag; set it in the recipe" in told
-    assert "dapo, cispo" in told or "reasoning_gym, questions" in told
+    assert "grpo, dr_grpo" in told or "chains, questions" in told
 
 
 def test_a_reader_that_leaves_ends_a_command_quietly():
@@ -414,7 +415,7 @@ def test_an_evaluation_shows_rewards_as_they_are_and_counts_what_had_no_reward(t
 BAD_FILES = {
     "import": ("import no_such_module\ndef reward(prompt, completion):\n    return 1\n", "raised ModuleNotFoundError"),
     "syntax": ("def reward(prompt, completion:\n", "raised SyntaxError"),
-    "name": ("def rewards(prompt, completion):\n    return 1\n", "no such function there; it has rewards"),
+    "name": ("def rewards(prompt, completion):\n    return 1\n", "there is no reward in it; it has rewards"),
 }
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
-from steadyrl.config import RecipeError, resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.order import seed_of
+from steadyrl.recipe import RecipeError, resolve
 from steadyrl.run.logs import read_jsonl
 from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.chains import Chains

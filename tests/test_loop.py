@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from recipes_for_tests import COIN, DENSE, MACHINE, coin_questions, command, comparable, merged, train, tree
 from steadyrl import loop
-from steadyrl.config import load, resolve
 from steadyrl.measure import step as measure_step
 from steadyrl.measure.glossary import COLD_START_FIELDS, EVAL_FIELDS, LEDGER_FIELDS, METRICS, SAMPLE_FIELDS
+from steadyrl.recipe import load, resolve
 from steadyrl.rollout import rollouter
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.logs import read_jsonl
@@ -276,9 +276,9 @@ def test_two_updates_a_step(tmp_path, name, replay):
 def test_advantages_are_divided_by_the_deviation_for_grpo_and_not_for_minirl(tmp_path, monkeypatch):
     seen = []
 
-    def note(groups, rewards, *, normalise, options):
+    def note(groups, rewards, *, normalise, **options):
         seen.append(normalise)
-        return original(groups, rewards, normalise=normalise, options=options)
+        return original(groups, rewards, normalise=normalise, **options)
 
     original = loop.with_advantages
     monkeypatch.setattr(loop, "with_advantages", note)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, tree, write_recipe
-from steadyrl.config import load
+from steadyrl.recipe import load
 from steadyrl.run.logs import read_jsonl
 
 

@@ -10,11 +10,12 @@ import pytest
 from chat_tokenizers import CHATML, HANGS, PARTS, byte_tokenizer, save_model
 from recipes_for_tests import coin_questions, command, tree, write_recipe
 from steadyrl import plan
-from steadyrl.config import Recipe, RecipeError, load, resolve
 from steadyrl.errors import UserError
 from steadyrl.model.template import TemplateError
 from steadyrl.parts import prepared_parts
 from steadyrl.prepare import prepare
+from steadyrl.recipe import Recipe, RecipeError, load, resolve
+from steadyrl.run.logs import read_jsonl
 from steadyrl.tasks import build_task
 from steadyrl.tasks.base import TaskError
 from steadyrl.types import Sampling

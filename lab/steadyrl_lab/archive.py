@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from steadyrl.config import RecipeError
 from steadyrl.errors import UserError
+from steadyrl.recipe import RecipeError
 from steadyrl.renamed import translate_recipe
 from steadyrl.run.logs import read_jsonl, write_atomically
 from steadyrl_lab.alarm import SIGNS

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, model_validator
 
-from steadyrl.config import JsonDict, PositiveInt, Recipe, RecipeError, Rollout, Section, resolve
+from steadyrl.options.bounds import JsonDict, PositiveInt
+from steadyrl.recipe import Recipe, RecipeError, Rollout, Section, resolve
 
 Measure = Literal[
     "final", "final_greedy", "final_native", "peak", "collapsed", "entropy", "kl", "kl_natural", "disagreement"

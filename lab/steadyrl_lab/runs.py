@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from steadyrl.config import Recipe, RecipeError, load
 from steadyrl.errors import UserError
+from steadyrl.recipe import Recipe, RecipeError, load
 from steadyrl.run.logs import write_atomically
 from steadyrl_lab.archive import ResultError, collect, finished, store
 from steadyrl_lab.figure import Figure, Recipes, arm_recipe, cold_name, cold_recipe

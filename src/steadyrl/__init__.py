@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from steadyrl.api import Record, Step, evaluate, load, resume, train
-    from steadyrl.config import Recipe
+    from steadyrl.recipe import Recipe
 
 __version__ = "0.1.0"
 __all__ = ["Recipe", "Record", "Step", "evaluate", "load", "resume", "train"]
@@ -23,7 +23,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'steadyrl' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module("steadyrl.config" if name == "Recipe" else "steadyrl.api"), name)
+    return getattr(importlib.import_module("steadyrl.recipe" if name == "Recipe" else "steadyrl.api"), name)
 
 
 def __dir__() -> list[str]:

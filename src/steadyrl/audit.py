@@ -15,13 +15,16 @@ from rich.table import Table
 from rich.text import Text
 
 from steadyrl.build import open_pool
-from steadyrl.config import QuestionsTask, ReasoningGymTask, Recipe
+from steadyrl.options.own import OwnCode
 from steadyrl.preflight import task_fields
+from steadyrl.recipe import Recipe
+from steadyrl.recipe.building import own_code
 from steadyrl.run.progress import Display
 from steadyrl.tasks.audit import Finding, Report, Row, audit, audited
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool
+from steadyrl.tasks.questions import Questions
 
 PROBLEMS = 32
 """Problems that the command tries."""
@@ -75,7 +78,7 @@ def at_start(recipe: Recipe, task: Task, pool: RewardPool, tokenizer: Tokenizer)
     report = _remembered(key)
     if report is None:
         # a function that remembers its calls must not have seen others when the run begins
-        with open_pool(recipe, task) if _own_file(recipe) else nullcontext(pool) as auditors:
+        with open_pool(recipe, task) if own_verifier(recipe, task) else nullcontext(pool) as auditors:
             found = audit(
                 task,
                 auditors.rewards,
@@ -90,10 +93,9 @@ def at_start(recipe: Recipe, task: Task, pool: RewardPool, tokenizer: Tokenizer)
     return list(_warnings(recipe, report))
 
 
-def _own_file(recipe: Recipe) -> Path | None:
-    """The file of the user's reward function, or None where the task has a verifier of ours."""
-    written = recipe.task.reward if isinstance(recipe.task, QuestionsTask) else ""
-    return Path(written.rpartition(":")[0]).expanduser() if ":" in written else None
+def own_verifier(recipe: Recipe, task: Task) -> OwnCode | None:
+    """Where the user's own verifier is, or None where the task has one of ours."""
+    return task.own_file if isinstance(task, Questions) else own_code(recipe.task)
 
 
 def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
@@ -101,10 +103,11 @@ def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
     parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.verifier.time_limit, AT_START]
     parts += [importlib.metadata.version(name) for name in ("reasoning-gym", "math-verify", "sympy")]
     sources = [path for path in Path(__file__).parent.glob("tasks/*") if path.is_file()]
-    if isinstance(recipe.task, QuestionsTask):  # the problems of the other tasks follow from seed and section
+    own = own_verifier(recipe, task)
+    if own or isinstance(task, Questions):  # the problems of the other tasks follow from seed and section
         parts += [repr(task.example("train", index)) for index in audited(task.size("train"), AT_START)]
-    if (own := _own_file(recipe)) is not None:
-        sources += own.parent.glob("*.py")
+    if own:
+        sources += own.file.parent.glob("*.py")
     parts += [[str(path), hashlib.sha256(path.read_bytes()).hexdigest()] for path in sorted(sources)]
     parts += ["\0".join(sorted(tokenizer.get_vocab())), tokenizer.chat_template]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -173,7 +176,7 @@ def shown(text: str) -> str:
 
 def _warnings(recipe: Recipe, report: Mapping[str, Any]) -> Iterator[str]:
     """What a user must hear before the run trains on these rewards."""
-    if isinstance(recipe.task, ReasoningGymTask):
+    if recipe.task.kind == "reasoning_gym":
         from steadyrl.tasks.gym_table import other_version
 
         if (other := other_version()) is not None:

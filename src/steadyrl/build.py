@@ -6,12 +6,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from steadyrl import algo, config
-from steadyrl.algo import Objective
-from steadyrl.config import Recipe, RecipeError
 from steadyrl.engine.base import Engine
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.vllm import VLLMEngine
 from steadyrl.model.loading import (
     ModelError,
     Policy,
@@ -26,6 +22,8 @@ from steadyrl.model.tiny import character_tokenizer, tiny_config
 from steadyrl.order import seed_of
 from steadyrl.preflight import task_fields
 from steadyrl.prompts import settled
+from steadyrl.recipe import Optimizer, PretrainedModel, Recipe, RecipeError, Stage, TinyModel
+from steadyrl.recipe.building import build
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool
@@ -54,30 +52,30 @@ def load_config(recipe: Recipe) -> PreTrainedConfig:
         ModelError: there is none, or a field of it is wrong.
     """
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             try:
                 return tiny_config(m.family, m.config, len(character_tokenizer(m.alphabet)))
             except ValueError as error:
                 raise ModelError(str(error)) from error
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return config_of(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
 
 
 def tokenizer_of(recipe: Recipe) -> PreTrainedTokenizerBase:
     """The tokenizer of the model."""
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             return character_tokenizer(m.alphabet)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return load_tokenizer(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code)
 
 
 def named_ends(recipe: Recipe, model: PreTrainedConfig) -> int | list[int] | None:
     """The tokens that the model itself says end a response."""
     match recipe.model:
-        case config.TinyModel():
+        case TinyModel():
             return generation_ends(model, None, revision=None)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             return generation_ends(model, m.path, revision=m.revision)
 
 
@@ -86,9 +84,9 @@ def build_policy(recipe: Recipe) -> Policy:
     dtype = getattr(torch, recipe.runtime.dtype)
     _check_device(recipe.runtime.device)
     match recipe.model:
-        case config.TinyModel() as m:
+        case TinyModel() as m:
             policy = build_tiny(family=m.family, alphabet=m.alphabet, config=m.config, seed=recipe.seed, dtype=dtype)
-        case config.PretrainedModel() as m:
+        case PretrainedModel() as m:
             policy = load_pretrained(m.path, revision=m.revision, trust_remote_code=m.trust_remote_code, dtype=dtype)
     model = policy.model.to(recipe.runtime.device)  # pyright: ignore[reportArgumentType]
     model.eval()
@@ -97,7 +95,7 @@ def build_policy(recipe: Recipe) -> Policy:
     return policy
 
 
-def stage_task(recipe: Recipe, stage: config.Stage, task: Task) -> Task:
+def stage_task(recipe: Recipe, stage: Stage, task: Task) -> Task:
     """The task of one stage of the cold start, whose problems are not those of the training.
 
     Args:
@@ -119,7 +117,7 @@ def _check_device(name: str) -> None:
         raise RecipeError(f'runtime.device = {name!r}, but {seen} CUDA device is visible; use "cpu"')
 
 
-def build_optimizer(model: nn.Module, options: config.Optimizer, *, lr: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, options: Optimizer, *, lr: float) -> torch.optim.Optimizer:
     """AdamW over all parameters."""
     return torch.optim.AdamW(
         model.parameters(), lr=lr, betas=options.betas, weight_decay=options.weight_decay, fused=True
@@ -132,22 +130,12 @@ def build_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> En
     Raises:
         EngineError: it is not installed, or refuses the model or the options.
     """
-    options = recipe.engine.model_dump(exclude={"kind"})
-    match recipe.engine:
-        case config.LocalEngine():
-            return LocalEngine(policy.model, end_tokens=set(ends), **options)
-        case config.VLLMEngine():
-            return VLLMEngine(policy.model, end_tokens=set(ends), **options)
+    return build(recipe.engine, policy.model, end_tokens=set(ends))
 
 
 def unquantised_engine(recipe: Recipe, policy: Policy, *, ends: Collection[int]) -> Engine:
     """What the trained weights say where nothing is rounded: the embedded engine, whatever samples the rollouts."""
     return LocalEngine(policy.model, end_tokens=set(ends), max_sequences=recipe.engine.max_sequences)
-
-
-def build_objective(options: config.ObjectiveConfig) -> Objective:
-    """The objective that the recipe names, with its switches."""
-    return getattr(algo, type(options).__name__)(**options.model_dump(exclude={"name"}))
 
 
 def build_trainer(recipe: Recipe, policy: Policy) -> LocalTrainer:
@@ -156,7 +144,7 @@ def build_trainer(recipe: Recipe, policy: Policy) -> LocalTrainer:
     return LocalTrainer(
         policy=policy,
         optimizer=build_optimizer(policy.model, options, lr=options.learning_rate),
-        objective=build_objective(recipe.objective),
+        objective=build(recipe.objective),
         schedule=Schedule(
             peak=options.learning_rate,
             total=recipe.steps * update.minibatches,

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from steadyrl.build import build_optimizer, stage_task
-from steadyrl.config import Recipe
 from steadyrl.errors import UserError
 from steadyrl.evaluate import Evaluator
 from steadyrl.model.forward import feed
@@ -18,6 +17,7 @@ from steadyrl.model.logprobs import token_logprobs
 from steadyrl.model.packing import pack_sequences
 from steadyrl.model.text import encode_response
 from steadyrl.order import problem_indices
+from steadyrl.recipe import Recipe
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.routing import moe_blocks
 from steadyrl.run.directory import Run

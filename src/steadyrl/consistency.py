@@ -5,11 +5,12 @@ import inspect
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from steadyrl import config
-from steadyrl.build import build_objective, stage_task
-from steadyrl.config import Recipe, RecipeError
+from steadyrl.algo import GroupAdvantage
+from steadyrl.build import stage_task
 from steadyrl.engine.kv_cache import no_fp8_cache, resolve_kv_precision
 from steadyrl.model.decoding import rope_length
+from steadyrl.recipe import Recipe, RecipeError, TinyModel
+from steadyrl.recipe.building import build
 from steadyrl.routing import is_moe
 from steadyrl.tasks.base import Task
 
@@ -31,7 +32,7 @@ def check_kv_cache(recipe: Recipe, model: PreTrainedConfig | None = None) -> tup
         EngineError: this machine, or the model if it is given, cannot have the cache that was asked for.
     """
     asked = recipe.engine.kv_precision
-    if isinstance(recipe.engine, config.LocalEngine):
+    if recipe.engine.kind != "vllm":
         return asked, None
     on_cpu = not torch.cuda.is_available()
     taken = resolve_kv_precision(asked, model, on_cpu=on_cpu)
@@ -59,12 +60,13 @@ def refuse_contradictions(recipe: Recipe, model: PreTrainedModel, task: Task) ->
     balanced = recipe.cold_start is not None and recipe.cold_start.aux_loss > 0.0
     if balanced and "output_router_logits" not in inspect.signature(model.forward).parameters:
         raise RecipeError(f"cold_start.aux_loss balances experts, and {type(model).__name__} has no such loss. Use 0")
-    if recipe.advantage.leave_one_out and build_objective(recipe.objective).normalised:
+    objective, advantage = build(recipe.objective), build(recipe.advantage)
+    if isinstance(advantage, GroupAdvantage) and advantage.leave_one_out and objective.normalised:
         raise RecipeError(
             f'advantage.leave_one_out = true, but the objective "{recipe.objective.name}" divides by the standard '
             "deviation of the whole group, the response itself included. Use false, or another objective"
         )
-    if isinstance(recipe.model, config.TinyModel):
+    if isinstance(recipe.model, TinyModel):
         _check_alphabet(recipe.model.alphabet, task)
         for stage in recipe.cold_start.stages if recipe.cold_start else ():
             _check_alphabet(recipe.model.alphabet, stage_task(recipe, stage, task))

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from steadyrl.config import Recipe
 from steadyrl.engine.base import Engine
 from steadyrl.measure.estimates import Estimate, accuracy, maj_at, mean_reward, pass_at, sizes
+from steadyrl.recipe import Recipe
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.logs import Row
@@ -174,7 +174,8 @@ class Evaluator:
         """The run's and, where its engine rounds, one with the embedded engine unquantised on the same weights."""
         options, own = self.recipe.engine, self.rollouter
         name = options.precision if own.engine.facts["kv_cache"] == "native" else f"{options.precision}+kv"
-        name = name if options.kind == "local" else f"{options.kind}-{name}"
+        kind = options.kind.rpartition(":")[2]  # of a class of the user's own, its name
+        name = name if kind == "local" else f"{kind}-{name}"
         rollouters = {name: own}
         if every_mode and name != "native":
             rollouters["native"] = replace(own, engine=self.unquantised())

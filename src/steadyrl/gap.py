@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from steadyrl.algo import Composed, MiniRL, gradient_gap, gram, ledger
 from steadyrl.algo.surrogate import GradientGap, Interval
-from steadyrl.config import Recipe
 from steadyrl.errors import UserError
 from steadyrl.loop import hand_over
 from steadyrl.measure.routes import unrouted
@@ -32,11 +31,12 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.repeatable import repeatable
 from steadyrl.order import seed_of
 from steadyrl.parts import prepared_parts
+from steadyrl.recipe import Recipe
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run import checkpoint
 from steadyrl.train.forward import OldPass, gradient_of
-from steadyrl.train.step import Update
+from steadyrl.train.step import GradientStep
 from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches
 from steadyrl.types import Trajectory
 
@@ -91,7 +91,10 @@ def _repeat(recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, respons
     unrouted([c for g in groups for c in g.completions], limit=recipe.update.max_unrouted)
     rewards = rollouter.rewards("train", groups)
     rewards.require(limit=recipe.verifier.max_failures)
-    answered = with_advantages(groups, rewards, normalise=trainer.objective.normalised, options=recipe.advantage)
+    normalise = trainer.objective.normalised
+    answered = with_advantages(
+        groups, rewards, advantage=rollouter.advantage, normalise=normalise, options=recipe.advantage
+    )
     parts = minibatches(answered, trainer.minibatches)
     blocks = [
         _blocks(trainer, part, responses, seed=seed_of(recipe.seed, f"gap/{step}/{number}"))
@@ -112,7 +115,7 @@ def _repeat(recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, respons
         )
 
 
-def _measured(done: Update, version: int, responses: int) -> dict[str, float]:
+def _measured(done: GradientStep, version: int, responses: int) -> dict[str, float]:
     factors = ledger.summary(step_ledger(micro_batches([done]), [done], policy_version=version))
     return factors | update_metrics([done], responses=responses)
 

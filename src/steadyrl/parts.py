@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from steadyrl.build import build_engine, build_policy, build_trainer, open_pool, unquantised_engine
-from steadyrl.config import Recipe
 from steadyrl.consistency import refuse_contradictions
 from steadyrl.evaluate import Evaluator
 from steadyrl.prepare import Prepared, prepare
+from steadyrl.recipe import Recipe
+from steadyrl.recipe.building import build
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.routing import check_recording, check_replay, is_moe
 from steadyrl.terminal import tell
@@ -61,6 +62,7 @@ def open_parts(ready: Prepared) -> Iterator[Parts]:
                 prompts=ready.prompts,
                 engine=engine,
                 pool=pool,
+                advantage=build(recipe.advantage),
                 model=policy.model,
                 tokenizer=policy.tokenizer,
                 ends=ready.ends,

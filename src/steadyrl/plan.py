@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from steadyrl import config
 from steadyrl.build import open_pool
-from steadyrl.config import Recipe
 from steadyrl.consistency import check_kv_cache, recipe_warnings, refuse_contradictions
 from steadyrl.model.attention import describe_rows, may_attend_by_block
 from steadyrl.model.loading import skeleton
 from steadyrl.model.trainable import left_out
 from steadyrl.prepare import Prepared, prepare
+from steadyrl.recipe import PretrainedModel, Recipe
+from steadyrl.recipe.building import arguments
 from steadyrl.tasks.base import Task
 from steadyrl.terminal import visible
 
@@ -57,7 +57,7 @@ def summary(ready: Prepared, *, run: Path) -> str:
     """What begins, for people: the first lines of the plan, the memory in all, and the beginning of a prompt.
 
     Args:
-        ready: what `session.prepare` found out.
+        ready: what `prepare` found out.
         run: the run directory.
 
     Raises:
@@ -72,7 +72,7 @@ def summary(ready: Prepared, *, run: Path) -> str:
 def _shapes(ready: Prepared) -> PreTrainedModel:
     """The model without weights, held against the other parts of the recipe."""
     model = ready.recipe.model
-    remote = isinstance(model, config.PretrainedModel) and model.trust_remote_code
+    remote = isinstance(model, PretrainedModel) and model.trust_remote_code
     shapes = skeleton(ready.config, trust_remote_code=remote)
     refuse_contradictions(ready.recipe, shapes, ready.task)
     return shapes
@@ -94,7 +94,7 @@ def _begins(ready: Prepared, shapes: PreTrainedModel, run: Path) -> list[str]:
         f"cold start {f'up to {cold} steps of {recipe.cold_start.batch}' if recipe.cold_start else 'none'}",
         f"training   {recipe.steps} global steps × {rollout.prompts} prompts × {rollout.responses} responses of up to "
         f"{rollout.max_new_tokens} tokens; {n} update(s) each",
-        f"objective  {recipe.objective.name}, replay {recipe.update.replay}",
+        f"objective  {recipe.objective.described()}, replay {recipe.update.replay}",
         f"engine     {recipe.engine.kind}, precision {recipe.engine.precision}, cache {_cache(recipe, model)}",
         f"evaluation {_evaluated(recipe)}",
     ]
@@ -169,12 +169,12 @@ def _memory(recipe: Recipe, model: PreTrainedConfig, count: int) -> dict[str, fl
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     length = recipe.rollout.max_new_tokens  # the prompts' share is not known before they are drawn
     asked = max(recipe.rollout.prompts * recipe.rollout.responses, recipe.evaluate.prompts * recipe.evaluate.samples)
-    match recipe.engine:
-        case config.LocalEngine(max_sequences=sequences):
-            at_once = min(sequences, asked)
-            cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
-        case config.VLLMEngine(cache_gib=gib):
-            cache = int(gib * 2**30)
+    told = arguments(recipe.engine)
+    if "cache_gib" in told:
+        cache = int(told["cache_gib"] * 2**30)
+    else:
+        at_once = min(recipe.engine.max_sequences, asked)
+        cache = 2 * text.num_hidden_layers * heads * head_dim * length * at_once * width
     kept = 1 if recipe.runtime.activation_checkpointing else 16
     parts = {
         "weights": count * width,

@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from steadyrl.config import Recipe, RecipeError
 from steadyrl.errors import UserError
+from steadyrl.recipe import Recipe, RecipeError
+from steadyrl.recipe.building import arguments
 from steadyrl.tasks.base import Split, Task
 from steadyrl.tasks.build import build_task
 
@@ -42,20 +43,28 @@ def require_run(path: Path) -> None:
 
 
 def open_task(recipe: Recipe) -> Task:
-    """The task of a recipe: its data are read and checked.
+    """The task of a recipe: its data are read and checked, once the user's own classes have been.
 
     Raises:
+        OwnCodeError: the user's own code cannot be loaded.
         TaskError: the data or the parameters cannot be used.
-        RecipeError: the task has too few problems, or a response does not fit into a micro-batch.
+        RecipeError: a class of the user's own has other options, the task has too few problems, or a response does not
+            fit into a micro-batch.
     """
+    for section in (recipe.objective, recipe.advantage, recipe.engine):
+        arguments(section)
     task = build_task(recipe.task.kind, seed=recipe.seed, parameters=task_fields(recipe))
     refuse_sizes(recipe, task)
     return task
 
 
 def task_fields(recipe: Recipe) -> dict[str, Any]:
-    """The task's section as plain values, with the further sets that are evaluated."""
-    own = recipe.task.model_dump()
+    """The task's section as plain values, with the further sets that are evaluated.
+
+    Raises:
+        OwnCodeError, RecipeError: the user's own task cannot be loaded, or has other options.
+    """
+    own = {"kind": recipe.task.kind} | arguments(recipe.task)
     columns = ("question_column", "answer_column")
     sets = [
         {name: own[name] if value is None and name in columns else value for name, value in other.model_dump().items()}

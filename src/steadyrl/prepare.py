@@ -8,9 +8,7 @@ from datetime import date
 import torch
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from steadyrl import config
 from steadyrl.build import load_config, named_ends, tokenizer_of
-from steadyrl.config import Recipe
 from steadyrl.consistency import check_kv_cache
 from steadyrl.model.chat import Chat
 from steadyrl.model.decoding import rope_length
@@ -18,6 +16,7 @@ from steadyrl.model.template import EndlessTemplate, Renderer, TemplateError
 from steadyrl.model.text import end_tokens
 from steadyrl.preflight import open_task, refuse_sizes
 from steadyrl.prompts import Limits, Prompts, check_ends, checked_task, conversation_of
+from steadyrl.recipe import Prompt, Recipe
 from steadyrl.tasks.base import Task
 
 _PROBES = 8  # problems that a chat template is tried with
@@ -62,7 +61,7 @@ def prepare(recipe: Recipe, task: Task | None = None) -> Iterator[Prepared]:
     with Renderer() as renderer:
         chat = _chat(tokenizer, renderer, recipe, task)
         if chat.asks_for_date and recipe.prompt.date is None:
-            recipe = recipe.model_copy(update={"prompt": config.Prompt(date=date.today().isoformat())})
+            recipe = recipe.model_copy(update={"prompt": Prompt(date=date.today().isoformat())})
             chat = _chat(tokenizer, renderer, recipe, task)
         chat.check_header()
         text, prompts = model.get_text_config(), Prompts(chat)

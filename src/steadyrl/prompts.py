@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from steadyrl.config import RecipeError
 from steadyrl.model.chat import Chat, EncodedPrompt, asked, contents
 from steadyrl.model.template import Conversation, EndlessTemplate, TemplateError
+from steadyrl.recipe import RecipeError
 from steadyrl.tasks.base import Example, Task, TaskError
 from steadyrl.tasks.patience import watched
 from steadyrl.tasks.questions import Questions

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from steadyrl.config import PretrainedModel, Recipe, RecipeError, load
+from steadyrl.recipe import PretrainedModel, Recipe, RecipeError, load
 
 TRUST = "--trust-remote-code"
 

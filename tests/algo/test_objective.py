@@ -45,7 +45,7 @@ from steadyrl.algo import (
     Tokens,
     refuse_broken,
 )
-from steadyrl.algo.objective import Trust
+from steadyrl.algo.objectives.composed import Trust
 
 THETA = torch.tensor([0.50, 0.30, 0.20, 0.20, 0.60]).log()
 TOKENS = Tokens(

@@ -1,27 +1,31 @@
 """`docs/objective.md` is held to the code: names, tests and the worked example."""
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
-from textwrap import dedent
 
 import pytest
 import torch
 from test_objective import THETA, TOKENS, value_and_gradient
 
-from steadyrl import algo, config
-from steadyrl.algo import Objective, Tokens, Weighed, product
+from steadyrl import algo
+from steadyrl.algo import Objective
+from steadyrl.options.own import find_own, load_own
+from steadyrl.options.source import declared
+from steadyrl.recipe.table import with_table
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "objective.md").read_text(encoding="utf-8")
 
 
-def test_the_table_names_every_member() -> None:
-    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, flags=re.MULTILINE)
+def test_the_table_is_that_of_the_code() -> None:
+    assert with_table(PAGE) == PAGE
+
+
+def test_every_objective_of_the_library_is_exported() -> None:
     exported = {name: getattr(algo, name) for name in algo.__all__}
     members = {name for name, kind in exported.items() if isinstance(kind, type) and Objective in kind.__mro__[1:]}
-    assert {name for _, name in rows} == members
-    assert all(getattr(config, kind)().name == name for name, kind in rows)
+    assert {one.name for one in declared("objective").values()} == members
+    assert all(one.load().name == name for name, one in declared("objective").items())
 
 
 @pytest.mark.parametrize("named", sorted(set(re.findall(r"`(test_\w+\.py)::(\w+)`", PAGE))))
@@ -44,21 +48,13 @@ def test_the_conventions_stand_in_one_table_against_six_peers() -> None:
     assert (algo.VESPO().mean, algo.DAPO().mean, algo.CISPO().mean) == ("responses", "group_tokens", "group_tokens")
     assert algo.DAPO(token_mean="batch").mean == "batch_tokens"
     assert "ε = 0;" in said["standard deviation"]
-    assert config.Advantage().epsilon == 0.0
+    assert algo.GroupAdvantage().epsilon == 0.0
     alone = torch.tensor([[3.0]])
     assert ("Â = 0" in said["group of one"]) == (not algo.group_advantage(alone, normalise=True).any())
 
 
 def test_the_worked_example_works() -> None:
-    block = PAGE[PAGE.index("    @dataclass") : PAGE.index("and its test")]
-    names = {"dataclass": dataclass, "Objective": Objective, "Weighed": Weighed, "Tokens": Tokens, "product": product}
-    names |= {"Float": _Anything(), "Tensor": torch.Tensor, "__name__": __name__}
-    exec(dedent(block), names)
+    objective = load_own(find_own(f"{ROOT / 'examples' / 'root_is.py'}:RootIS", field="objective.name"))()
     (row,) = re.findall(r"^    \(RootIS\(\), (\[.*\])\),$", PAGE, flags=re.MULTILINE)
-    _, gradient = value_and_gradient(names["RootIS"](), THETA, TOKENS)
+    _, gradient = value_and_gradient(objective, THETA, TOKENS)
     torch.testing.assert_close(gradient, torch.tensor(eval(row)))
-
-
-class _Anything:
-    def __getitem__(self, key: object) -> type:
-        return torch.Tensor

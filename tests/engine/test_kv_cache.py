@@ -8,12 +8,12 @@ from transformers import AutoConfig
 
 from machine import with_fp8_instructions, without_fp8_instructions
 from recipes_for_tests import TINY, command, merged, write_recipe
-from steadyrl.config import load, resolve
 from steadyrl.consistency import check_kv_cache
 from steadyrl.engine.base import EngineError
 from steadyrl.engine.kv_cache import missing_instructions, no_fp8_cache, resolve_kv_precision
 from steadyrl.plan import describe
-from steadyrl.recipes import find
+from steadyrl.recipe import load, resolve
+from steadyrl.recipe.shipped import find
 
 WIDE = AutoConfig.for_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=2)
 NARROW = AutoConfig.for_model("qwen3", head_dim=16, hidden_size=64, num_attention_heads=4)

@@ -6,9 +6,9 @@ import pytest
 from steadyrl.engine.refusals import exceptions_logged, last_cause
 
 from recipes_for_tests import TINY, merged
-from steadyrl.config import resolve
 from steadyrl.engine.local import LocalEngine
 from steadyrl.parts import prepared_parts
+from steadyrl.recipe import resolve
 
 PYDANTIC = """1 validation error for ModelConfig
   Value error, Model architectures ['X'] failed to be inspected. [type=value_error, input_value=ArgsKwargs((), {}), …]

@@ -17,10 +17,10 @@ from machine import needs_fp8_cache, needs_vllm
 from recipes_for_tests import TINY, coin_questions, command, comparable, merged, train, write_recipe
 from steadyrl.algo import mismatch
 from steadyrl.cold_start import cold_start
-from steadyrl.config import resolve
 from steadyrl.engine.kv_cache import missing_instructions
 from steadyrl.model.repeatable import repeatable
 from steadyrl.parts import prepared_parts
+from steadyrl.recipe import resolve
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import read_jsonl
@@ -93,7 +93,9 @@ def test_replay_lowers_the_divergence(tmp_path: Path) -> None:
         run.close()
         groups = rollouter.groups("held_out", range(64), responses=8, sampling=rollouter.sampling, key="k3")
         rewards = rollouter.rewards("held_out", groups)
-        answered = with_advantages(groups, rewards, normalise=False, options=recipe.advantage)
+        answered = with_advantages(
+            groups, rewards, advantage=rollouter.advantage, normalise=False, options=recipe.advantage
+        )
         micros = trainer.pack(answered)
         natural, replayed = (per_response(trainer.policy, micros, mode) for mode in ("none", "R3"))
     saved = natural - replayed

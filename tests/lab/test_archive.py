@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from labs_for_tests import FALLEN, stored_pair
 
-from steadyrl.config import RecipeError
+from steadyrl.recipe import RecipeError
 from steadyrl_lab.archive import ResultError, collect, finished, pack, results_of, store
 from steadyrl_lab.figure import (
     changed_fields,

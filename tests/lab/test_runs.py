@@ -10,7 +10,7 @@ import pytest
 from labs_for_tests import ROOT
 
 from steadyrl.cli import main as steadyrl
-from steadyrl.config import RecipeError
+from steadyrl.recipe import RecipeError
 from steadyrl_lab.__main__ import main
 from steadyrl_lab.archive import ResultError, finished
 from steadyrl_lab.figure import (

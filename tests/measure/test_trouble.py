@@ -6,9 +6,9 @@ import pytest
 
 from recipes_for_tests import coin_questions, command, train, write_recipe
 from steadyrl.collapse import RewardSoFar
-from steadyrl.config import resolve
 from steadyrl.measure.glossary import METRICS
 from steadyrl.measure.trouble import KINDS, Seen, Watch, fields, look, unreached
+from steadyrl.recipe import resolve
 from steadyrl.report import page as report
 from steadyrl.run.logs import MetricsLog, read_jsonl
 from steadyrl.terminal import visible

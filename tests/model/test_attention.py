@@ -5,7 +5,6 @@ import torch
 from torch import nn
 
 from recipes_for_tests import TINY, merged, train
-from steadyrl.config import resolve
 from steadyrl.conformance.families import build, named_config
 from steadyrl.model import attention
 from steadyrl.model.attention import (
@@ -17,6 +16,7 @@ from steadyrl.model.attention import (
 )
 from steadyrl.model.loading import skeleton
 from steadyrl.plan import describe
+from steadyrl.recipe import resolve
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])

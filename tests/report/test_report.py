@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.config import Recipe, resolve
+from steadyrl.recipe import Recipe, resolve
 from steadyrl.report import charts
 from steadyrl.report import page as report
 from steadyrl.report.reading import MOST_BUCKETS, Course, RunError
@@ -163,7 +163,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_says_what_was_run_and_how_it_went(page: str) -> None:
-    facts = ["qwen3_moe", "chains of 3–9 terms", "MiniRL", "R3", "16 × 8", "fp8", "float32", "0.0002"]
+    facts = [
+        "qwen3_moe",
+        "<dd>chains, max_terms = 9</dd>",
+        "<dd>minirl</dd>",
+        "R3",
+        "16 × 8",
+        "fp8",
+        "float32",
+        "0.0002",
+    ]
     facts += ["37.0%", "79.7%", "31.1%–42.9%", '60 <span class="soft">/ 120', "update.replay"]
     assert [fact for fact in facts if fact not in page] == []
 
@@ -226,7 +235,7 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("objective", "words"),
-    [({"name": "grpo"}, "GRPO"), (ARM, "MiniRL, no clipping, length norm")],
+    [({"name": "grpo"}, "grpo"), (ARM, "minirl, clip = false, length_norm = true")],
 )
 def test_names_the_objective(tmp_path: Path, objective: dict, words: str) -> None:
     run = new_run(tmp_path / "demo", objective=objective)
@@ -236,8 +245,8 @@ def test_names_the_objective(tmp_path: Path, objective: dict, words: str) -> Non
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        ({"kind": "chains", "min_terms": 2, "max_terms": 9}, "chains of 2–9 terms"),
-        ({"kind": "rows", "width": 7, "min_rows": 3, "max_rows": 4}, "3–4 rows of 7 digits"),
+        ({"kind": "chains", "min_terms": 2, "max_terms": 9}, "chains, min_terms = 2, max_terms = 9"),
+        ({"kind": "rows", "width": 7, "min_rows": 3, "max_rows": 4}, "rows, width = 7, min_rows = 3, max_rows = 4"),
         ({"kind": "reasoning_gym", "dataset": "chain_sum"}, "chain_sum"),
         ({"kind": "questions", "path": "pairs.jsonl"}, "pairs.jsonl"),
     ],

@@ -4,14 +4,22 @@ import pytest
 import torch
 
 from builders import completion
-from steadyrl.config import Advantage
 from steadyrl.measure.step import rollout_metrics
-from steadyrl.rollout.advantages import with_advantages
+from steadyrl.recipe.building import build
+from steadyrl.recipe.variants import SECTIONS
+from steadyrl.rollout import advantages as room
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.tasks.base import Example
 from steadyrl.train.trainer import denominators, minibatches
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
+
+Advantage = SECTIONS["advantage"]["group"]
+
+
+def with_advantages(groups, rewards, *, normalise, options):
+    advantage = build(options)
+    return room.with_advantages(groups, rewards, advantage=advantage, normalise=normalise, options=options)
 
 
 def rewards(values: torch.Tensor = REWARDS, known: torch.Tensor | None = None) -> Rewards:

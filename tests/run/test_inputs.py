@@ -8,8 +8,8 @@ import pytest
 
 from chat_tokenizers import CHATML, byte_tokenizer, save_model
 from recipes_for_tests import COIN, coin_questions, command, tree, write_recipe
-from steadyrl.config import load, resolve
 from steadyrl.preflight import task_fields
+from steadyrl.recipe import load, resolve
 from steadyrl.run.inputs import changes, inputs_of, told
 from steadyrl.run.logs import read_jsonl
 from steadyrl.tasks import build_task

@@ -15,7 +15,7 @@ import pytest
 
 from machine import require_namespaces
 from recipes_for_tests import command, comparable, train, write_recipe
-from steadyrl.config import load
+from steadyrl.recipe import load
 from steadyrl.report import page
 from steadyrl.run.directory import Run, RunDirectoryError
 from steadyrl.run.lock import Lock, LockedError

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from steadyrl.config import ChainsTask
+from steadyrl.recipe import resolve
 from steadyrl.tasks import TaskError, build_task
 from steadyrl.tasks.chains import Chains
 
@@ -11,7 +11,8 @@ CHAINS = {"min_terms": 3, "max_terms": 4, "teacher_noise": 0.0}
 
 
 def test_the_recipes_section_is_enough() -> None:
-    task = build_task("chains", seed=3, parameters=ChainsTask(max_terms=4).model_dump())
+    recipe = resolve({"model": {"kind": "tiny"}, "task": {"kind": "chains", "max_terms": 4}}, source="test")
+    task = build_task("chains", seed=3, parameters=recipe.task.arguments())
     expected = Chains(seed=3, **CHAINS)
     assert isinstance(task, Chains)
     assert task.example("train", 7) == expected.example("train", 7)
@@ -26,7 +27,7 @@ def test_the_recipes_section_is_enough() -> None:
             CHAINS | {"max_trms": 3},
             "field of the chains task `max_trms` is unknown; did you mean `max_terms`",
         ),
-        ("chains", {"min_terms": 3, "max_terms": 4}, "the chains task needs teacher_noise"),
+        ("reasoning_gym", {}, "the reasoning_gym task needs dataset"),
         ("xyz", {}, "known: chains, questions, reasoning_gym, rows"),
     ],
 )

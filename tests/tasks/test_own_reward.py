@@ -97,8 +97,8 @@ def test_a_file_is_loaded_only_where_it_verifies(spec: Callable, tmp_path: Path)
             "class Odd(Exception):\n    def __str__(self):\n        return 1 / 0\nraise Odd\n",
             "raised Odd: its text cannot",
         ),
-        ("def other(prompt, completion): return 1\n", "no such function there; it has other"),
-        ("reward = 3\n", "no such function there"),
+        ("def other(prompt, completion): return 1\n", "there is no reward in it; it has other"),
+        ("reward = 3\n", "there is no reward in it"),
         (
             "class reward:\n    def __call__(self, prompt, completion): return 1\n",
             "reward is a class; name a function, or an",
@@ -131,7 +131,7 @@ def test_an_import_may_print_read_fork_and_leave_threads(spec: Callable) -> None
     ("reward", "message"),
     [
         ("other.py:reward", "other.py:reward': there is no such file, seen from "),
-        ("mine.txt:reward", "its name must end in .py"),
+        ("mine.txt:reward", "ends in .py"),
         ("folder.py:reward", "there is no such file"),
         ("mathverify", "neither `math_verify` nor `file.py:function`"),
         ("mine.py:", "neither `math_verify` nor `file.py:function`"),

@@ -1,27 +1,19 @@
 """Objectives and what they rest on: pure functions of tensors. Imports torch only."""
 
-from steadyrl.algo.advantage import group_advantage, informative, leave_one_out, without_truncated
-from steadyrl.algo.objective import (
-    CISPO,
-    DAPO,
-    DPPOKL,
-    DPPOTV,
-    GRPO,
-    GSPO,
-    OPSM,
-    SAPO,
-    VESPO,
-    Composed,
-    DrGRPO,
-    MiniRL,
-    MinPRO,
-    Objective,
-    PrefixIS,
-    Reinforce,
-    Terms,
-    Weighed,
-    refuse_broken,
+from steadyrl.algo.advantage import (
+    Advantage,
+    GroupAdvantage,
+    group_advantage,
+    informative,
+    leave_one_out,
+    without_truncated,
 )
+from steadyrl.algo.objectives.base import Objective, Terms, Weighed, refuse_broken
+from steadyrl.algo.objectives.composed import Composed
+from steadyrl.algo.objectives.dppo import DPPOKL, DPPOTV
+from steadyrl.algo.objectives.minirl import MiniRL, MinPRO, PrefixIS, Reinforce
+from steadyrl.algo.objectives.ppo import CISPO, DAPO, GRPO, GSPO, OPSM, DrGRPO
+from steadyrl.algo.objectives.soft import SAPO, VESPO
 from steadyrl.algo.ratio import at_level, importance_weight, masked_weight, mismatch, product, staleness
 from steadyrl.algo.surrogate import gradient_gap, gram, surrogate_error, value_gap
 from steadyrl.algo.trust import (
@@ -45,9 +37,11 @@ __all__ = [
     "OPSM",
     "SAPO",
     "VESPO",
+    "Advantage",
     "Clipped",
     "Composed",
     "DrGRPO",
+    "GroupAdvantage",
     "MinPRO",
     "MiniRL",
     "Objective",

@@ -8,12 +8,60 @@ Rewards are float32 numbers. A verifier may add the same numbers in another orde
 So a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
 """
 
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from steadyrl.options.bounds import Weight
+
 ROUNDING = 8 * 2.0**-23
 """Rewards of a group that differ by less than this share of the largest are equal."""
+
+
+class Advantage(Protocol):
+    """How the rewards of groups become advantages."""
+
+    def __call__(
+        self,
+        rewards: Float[Tensor, "prompts responses"],
+        *,
+        known: Bool[Tensor, "prompts responses"],
+        normalise: bool,
+    ) -> Float[Tensor, "prompts responses"]:
+        """Â of each response; that of a response without a reward is not looked at.
+
+        Args:
+            rewards: R, a row for each group; anything where it is not known.
+            known: which responses have a reward.
+            normalise: whether the objective divides by the standard deviation of the group.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupAdvantage:
+    """The reward less the mean of its group, which the objective may divide by the group's standard deviation."""
+
+    name: ClassVar[str] = "group"
+    leave_one_out: bool = False
+    """The baseline of a response is the mean over the others of its group (RLOO, arXiv 2402.14740), not over all."""
+    epsilon: Weight = 0.0
+    """Added to the standard deviation where the objective divides by it. Groups of equal rewards need none."""
+
+    def __call__(
+        self,
+        rewards: Float[Tensor, "prompts responses"],
+        *,
+        known: Bool[Tensor, "prompts responses"],
+        normalise: bool,
+    ) -> Float[Tensor, "prompts responses"]:
+        """Â of each response; 0 where there is no reward."""
+        if self.leave_one_out:
+            return leave_one_out(rewards, known=known)
+        return group_advantage(rewards, normalise=normalise, epsilon=self.epsilon, known=known)
 
 
 def group_advantage(

@@ -28,6 +28,11 @@ class Clipped(NamedTuple):
         return ~(self.low | self.high)
 
 
+def either(one: Clipped, other: Clipped) -> Clipped:
+    """What one of two masks, or both, mask."""
+    return Clipped(low=one.low | other.low, high=one.high | other.high)
+
+
 def decoupled_clip(
     log_ratio: Float[Tensor, "tokens"], advantages: Float[Tensor, "tokens"], *, low: float, high: float
 ) -> Clipped:

@@ -5,8 +5,8 @@ from pathlib import Path
 from steadyrl.api import evaluate_recipe
 from steadyrl.commands.accuracy import print_evaluation
 from steadyrl.commands.flags import first, with_flags
-from steadyrl.config import Recipe
 from steadyrl.measure.trouble import unreached
+from steadyrl.recipe import Recipe
 from steadyrl.saved import TRUST, recipe_of
 from steadyrl.terminal import tell
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import tyro
 
-from steadyrl.config import VARIANTS, Recipe, RecipeError
+from steadyrl.recipe import VARIANTS, Recipe, RecipeError
 from steadyrl.renamed import new_field
 
 T = TypeVar("T", bound=Recipe)

@@ -9,9 +9,9 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-from steadyrl.config import resolve
 from steadyrl.errors import UserError
-from steadyrl.recipes import find
+from steadyrl.recipe import resolve
+from steadyrl.recipe.shipped import find
 from steadyrl.tasks.sources import read_source
 
 FIELDS = {

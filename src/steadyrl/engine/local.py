@@ -7,7 +7,7 @@ belongs to the sequence (one uniform number for each of its tokens), so it does 
 import copy
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 import transformers
@@ -22,6 +22,7 @@ from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_w
 from steadyrl.model.attention import attends_by_block, use_own_attention
 from steadyrl.model.decoding import ReservedLayer, cache_argument, reserved_cache
 from steadyrl.model.loading import decoder_of, head_of
+from steadyrl.options.bounds import AtOnce
 from steadyrl.routing import Recorder, is_moe, record
 from steadyrl.types import Completion, Routes, Sampling
 
@@ -37,23 +38,27 @@ class LocalEngine(BaseEngine):
     Args:
         model: the trained model; its architecture and weights are copied.
         end_tokens: ids that end a response.
-        precision: `native`, or one of `engine.precision.FORMATS`, such as `fp8` for emulated W8A8.
-        kv_precision: `native`, or `fp8` for a cache of e4m3 keys and values.
-        max_sequences: most sequences decoded side by side.
+        precision: `fp8`: weights and activations of linears and experts are rounded to e4m3, as FP8 engines do.
+            Coarser, for studies: `fp8_e5m2` rounds activations to e5m2; `int4` and `fp4` (MXFP4) round weights to four
+            bits.
+        kv_precision: `fp8`: keys and values are rounded to e4m3 when they enter the cache.
+        max_sequences: Most sequences decoded side by side.
 
     Raises:
         UserError: an FP8 cache was asked for, and the model has layers that are not full attention.
         EngineError: decoding this model gives other log-probabilities or experts than its forward, or fails.
     """
 
+    kind: ClassVar[str] = "local"
+
     def __init__(
         self,
         model: PreTrainedModel,
         *,
         end_tokens: set[int],
-        precision: str = "native",
-        kv_precision: str = "native",
-        max_sequences: int = 256,
+        precision: Literal["native", "fp8", "fp8_e5m2", "int4", "fp4"] = "native",
+        kv_precision: Literal["native", "fp8"] = "native",
+        max_sequences: AtOnce = 256,
     ):
         super().__init__(model)
         self._model = copy.deepcopy(model).eval().requires_grad_(False)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
 
-from steadyrl.config import Recipe, load
 from steadyrl.errors import UserError
 from steadyrl.measure.trouble import Trouble, Watch
+from steadyrl.recipe import Recipe, load
 from steadyrl.renamed import translate_row
 from steadyrl.run.logs import Row, last_step_rows, read_jsonl, stream_jsonl
 

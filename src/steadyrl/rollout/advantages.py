@@ -6,28 +6,35 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from steadyrl.algo import group_advantage, informative, leave_one_out, without_truncated
-from steadyrl.config import Advantage
+from steadyrl.algo import Advantage, informative, leave_one_out, without_truncated
+from steadyrl.recipe import AdvantageSection, RecipeError
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.types import Trajectory
 
 
 def with_advantages(
-    groups: Sequence[Group], rewards: Rewards, *, normalise: bool, options: Advantage
+    groups: Sequence[Group], rewards: Rewards, *, advantage: Advantage, normalise: bool, options: AdvantageSection
 ) -> list[list[Trajectory]]:
     """Give each response its advantage, and say whether it counts in the denominators.
 
     Args:
         groups: the responses.
         rewards: what they earned.
+        advantage: computes the advantages of groups.
         normalise: divide by the standard deviation of the group, as the objective asks.
-        options: which baseline, and what is filtered out.
+        options: what is filtered out.
+
+    Raises:
+        RecipeError: the advantages are not finite numbers, one for each response.
     """
     values, known = rewards.values, rewards.known
-    if options.leave_one_out:
-        found = leave_one_out(values, known=known)
-    else:
-        found = group_advantage(values, normalise=normalise, epsilon=options.epsilon, known=known)
+    found = advantage(values, known=known, normalise=normalise)
+    if found.shape != values.shape or not found[known].isfinite().all():
+        raise RecipeError(
+            f"advantage.name = {options.name!r} returned {found.tolist()} for the rewards {values.tolist()}; it must "
+            "return a finite number for each of them"
+        )
+    found = found.masked_fill(~known, 0.0)
     excess = leave_one_out(values, known=known)
     if options.filter_overlong:
         cut = torch.tensor([[c.finish_reason == "length" for c in group.completions] for group in groups])

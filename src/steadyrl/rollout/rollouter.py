@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from steadyrl.algo import Advantage
 from steadyrl.engine.base import Engine, EngineError, Request
 from steadyrl.engine.returned import Asked, check_answers
 from steadyrl.model.text import decode_response
@@ -35,6 +36,8 @@ class Rollouter:
     """μ: what samples."""
     pool: RewardPool
     """The verifier, in worker processes."""
+    advantage: Advantage
+    """How rewards become advantages."""
     model: PreTrainedModel
     """The sizes that the engine's answers must have."""
     tokenizer: PreTrainedTokenizerBase

@@ -17,12 +17,12 @@ from typing import Any, Self
 
 from torch.optim import Optimizer
 
-from steadyrl.config import SEEN, Recipe, load
 from steadyrl.measure.glossary import LOGS
 from steadyrl.measure.trouble import Watch, fields, unreached
 from steadyrl.model.loading import Policy
 from steadyrl.model.moved import unmoved
 from steadyrl.preflight import RunDirectoryError, refuse_existing_run, require_run
+from steadyrl.recipe import SEEN, Recipe, load
 from steadyrl.renamed import translate_inputs
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.run import checkpoint

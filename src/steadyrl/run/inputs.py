@@ -1,13 +1,14 @@
 """Digests of what a run reads, so that resuming it notices what has changed."""
 
-import ast
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
 
-from steadyrl.config import PretrainedModel, QuestionsTask, Recipe
+from steadyrl.options.own import OwnCode
+from steadyrl.recipe import PretrainedModel, Recipe
+from steadyrl.recipe.building import own_code
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.questions import Questions
 
@@ -30,18 +31,18 @@ Inputs = Mapping[str, str]
 
 
 def inputs_of(recipe: Recipe, task: Task) -> dict[str, str]:
-    """Digests of the data rows in use, of the user's reward function, and of the model without its weights."""
+    """Digests of the data rows in use, of the user's own code, and of the model without its weights."""
     found: dict[str, str] = {}
-    if isinstance(task, Questions) and isinstance(recipe.task, QuestionsTask):
+    if isinstance(task, Questions):
         sets = {one.name: task.size(one.name) for one in recipe.evaluate.sets}
         others = sum(1 for _ in task.examples) - sum(sets.values())
         found["the rows of task.path"] = f"{others} rows, {task.digest('train', 'held_out')}"
         found |= {
             f"the rows of evaluate.sets, {name}": f"{size} rows, {task.digest(name)}" for name, size in sets.items()
         }
-        file, _, _ = recipe.task.reward.rpartition(":")
-        own = _with_neighbours(Path(file)) if file else ()
-        found |= {f"task.reward: {path.relative_to(Path(file).parent)}": _digest(path.read_bytes()) for path in own}
+        found |= _own("task.reward", task.own_file)
+    for section in (recipe.task, recipe.engine, recipe.objective, recipe.advantage):
+        found |= _own(section.section, own_code(section))
     if isinstance(recipe.model, PretrainedModel):
         found |= _model(recipe.model)
     return found
@@ -68,33 +69,11 @@ def _short(digest: str | None) -> str:
     return ", ".join([*count, mark[:12]])
 
 
-def _with_neighbours(file: Path) -> list[Path]:
-    """A Python file, and what it imports, directly or not, from its own folder."""
-    found, waiting = [], [file]
-    while waiting:
-        path = waiting.pop()
-        if path not in found and path.is_file():
-            found.append(path)
-            waiting += [near for name in _imported(path) for near in _named(file.parent, name)]
-    return found
-
-
-def _imported(path: Path) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (SyntaxError, ValueError):  # whoever loads it is told
-        return
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            yield from [node.module.partition(".")[0]] if node.module else [alias.name for alias in node.names]
-
-
-def _named(folder: Path, name: str) -> list[Path]:
-    if (folder / name / "__init__.py").is_file():
-        return sorted((folder / name).rglob("*.py"))
-    return [folder / f"{name}.py"]
+def _own(field: str, place: OwnCode | None) -> dict[str, str]:
+    """Digests of the files of the user's own code."""
+    if place is None:
+        return {}
+    return {f"{field}: {path.relative_to(place.file.parent)}": _digest(path.read_bytes()) for path in place.files()}
 
 
 def _model(model: PretrainedModel) -> dict[str, str]:

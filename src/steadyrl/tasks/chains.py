@@ -3,7 +3,9 @@
 import functools
 import random
 from collections.abc import Callable
+from typing import Annotated, ClassVar, Literal
 
+from steadyrl.options.bounds import Fraction, NotAbove, Within
 from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
 
@@ -32,15 +34,26 @@ STYLES: dict[str, Callable[[int, str, int, int], str]] = {
 class Chains:
     """Digits joined by + and −, worked out from left to right modulo ten.
 
-    A solution writes every running total and then the answer behind `>`. With `teacher_noise`, each running
-    total of a solution is replaced by a random digit with that chance and carried on: an imperfect teacher,
+    A solution writes every running total and then the answer behind `>`. `teacher_noise` makes an imperfect teacher,
     which leaves reinforcement learning something to improve. Questions and answers are free of noise.
 
-    `style` is how a solution writes a step, such as 3 + 9: `steps` 3+9=2; `short` 3+9; `checked` 3+9=2;2-9=3;
+    Args:
+        min_terms: Fewest digits in a chain.
+        max_terms: Most digits in a chain.
+        teacher_noise: Chance that a worked solution replaces a running total by a random digit, and carries it on.
+        style: How a worked solution writes 3 + 9: 3+9=2; or short, 3+9; or with its inverse, 3+9=2;2-9=3;
     """
 
+    kind: ClassVar[str] = "chains"
+
     def __init__(
-        self, *, seed: int, min_terms: int, max_terms: int, teacher_noise: float, style: str = "steps"
+        self,
+        *,
+        seed: int,
+        min_terms: Annotated[int, Within(ge=2, le=40), NotAbove("max_terms")] = 3,
+        max_terms: Annotated[int, Within(ge=2, le=40)] = 8,
+        teacher_noise: Fraction = 0.0,
+        style: Literal["steps", "short", "checked"] = "steps",
     ) -> None:
         """Check the lengths, the noise and the style; nothing is drawn yet."""
         if not 2 <= min_terms <= max_terms:

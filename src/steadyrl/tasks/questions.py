@@ -5,8 +5,9 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
+from steadyrl.options.bounds import Fixed, PathOrName, PositiveInt
 from steadyrl.tasks.answers import Place, final_answer
 from steadyrl.tasks.base import WHOLE, Context, Example, Graded, RightResponses, Split, TaskError
 from steadyrl.tasks.calling import RewardFunction
@@ -16,6 +17,8 @@ from steadyrl.tasks.pairs import Columns, Pairs, explain, read_pairs
 from steadyrl.tasks.patience import watched
 from steadyrl.tasks.right import right_answers
 from steadyrl.tasks.sources import read_source
+
+_FIXED = Fixed("it would train on held-out pairs")
 
 
 class Questions:
@@ -27,21 +30,42 @@ class Questions:
     Every row is read and checked when the task is built. What only the model can say of a row, such as that its
     prompt is too long, comes in later, by `without`. A worker process builds the same task from the recipe's section
     and `settled()`: it leaves out the same rows, and notices where the data are not the same any more.
+
+    Args:
+        path: A file (`.jsonl`, `.ndjson`, `.json`, `.csv`, `.tsv` or `.parquet`, each also with `.gz`); or the
+            folder, or the name, of a Hugging Face dataset.
+        subset: Configuration of the Hugging Face dataset, where it has several, such as `main` of `openai/gsm8k`.
+        split: Split of the Hugging Face dataset; a file has none.
+        question_column: Field that holds the question, or the messages of a conversation; `a.b` is the field `b`
+            of `a`.
+        answer_column: Field that holds the reference answer, or a list of accepted ones.
+        solution_column: Field that holds a worked solution, which the cold start imitates; without it, the answer.
+        answer: Where `math_verify` looks for a response's answer: in the last `\\boxed{}`, in `<answer>` tags, or
+            in the last number; `auto` tries them in this order, and `####` and "the answer is" too.
+        skip_bad_rows: Leave rows out that cannot be used, and count them; off: they are rejected.
+        reward: `math_verify`, or your own function as `file.py:function`. The names of its parameters say what it
+            gets: `reward(prompt, completion)`, TRL's `reward(prompts, completions)`, or verl's
+            `compute_score(data_source, solution_str, ground_truth, extra_info)`; also `answer`, `prompt_text`,
+            `finish_reason`, `token_ids`, any column, and `**kwargs`. It returns a number, or a dict with the
+            number `score`; other numbers in it are logged as `reward/<name>`.
+        held_out: How many pairs are set aside for evaluation; never trained on.
     """
+
+    kind: ClassVar[str] = "questions"
 
     def __init__(
         self,
         *,
-        path: str,
-        subset: str | None = None,
-        split: str = "train",
-        question_column: str = "question",
-        answer_column: str = "answer",
+        path: Annotated[PathOrName, _FIXED],
+        subset: Annotated[str | None, _FIXED] = None,
+        split: Annotated[str, _FIXED] = "train",
+        question_column: Annotated[str, _FIXED] = "question",
+        answer_column: Annotated[str, _FIXED] = "answer",
         solution_column: str | None = None,
-        reward: str = "math_verify",
         answer: Place = "auto",
-        held_out: int = 256,
-        skip_bad_rows: bool = False,
+        skip_bad_rows: Annotated[bool, _FIXED] = False,
+        reward: PathOrName = "math_verify",
+        held_out: Annotated[PositiveInt, _FIXED] = 256,
         sets: Sequence[Mapping[str, Any]] = (),
         leave_out: Collection[str] = (),
         digest: str | None = None,
@@ -49,12 +73,6 @@ class Questions:
         """Read all pairs and set `held_out` different questions aside.
 
         Args:
-            path, subset, split: What to read, as `sources.read_source` says.
-            question_column, answer_column, solution_column: The columns, as `pairs.Columns` says.
-            reward: `math_verify`, or `file.py:function`.
-            answer: Where `math_verify` looks for the answer of a response.
-            held_out: How many questions.
-            skip_bad_rows: Leave rows out that cannot be used; else they are refused.
             sets: Further sets that are only evaluated: `name`, `path`, `subset`, `split` and the two columns of each.
                 Nothing is trained on whose question is in one of them.
             leave_out: Places of rows that are not used, such as `pairs.jsonl, line 7`.

@@ -6,11 +6,13 @@ import hashlib
 import os
 import random
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, ClassVar
 
 import reasoning_gym
 from reasoning_gym.factory import DATASETS, ProceduralDataset
 
+from steadyrl.options.bounds import Fraction, Name
 from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import require_known, split_of
 from steadyrl.tasks.gym_table import refuse_untrusted
@@ -56,15 +58,24 @@ SEVERAL_ANSWERS = frozenset(
 
 
 class ReasoningGym:
-    """Problems of one dataset of reasoning-gym: endless, and binary rewards from its partial credit."""
+    """Problems of one dataset of reasoning-gym: endless, and binary rewards from its partial credit.
+
+    Args:
+        dataset: Name in reasoning-gym, such as `chain_sum`.
+        parameters: Parameters of that dataset, as reasoning-gym spells them (`seed` and `size` are set by the run).
+        min_reward: A reward below this counts as 0, and at or above it as 1; reasoning-gym gives partial credit.
+        allow_code: Take a dataset whose verifier runs Python code from a response. Off: such a dataset is rejected.
+    """
+
+    kind: ClassVar[str] = "reasoning_gym"
 
     def __init__(
         self,
         *,
         seed: int,
-        dataset: str,
-        parameters: Mapping[str, Any],
-        min_reward: float,
+        dataset: Name,
+        parameters: Mapping[str, Any] = MappingProxyType({}),
+        min_reward: Fraction = 1.0,
         allow_code: bool = False,
     ) -> None:
         """Check the dataset's name and parameters by making its first generator.

@@ -2,7 +2,9 @@
 
 import functools
 import random
+from typing import Annotated, ClassVar
 
+from steadyrl.options.bounds import Fraction, NotAbove, Within
 from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, TaskError
 from steadyrl.tasks.checks import split_of
 
@@ -17,12 +19,26 @@ class Rows:
     A row is a label, a sign and `width` digits. The row below x₁…x_w is y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}.
     Its label is one less: the answer to `c+123` is `b+136a+140`. Every character depends on three others: the one
     before it, the one a row above, and the sign of its row. So a model of any depth can learn it from short problems
-    and then solve long ones, and one mistake changes all later rows. With `teacher_noise`, each digit of a solution
-    becomes a random digit with this chance, and later rows are computed from it. Questions and answers are free of
-    noise.
+    and then solve long ones, and one mistake changes all later rows. Questions and answers are free of noise.
+
+    Args:
+        width: Digits of a row.
+        min_rows: Fewest rows of a response; one is `width` + 2 tokens.
+        max_rows: Most rows of a response.
+        teacher_noise: Chance that a worked solution has a random digit; later rows are computed from it.
     """
 
-    def __init__(self, *, seed: int, width: int, min_rows: int, max_rows: int, teacher_noise: float) -> None:
+    kind: ClassVar[str] = "rows"
+
+    def __init__(
+        self,
+        *,
+        seed: int,
+        width: Annotated[int, Within(ge=2, le=40)] = 12,
+        min_rows: Annotated[int, Within(ge=1, le=25), NotAbove("max_rows")] = 12,
+        max_rows: Annotated[int, Within(ge=1, le=25)] = 16,
+        teacher_noise: Fraction = 0.0,
+    ) -> None:
         """Check the sizes and the noise; nothing is drawn yet."""
         if width < 2:
             raise TaskError(f"task.width = {width}: a row has at least 2 digits")

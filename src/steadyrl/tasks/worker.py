@@ -15,13 +15,14 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from steadyrl.errors import UserError
+from steadyrl.options.own import OwnCode, find_own, in_words, is_own
 from steadyrl.tasks import linux
-from steadyrl.tasks.base import Context, Task, TaskError
+from steadyrl.tasks.base import Context, Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.closing import allow_processor, close, limit
 from steadyrl.tasks.grading import NotANumber, cut, grade, rewards_of
 from steadyrl.tasks.guard import Guard, become_worker
-from steadyrl.tasks.own_reward import in_words
 from steadyrl.tasks.questions import Questions
 
 Reply = dict[str, Any]
@@ -34,7 +35,7 @@ def main() -> None:
     spec = json.loads(requests.readline())
     try:
         task, facts = _prepare(spec, guard, replies)
-    except TaskError as error:
+    except UserError as error:
         _send(replies, {"error": str(error)})
         os._exit(0)  # the user's file may have left threads behind
     _send(replies, {"ready": facts})
@@ -73,32 +74,43 @@ def _send(replies: IO[str], reply: Reply) -> None:
 
 
 def _prepare(spec: dict[str, Any], guard: Guard, replies: IO[str]) -> tuple[Task, dict[str, Any]]:
-    """Build the task, close the worker where it must be, then load the user's function.
+    """Build the task, close the worker where it must be, then load the user's code.
 
-    The problems are read first: a closed worker can no longer read the user's files.
+    The problems of a task of ours are read first: a closed worker can no longer read the user's files. A task of the
+    user's own is code of the user's own, so it is built last.
     """
     if spec["run_folder"] is not None:
         with contextlib.suppress(OSError):
             os.chdir(spec["run_folder"])
-    task = build_task(spec["task"]["kind"], seed=spec["seed"], parameters=spec["task"])
-    file = task.own_file if isinstance(task, Questions) else None
+    kind = spec["task"]["kind"]
+    own_task = find_own(kind, field="task.kind") if is_own(kind) else None
+    task = None if own_task else build_task(kind, seed=spec["seed"], parameters=spec["task"])
+    file = own_task or (task.own_file if isinstance(task, Questions) else None)
+    lacking = _guarded(spec, guard, file)
+    if file:
+        _send(replies, {"stage": "loading"})
+    me = os.getpid()
+    try:
+        task = task or build_task(kind, seed=spec["seed"], parameters=spec["task"])
+        facts: dict[str, Any] = {"lacking": lacking, "size": task.size("train"), "own": None}
+        if file:
+            function = task.own_function if isinstance(task, Questions) else None
+            grouped = function is not None and function.form == "trl"
+            facts["own"] = {"label": file.label, "grouped": grouped, "tokens": not function or function.wants_tokens}
+    finally:
+        _end_a_fork(me)
+    return task, facts
+
+
+def _guarded(spec: Reply, guard: Guard, file: OwnCode | None) -> list[str]:
+    """Close the worker, unless it runs the user's own code; the guards that this system lacks."""
     closed = spec["closed"] or file is None
     lacking = [] if guard.isolated else ["namespaces of processes"]
     if closed:
         lacking += close(guard, keep=file.folders if file else ())
     else:
         _work_in(spec["folder"] or spec["run_folder"], guard)
-    lacking += limit(memory_gib=spec["memory_gib"], closed=closed)
-    facts: dict[str, Any] = {"lacking": lacking, "size": task.size("train"), "own": None}
-    if isinstance(task, Questions) and file:
-        _send(replies, {"stage": "loading"})
-        me = os.getpid()
-        try:
-            function = task.own_function
-        finally:
-            _end_a_fork(me)
-        facts["own"] = {"label": file.label, "grouped": function.form == "trl", "tokens": function.wants_tokens}
-    return task, facts
+    return lacking + limit(memory_gib=spec["memory_gib"], closed=closed)
 
 
 def _work_in(folder: str | None, guard: Guard) -> None:

@@ -1,7 +1,7 @@
 """The engine that is vLLM: on a CPU in this process, on a GPU in a process of its own (**not run**)."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from steadyrl.engine.vllm.release import SUPPORTED, require_vllm, runs_on_cpu
 from steadyrl.engine.vllm.start import LOGPROBS, start
 from steadyrl.engine.vllm.weights import checkpoint, send
 from steadyrl.errors import UserError
+from steadyrl.options.bounds import AtOnce, FedTokens, Within
 from steadyrl.types import Sampling
 
 CPU_BLOCK = 32
@@ -39,28 +40,31 @@ class VLLMEngine(BaseEngine):
     Args:
         model: the trained model; vLLM builds its own from the config, and takes the weights.
         end_tokens: ids that end a response.
-        precision: `native`: that of the trained weights; `fp8`: weights of linear layers and experts in e4m3, by vLLM
-            on a GPU, and rounded before they are handed over on a CPU, for which vLLM has no FP8 kernel.
-        kv_precision: `native`; `fp8`: a cache of e4m3 keys and values; `auto`: `fp8` where vLLM can, else `native`.
-        max_sequences: most sequences decoded side by side.
-        batch_tokens: most tokens in one forward; a longer prompt is computed in pieces.
-        cache_gib: memory of the key-value cache.
+        precision: `fp8`: weights of linears and experts in e4m3: vLLM's own on a GPU; on a CPU they are rounded before
+            vLLM gets them, and activations are not.
+        kv_precision: `fp8`: vLLM keeps keys and values in e4m3; on a CPU that needs AVX-512 or AMX. `auto`: `fp8` where
+            it works, else `native`; the plan and engine.json say which.
+        max_sequences: Most sequences decoded side by side.
+        batch_tokens: Most tokens in one forward; a longer prompt is computed in pieces.
+        cache_gib: GiB of memory for keys and values. It must hold one sequence of the model's whole context.
 
     Raises:
         MissingVLLM: vLLM is not installed, or in another version than those of `SUPPORTED`.
         EngineError: vLLM refuses the model or the options, or has no memory for them.
     """
 
+    kind: ClassVar[str] = "vllm"
+
     def __init__(
         self,
         model: PreTrainedModel,
         *,
         end_tokens: set[int],
-        precision: str = "native",
-        kv_precision: str = "native",
-        max_sequences: int = 256,
-        batch_tokens: int = 4096,
-        cache_gib: float = 1.0,
+        precision: Literal["native", "fp8"] = "native",
+        kv_precision: Literal["native", "fp8", "auto"] = "native",
+        max_sequences: AtOnce = 256,
+        batch_tokens: FedTokens = 4096,
+        cache_gib: Annotated[float, Within(gt=0.0, le=65_536.0)] = 1.0,
     ):
         super().__init__(model)
         self._release = require_vllm()

@@ -3,9 +3,11 @@
 import difflib
 from pathlib import Path
 
-from steadyrl.config import QuestionsTask, Recipe, RecipeError, load
+from steadyrl.recipe.base import RecipeError
+from steadyrl.recipe.loading import load
+from steadyrl.recipe.tree import Recipe
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 def names() -> list[str]:
@@ -37,7 +39,7 @@ def read(given: str) -> Recipe:
     """
     path = find(given)
     recipe = load(path)
-    if path.absolute().parent != FOLDER or not isinstance(recipe.task, QuestionsTask):
+    if path.absolute().parent != FOLDER or recipe.task.kind != "questions":
         return recipe
     own = {name: str(FOLDER / value) for name in ("path", "reward") if _is_beside(value := getattr(recipe.task, name))}
     return recipe.model_copy(update={"task": recipe.task.model_copy(update=own)})

@@ -1,0 +1,1 @@
+"""Objectives, a module for each family; `base` says what an objective is."""
