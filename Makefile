@@ -5,6 +5,7 @@ BIN := .venv/bin
 OLDEST := 5.10.4
 PIP := pip install --disable-pip-version-check
 INSTALL := $(BIN)/$(PIP) --constraint constraints.txt
+LAB := $(BIN)/python -m steadyrl_lab
 
 .PHONY: demo vllm test lint fast compat wheel mutants bench docs lab lab-smoke clean
 
@@ -41,27 +42,27 @@ lint: .venv/dev
 bench: .venv/bench  ## every benchmark, peers included
 	for b in bench/[a-z]*.py; do $(BIN)/python $$b || exit 1; done
 
-lab-smoke: .venv/ready  ## the starkest contrast, with the whole machinery of the lab: a collapse and a rescue
-	$(BIN)/steadyrl lab run smoke
-	$(BIN)/steadyrl lab report
+lab-smoke: .venv/dev  ## the starkest contrast, with the whole machinery of the lab: a collapse and a rescue
+	$(LAB) run smoke
+	$(LAB) report
 
-lab: .venv/vllm  ## every figure of docs/replication.md; hours, resumable
-	failed=; for f in lab/*.toml; do $(BIN)/steadyrl lab run $$(basename $$f .toml) || failed=1; done; \
-	  $(BIN)/steadyrl lab report && test -z "$$failed"
+lab: .venv/vllm .venv/dev  ## every figure of docs/replication.md; hours, resumable
+	failed=; for f in lab/figures/*.toml; do $(LAB) run $$(basename $$f .toml) || failed=1; done; \
+	  $(LAB) report && test -z "$$failed"
 
 docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.measure.glossary > docs/metrics.md
 	$(BIN)/python -m steadyrl.recipe.table docs/objective.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch  # first and alone, so that nothing else chooses its build
 	$(INSTALL) --editable .
 	touch $@
 
 .venv/dev: .venv/ready
-	$(INSTALL) --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]' --editable lab
 	touch $@
 
 .venv-compat/ready: pyproject.toml constraints.txt
@@ -82,4 +83,4 @@ docs: .venv/ready  ## pages that are printed from the code
 	touch $@
 
 clean:
-	rm -rf .venv .venv-compat build dist src/*.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-compat build dist src/*.egg-info lab/*.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -58,6 +58,18 @@ def require_memory_folder(size: int) -> None:
         pytest.skip(f"needs {size:,} bytes in {MEMORY}; {memory_folder_bytes():,} are free")
 
 
+def has_gpu() -> bool:
+    """Whether torch sees a CUDA device."""
+    return torch.cuda.is_available()
+
+
+GPU = "cuda"
+"""The device of the tests for a GPU, as a recipe names it."""
+on_gpu = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not has_gpu(), reason="needs a CUDA device; torch sees none"),
+]
+"""Marks of a test that runs on a CUDA device."""
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed; `make vllm` does it")
 needs_fp8_cache = pytest.mark.skipif(
     missing_instructions() is not None,

@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from recipes_for_tests import command, write_recipe
-from steadyrl import progress, recipes
+from steadyrl import recipes
 from steadyrl.cli import COMMANDS
-from steadyrl.commands.start import too_old
+from steadyrl.run import progress
 from steadyrl.run.progress import Bar
+from steadyrl.start import too_old
 
 HELP_SECONDS = 0.30
 LOADED = """

@@ -1,17 +1,21 @@
 """Training on trajectories of two turns under R3: given, sampled, given, sampled."""
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from builders import given_span, random_ids, tiny_policy
 from steadyrl.algo import MiniRL
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
+from steadyrl.measure.step import step_ledger
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import replay
-from steadyrl.train.forward import OldPass, Outcome, first_forward, old_pass, step_ledger, update
+from steadyrl.train.forward import OldPass, old_pass, update_at_old
+from steadyrl.train.step import Update, update
 from steadyrl.types import Completion, Sampled, Sampling, Trajectory
 
 TEMPERATURE = 0.8
@@ -24,9 +28,9 @@ def play(policy: Policy) -> list[Trajectory]:
     prompts = [random_ids(5, seed=n // 3) for n in range(6)]  # two groups of three
 
     def said(inputs: list[tuple[int, ...]], tokens: int, *, version: int) -> list[Completion]:
-        engine.load_weights(dict(policy.model.named_parameters()), policy_version=version)
+        engine.update_weights(policy.model.named_parameters(), version=version)
         sampling = Sampling(temperature=TEMPERATURE, max_new_tokens=tokens)
-        return [one for (one,) in engine.generate(inputs, responses=1, sampling=sampling, seed=version)]
+        return [one for (one,) in generate(engine, inputs, responses=1, sampling=sampling, seed=version)]
 
     first = said(prompts, 4, version=1)
     tools = [given_span(*random_ids(3, seed=10 + n)) for n in range(6)]
@@ -44,13 +48,14 @@ def play(policy: Policy) -> list[Trajectory]:
     ]
 
 
-def train(policy: Policy, trajectories: list[Trajectory], *, lr: float = LR) -> Outcome:
+def train(policy: Policy, trajectories: list[Trajectory], *, lr: float = LR) -> Update:
     """One step on all of them."""
     micros = pack(trajectories, micro_tokens=64, one_block=policy.one_block)
     assert len(micros) > 1
-    forwards = [first_forward(policy, micro, mode="R3", temperature=TEMPERATURE) for micro in micros]
+    loss, how = partial(MiniRL(), responses=6, groups=2), {"replay": "R3", "temperature": TEMPERATURE}
+    backwards = [partial(update_at_old, policy, micro, loss, **how) for micro in micros]
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=lr)
-    outcome = update(policy, optimizer, MiniRL(), forwards, responses=6, groups=2, max_grad_norm=None)
+    outcome = update(policy.model, optimizer, backwards, max_grad_norm=None)
     assert outcome is not None
     return outcome
 
@@ -78,7 +83,7 @@ def plain(policy: Policy, trajectories: list[Trajectory]) -> Tensor:
 
 def passes(policy: Policy, trajectories: list[Trajectory]) -> list[OldPass]:
     micros = pack(trajectories, micro_tokens=64, one_block=policy.one_block)
-    return [old_pass(policy, micro, mode="R3", temperature=TEMPERATURE) for micro in micros]
+    return [old_pass(policy, micro, replay="R3", temperature=TEMPERATURE) for micro in micros]
 
 
 def gradient(policy: Policy) -> Tensor:

@@ -25,7 +25,6 @@ COMMANDS = {
     "gap": ("RUN", "compare the token-level gradient with the sequence-level one"),
     "audit": ("RECIPE", "does the verifier pay junk, or reject what is right?"),
     "conformance": ("--model M", "check whether Routing Replay is exact for a model"),
-    "lab": ("run FIGURE", "make the runs of a figure of the paper, or the report"),
 }
 
 
@@ -93,6 +92,8 @@ def _run(argv: list[str]) -> int:
 
 def _unknown(name: str) -> str:
     """What is said of a command that there is not."""
+    if name == "lab":
+        return "the lab is run by `python -m steadyrl_lab`, at the root of the repository"
     if Path(name).suffix == ".toml":
         return f"no command {visible(name)!r}; did you mean `steadyrl train {visible(name)}`?"
     near = difflib.get_close_matches(name, COMMANDS, n=1)

@@ -42,6 +42,6 @@ def escape(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
-def tell(message: str) -> None:
-    """Print one line to standard error, above the progress bar where there is one."""
-    print(f"steadyrl: {visible(message)}", file=sys.stderr, flush=True)
+def tell(message: str, *, lines: bool = False) -> None:
+    """Print a line, or several where `lines`, to standard error, above the progress bar where there is one."""
+    print(f"steadyrl: {visible(message, lines=lines)}", file=sys.stderr, flush=True)

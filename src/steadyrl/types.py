@@ -110,15 +110,10 @@ class Trajectory:
             if not span.token_ids:
                 raise UserError(f"trajectory.spans[{place}] has no tokens; leave it out")
             if isinstance(span, Sampled) and len(span.logprobs) != len(span.token_ids):
-                raise UserError(
-                    f"trajectory.spans[{place}] has {len(span.logprobs)} log-probs for {len(span.token_ids)} sampled "
-                    "tokens; the engine must return one for each"
-                )
+                found = f"{len(span.logprobs)} log-probs for {len(span.token_ids)} sampled tokens"
+                raise UserError(f"trajectory.spans[{place}] has {found}; each needs one")
         if self.routes is not None and len(self.routes) != self.fed:
-            raise UserError(
-                f"trajectory.routes has {len(self.routes)} rows for {self.fed} fed positions; the engine must return "
-                "one for each"
-            )
+            raise UserError(f"trajectory.routes has {len(self.routes)} rows for {self.fed} fed positions; each needs 1")
 
     @classmethod
     def single(

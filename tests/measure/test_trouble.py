@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from recipes_for_tests import coin_questions, command, train, write_recipe
+from steadyrl.collapse import RewardSoFar
 from steadyrl.measure.glossary import METRICS
 from steadyrl.measure.trouble import KINDS, Seen, Watch, fields, look, unreached
 from steadyrl.recipe import resolve
@@ -30,7 +31,7 @@ NOTHING = {"reward/mean": 0.0, "reward/max": 0.0, "reward/accuracy": 0.0} | EQUA
 
 def names(*rows: dict) -> set[str]:
     """The trouble of the last of some steps."""
-    watch = Watch()
+    watch = Watch(minibatches=8)
     for step, row in enumerate(rows, start=1):
         found = watch.see({"step": step, **HEALTHY, **row})
     return {trouble.kind.name for trouble in found}
@@ -52,12 +53,20 @@ def test_a_healthy_run_has_none() -> None:
         ([EQUAL, EQUAL, {}, EQUAL], set()),
         ([NOTHING] * 3, {"floor", "uniform"}),
         ([NOTHING] * 2, set()),
-        ([{}, *[NOTHING] * 3], {"uniform"}),
+        ([{}, *[NOTHING] * 3], {"collapse", "uniform"}),
         ([{"reward/accuracy": 1.0, "reward/min": 1.0} | EQUAL] * 3, {"uniform"}),
         ([{"policy/entropy": 9e-4, "response/length": 2000.0}], {"entropy"}),
         ([{"policy/entropy": 0.019, "response/length": 5.0}], {"entropy"}),
         ([{"policy/entropy": 0.0032, "response/length": 230.0}], set()),
         ([{"policy/entropy": 0.0}], {"entropy"}),
+        ([*[{"reward/mean": 0.9}] * 4, *[{"reward/mean": 0.59}] * 2], {"collapse"}),
+        ([*[{"reward/mean": 0.9}] * 4, *[{"reward/mean": 0.61}] * 2], set()),
+        ([*[{"reward/mean": 0.9}] * 4, {"reward/mean": 0.1}], set()),
+        ([*[{"reward/mean": 0.9}] * 34, *[{"reward/mean": 0.1}] * 2], set()),
+        (
+            [*[{"reward/mean": 0.9}] * 4, {"reward/mean": 0.1}, {"reward/mean": None}, {"reward/mean": 0.1}],
+            {"collapse"},
+        ),
         ([{"reward/failures": 1}], {"failures"}),
         ([{"update/skipped": 2}], {"skipped"}),
     ],
@@ -75,16 +84,16 @@ def test_a_floor_is_the_lowest_reward_whatever_it_is() -> None:
 @pytest.mark.parametrize("missing", [{}, {name: None for name in HEALTHY}])
 def test_what_was_not_measured_is_no_trouble(missing: dict) -> None:
     for row in (missing, {"step": 1, **missing}):
-        assert look(Seen(), row)[1] == []
+        assert look(Seen(reward=RewardSoFar(minibatches=1)), row)[1] == []
 
 
 def test_numbers_that_are_missing_do_not_stop_a_sentence() -> None:
-    watch = Watch({"step": n, "reward/uniform_groups": 1.0, "reward/mean": None} for n in (1, 2, 3))
+    watch = Watch(({"step": n, "reward/uniform_groups": 1.0, "reward/mean": None} for n in (1, 2, 3)), minibatches=1)
     assert "mean nan" in watch.found[0].says
 
 
 def test_says_when_it_began_and_whether_it_is_over() -> None:
-    watch = Watch()
+    watch = Watch(minibatches=8)
     for step in range(1, 11):
         watch.see({"step": step, **HEALTHY, "response/truncated": 1.0 if 4 <= step <= 7 else 0.0})
     [trouble] = watch.found
@@ -94,8 +103,8 @@ def test_says_when_it_began_and_whether_it_is_over() -> None:
 
 def test_a_watch_that_begins_later_finds_the_same() -> None:
     rows = [{"step": n, **HEALTHY, **NOTHING} for n in range(1, 7)]
-    straight = [[t.kind.name for t in found] for watch in [Watch()] for found in map(watch.see, rows)]
-    resumed = Watch(rows[:4])
+    straight = [[t.kind.name for t in found] for watch in [Watch(minibatches=8)] for found in map(watch.see, rows)]
+    resumed = Watch(rows[:4], minibatches=8)
     assert [[t.kind.name for t in resumed.see(row)] for row in rows[4:]] == straight[4:]
 
 

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -17,6 +18,7 @@ from steadyrl.run.checkpoint import (
     CheckpointError,
     NoRoomError,
     NotFiniteError,
+    _save_tokenizer,
     drop_after,
     listed,
     prune,
@@ -166,6 +168,16 @@ def test_a_full_disk_leaves_the_earlier_ones(folder: Path) -> None:
         verify(folder / "step-000002")
     save(folder / "step-000003", policy, optimizer, {})  # room was made
     verify(folder / "step-000003")
+
+
+def test_a_tokenizer_that_finds_no_room_says_so_by_its_number(tmp_path: Path) -> None:
+    policy = tiny_policy()
+    _save_tokenizer(policy, tmp_path)
+    files = {path.name: path.stat().st_size for path in tmp_path.iterdir()}
+    assert max(files, key=files.__getitem__) == "tokenizer.json"  # the one that tokenizers writes
+    with files_of_at_most(files["tokenizer.json"] - 1), pytest.raises(OSError, match="os error") as caught:
+        _save_tokenizer(policy, tmp_path)
+    assert caught.value.errno == errno.EFBIG
 
 
 def test_what_a_kill_left_is_cleared_away(folder: Path) -> None:

@@ -171,7 +171,7 @@ def test_without_the_datasets_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_example_recipe_data() -> None:
-    task = questions(str(FOLDER / "arithmetic.jsonl"), solution_column="solution", reward=REWARD, held_out=100)
+    task = questions(str(FOLDER / "arithmetic.jsonl.gz"), solution_column="solution", reward=REWARD, held_out=100)
     assert (task.size("train"), task.size("held_out")) == (3900, 100)
     for index in range(3900):
         example = task.example("train", index)

@@ -4,8 +4,8 @@ import argparse
 
 from steadyrl import recipes
 from steadyrl.commands.flags import with_flags
-from steadyrl.commands.start import import_torch
 from steadyrl.recipe import Recipe
+from steadyrl.start import import_torch
 
 
 def main(argv: list[str]) -> int:

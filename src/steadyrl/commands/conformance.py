@@ -2,7 +2,7 @@
 
 import argparse
 
-from steadyrl.commands.start import import_torch
+from steadyrl.start import import_torch
 
 
 def main(argv: list[str]) -> int:

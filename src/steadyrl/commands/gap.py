@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from steadyrl.commands.checkpoints import TRUST, trusted, verified
-from steadyrl.commands.start import import_torch
 from steadyrl.run.progress import Display
+from steadyrl.saved import TRUST, trusted, verified
+from steadyrl.start import import_torch
 
 
 def main(argv: list[str]) -> int:

@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-from steadyrl import recipes
+from steadyrl import api, recipes
 from steadyrl.commands.flags import first, of_recipe, with_flags
-from steadyrl.commands.start import import_torch
 from steadyrl.commands.training import carry_out, refuse_several_processes
-from steadyrl.preflight import open_task, refuse_existing_run
+from steadyrl.preflight import open_task
 from steadyrl.recipe import Recipe
-from steadyrl.run.trackers import require_installed
+from steadyrl.start import import_torch
 
 
 class TrainFlags(Recipe):
@@ -29,21 +28,12 @@ def main(argv: list[str]) -> int:
     flags = with_flags(TrainFlags, recipes.read(given), rest, f"steadyrl train {given}")
     recipe, target = of_recipe(flags), flags.run or Path("runs") / Path(given).stem
     if not flags.dry_run:
-        refuse_existing_run(target)
-        require_installed(recipe.trackers)
+        return carry_out(
+            target, begin=lambda stop, start: api.train(recipe, run=target, stop_asked=stop, on_start=start)
+        )
     task = open_task(recipe)
     import_torch()
-    if flags.dry_run:
-        from steadyrl.plan import describe
+    from steadyrl.plan import describe
 
-        print(describe(recipe, task, run=target))
-        return 0
-    from steadyrl.run.directory import Run
-    from steadyrl.run.inputs import inputs_of
-
-    return carry_out(
-        recipe,
-        target,
-        task=task,
-        open_run=lambda ready: Run.create(target, ready.recipe, inputs=inputs_of(ready.recipe, ready.task)),
-    )
+    print(describe(recipe, task, run=target))
+    return 0

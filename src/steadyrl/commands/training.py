@@ -1,4 +1,4 @@
-"""What `train` and `resume` share: a start that says what begins, Ctrl-C, and what came of it."""
+"""What `train` and `resume` share: one process, Ctrl-C, a start that says what begins, and what came of it."""
 
 import contextlib
 import os
@@ -11,17 +11,12 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from steadyrl.commands.accuracy import print_accuracy
-from steadyrl.commands.start import loaded
 from steadyrl.errors import UserError
-from steadyrl.recipe import Recipe
-from steadyrl.run.progress import Display
-from steadyrl.tasks.base import Task
+from steadyrl.run.record import Record
 from steadyrl.terminal import tell
 
 if TYPE_CHECKING:
-    from steadyrl.parts import Parts
     from steadyrl.prepare import Prepared
-    from steadyrl.run.directory import Run
 
 
 def refuse_several_processes() -> None:
@@ -40,98 +35,53 @@ def refuse_several_processes() -> None:
             )
 
 
-def carry_out(
-    recipe: Recipe,
-    path: Path,
-    *,
-    open_run: "Callable[[Prepared], Run]",
-    task: Task | None = None,
-    before: "Callable[[Prepared], None]" = lambda ready: None,
-) -> int:
+def carry_out(path: Path, *, begin: "Callable[[Callable[[], bool], Callable[[Prepared], None]], Record]") -> int:
     """Train, and say at the start what begins and at the end what came of it.
 
     Args:
-        recipe: what is asked for.
         path: the run directory.
-        open_run: makes or opens it; it gets what `prepare` found out.
-        task: of the recipe, where it has been built.
-        before: looks at the same, before any weight is loaded.
-    """
-    from steadyrl.consistency import recipe_warnings
-    from steadyrl.plan import summary
-    from steadyrl.prepare import prepare
+        begin: trains; it gets what asks for a stop, and what is told of the start.
 
-    started = time.monotonic()
-    with contextlib.ExitStack() as stack:
-        asked = stack.enter_context(_one_interrupt())
-        ready = stack.enter_context(prepare(recipe, task))
-        before(ready)
+    Returns:
+        The exit status.
+    """
+    started, steps = time.monotonic(), 0
+
+    def on_start(ready: "Prepared") -> None:
+        from steadyrl.plan import summary
+
+        nonlocal steps
+        steps = ready.recipe.steps
         print(summary(ready, run=path), flush=True)
-        for warning in (*recipe_warnings(recipe), *ready.warnings):
-            tell(warning)
-        parts = stack.enter_context(loaded(ready))
-        _audit(parts, ready)
-        step, taken = _trained(parts, ready, open_run(ready), asked)
-    if recipe.steps and not taken and step >= recipe.steps:
-        print(f"all {recipe.steps} steps had been taken; nothing was left to train")
+
+    with _one_interrupt() as asked:
+        before = len(Record(path).metrics)
+        try:
+            record = begin(lambda: bool(asked), on_start)
+        except KeyboardInterrupt as interrupt:
+            raise KeyboardInterrupt(*asked[-1:]) from interrupt
+    step = len(record.metrics)
+    if steps and step == before >= steps:
+        print(f"all {steps} steps had been taken; nothing was left to train")
     print_accuracy(path)
-    print(_outcome(path, time.monotonic() - started))
-    if step >= recipe.steps:
+    print(_outcome(record, time.monotonic() - started))
+    if step >= steps:
         return 0
-    tell(f"stopped at step {step} of {recipe.steps}; continue with `steadyrl resume {path}`")
+    tell(f"stopped at step {step} of {steps}; continue with `steadyrl resume {path}`")
     return 128 + asked[-1]
 
 
-def _audit(parts: "Parts", ready: "Prepared") -> None:
-    """Say what is odd about the model and the verifier."""
-    from steadyrl.audit import at_start
-
-    with Display().bar("auditing the verifier"):
-        rollouter = parts.rollouter
-        found = at_start(ready.recipe, rollouter.task, rollouter.pool, rollouter.tokenizer)
-    for warning in (*parts.trainer.policy.warnings, *found):
-        tell(warning)
-
-
-def _trained(parts: "Parts", ready: "Prepared", run: "Run", asked: list[int]) -> tuple[int, int]:
-    """Train to the last step, or to the one after which a signal asked for a stop.
-
-    Returns:
-        The last global step, and how many were taken now.
-    """
-    from steadyrl.guard import TrainingStopped
-    from steadyrl.loop import train
-
-    try:
-        return train(ready.recipe, parts.rollouter, parts.trainer, parts.evaluator, run, stop_asked=lambda: bool(asked))
-    except TrainingStopped as error:
-        raise TrainingStopped(f"{error}. {_way_on(run.path)}") from error
-    except UserError as error:
-        raise UserError(f"{error}. {_way_on(run.path)}") from error
-    except KeyboardInterrupt as interrupt:
-        raise KeyboardInterrupt(*asked[-1:]) from interrupt
-    finally:
-        run.close()
-
-
-def _outcome(run: Path, seconds: float) -> str:
+def _outcome(run: Record, seconds: float) -> str:
     """Where everything is, and what may be typed next."""
-    from steadyrl.run.checkpoint import listed
-
-    folder = listed(run / "checkpoints")[-1] / "model"
     return "\n".join(
         [
-            f"{seconds:.0f} s; the run is in {run}",
-            f"model   {folder}, which AutoModelForCausalLM.from_pretrained loads",
-            f"report  {run / 'report.html'}",
-            f"next    steadyrl eval {run}    evaluate the model again, also on other sets",
-            f"        steadyrl gap {run}     compare the token-level gradient with the sequence-level one",
+            f"{seconds:.0f} s; the run is in {run.path}",
+            f"model   {run.model}, which AutoModelForCausalLM.from_pretrained loads",
+            f"report  {run.report}",
+            f"next    steadyrl eval {run.path}    evaluate the model again, also on other sets",
+            f"        steadyrl gap {run.path}     compare the token-level gradient with the sequence-level one",
         ]
     )
-
-
-def _way_on(run: Path) -> str:
-    return f"To change a setting, edit {run / 'recipe.json'}, then run `steadyrl resume {run}`"
 
 
 @contextlib.contextmanager

@@ -19,8 +19,8 @@ from steadyrl.engine.base import Answer, Request
 from steadyrl.engine.common import BaseEngine
 from steadyrl.engine.decoding_check import check_decoding
 from steadyrl.engine.precision import FORMATS, quantise_activations, quantised_weights
-from steadyrl.model.attention import use_own_attention
-from steadyrl.model.decoding import cache_argument, reserved_cache
+from steadyrl.model.attention import attends_by_block, use_own_attention
+from steadyrl.model.decoding import ReservedLayer, cache_argument, reserved_cache
 from steadyrl.model.loading import decoder_of, head_of
 from steadyrl.options.bounds import AtOnce
 from steadyrl.routing import Recorder, is_moe, record
@@ -28,6 +28,8 @@ from steadyrl.types import Completion, Routes, Sampling
 
 COMPACT_BELOW = 0.8
 """Ended sequences are dropped from the batch, a copy of the cache, once fewer than this share are alive."""
+LOOK_EVERY = 8
+"""On a GPU, which the host has to wait for, the engine looks this often, in tokens, who is alive."""
 
 
 class LocalEngine(BaseEngine):
@@ -175,7 +177,7 @@ class LocalEngine(BaseEngine):
             for t in range(steps):
                 ids, logprobs = sample(logits, numbers[batch.rows, t], sampling)
                 batch.keep(t, ids, logprobs, ended=torch.isin(ids, ends))
-                if t + 1 == steps or not batch.anyone_alive():
+                if t + 1 == steps or not batch.anyone_alive(t):
                     break
                 logits = batch.step(t)
         return batch.completions(self._version)
@@ -201,12 +203,14 @@ class _Wave:
         self._cache = reserved_cache(model, length=self._longest + steps, fp8=fp8_cache)
         self._cache_argument = cache_argument(model)
         self._padded = len(set(self._prompt_lengths)) > 1
+        full = all(isinstance(layer, ReservedLayer) for layer in self._cache.layers)
+        self._takes_ready_masks = full and attends_by_block(model)
         self.rows = torch.arange(total, device=device)
         """Which sequence each row of the running batch is."""
         self._alive = torch.ones(total, dtype=torch.bool, device=device)
         self._ids = torch.zeros(total, steps, dtype=torch.long, device=device)
         self._logprobs = torch.zeros(total, steps, device=device)
-        self._lengths = torch.full((total,), steps, device=device)
+        self._lengths = torch.zeros(total, dtype=torch.long, device=device)
         self._stopped = torch.zeros(total, dtype=torch.bool, device=device)
         self._prompt_routes: Tensor | None = None
         self._step_routes: Tensor | None = None
@@ -229,13 +233,14 @@ class _Wave:
         """Write down the tokens sampled at step t, and who has ended with them."""
         self._ids[self.rows, t] = ids
         self._logprobs[self.rows, t] = logprobs
-        ending = self.rows[ended & self._alive]
-        self._lengths[ending] = t + 1
-        self._stopped[ending] = True
+        self._lengths[self.rows] += self._alive  # numbers and no places: the host need not know how many there are
+        self._stopped[self.rows] |= ended & self._alive
         self._alive = self._alive & ~ended
 
-    def anyone_alive(self) -> bool:
-        """Whether anything is left to decode; drops the ended once they are many."""
+    def anyone_alive(self, t: int) -> bool:
+        """Whether anything is left to decode after step t; drops the ended once they are many."""
+        if self.rows.device.type != "cpu" and (t + 1) % LOOK_EVERY:
+            return True
         alive = int(self._alive.sum())
         if 0 < alive < COMPACT_BELOW * len(self.rows):
             chosen = self._alive.nonzero().squeeze(1)
@@ -259,12 +264,19 @@ class _Wave:
     def _forward(self, ids: Int[Tensor, "rows fed"], positions: Tensor, seen: int) -> Tensor:
         hidden = decoder_of(self._model)(
             input_ids=ids,
-            attention_mask=self._mask[:, :seen] if self._padded else None,
+            attention_mask=self._seen(seen, fed=ids.shape[1]),
             position_ids=positions,
             use_cache=True,
             **{self._cache_argument: self._cache},
         ).last_hidden_state
         return head_of(self._model).logits(hidden[:, -1])
+
+    def _seen(self, length: int, *, fed: int) -> Tensor | None:
+        """Which tokens are real; for a single query as attention takes it, else transformers asks the device for it."""
+        if not self._padded:
+            return None
+        mask = self._mask[:, :length]
+        return mask.bool()[:, None, None] if fed == 1 and self._takes_ready_masks else mask
 
     def completions(self, version: int) -> list[list[Completion]]:
         """What each prompt's responses said."""

@@ -9,21 +9,25 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from steadyrl.collapse import RewardSoFar
+
 SEVERAL = 3
 """Steps in a row, where one step could be chance."""
 MOST_CUT = 0.9
 """Share of responses."""
 LOW_ENTROPY_TOKEN = 1e-3
-"""Nats per token. Of 347 runs in lab/results, 331 of them stable, none came below 3.2e-3 at any step."""
+"""Nats per token. Of the lab's 347 runs, 331 of them stable, none came below 3.2e-3 at any step."""
 LOW_ENTROPY_RESPONSE = 0.1
 """Nats per response, entropy times length: two responses to a prompt are equal with a chance of at least e^−0.1 = 90%,
-for Σp² ≥ e^−H. Of the same runs none came below 0.17."""
+for Σp² ≥ e^−H."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """What must be remembered of earlier steps."""
 
+    reward: RewardSoFar
+    """Of the mean reward."""
     steps: int = 0
     """Steps that had a reward."""
     lowest: float | None = None
@@ -36,10 +40,13 @@ class Seen:
     def after(self, row: Mapping[str, Any]) -> "Seen":
         """What is known once a step has been seen."""
         uniform = self.uniform + 1 if _at_least(row, "reward/uniform_groups", 1.0) else 0
+        mean = row.get("reward/mean")
+        reward = self.reward if mean is None else self.reward.after(mean)
         low, high = row.get("reward/min"), row.get("reward/max")
         if low is None or high is None:
-            return replace(self, uniform=uniform)
+            return replace(self, reward=reward, uniform=uniform)
         return Seen(
+            reward=reward,
             steps=self.steps + 1,
             lowest=low if self.lowest is None else min(self.lowest, low),
             highest=high if self.highest is None else max(self.highest, high),
@@ -76,6 +83,10 @@ def _cut_and_paid(seen: Seen, row: Mapping[str, Any]) -> bool:
     return _cut(seen, row) and _at_least(row, "reward/accuracy", MOST_CUT)
 
 
+def _collapse(seen: Seen, row: Mapping[str, Any]) -> bool:
+    return seen.reward.collapsed
+
+
 def _uniform(seen: Seen, row: Mapping[str, Any]) -> bool:
     return seen.uniform >= SEVERAL
 
@@ -108,6 +119,14 @@ KINDS: tuple[Kind, ...] = (
         "paid in full",
         advice="Read responses in rollouts.jsonl: the verifier may pay for text that answers nothing.",
         holds=_cut_and_paid,
+    ),
+    Kind(
+        name="collapse",
+        rule="The mean reward, averaged over 8 updates, is below 2/3 of its best so far, in the last two steps or more "
+        "and for at least 1/12 of the run so far.",
+        says="the mean reward has fallen to {reward/mean:.3g}, less than 2/3 of its best so far",
+        advice="Go back to an earlier checkpoint, with a smaller learning rate or more clipping.",
+        holds=_collapse,
     ),
     Kind(
         name="cut",
@@ -198,9 +217,14 @@ def fields(kinds: Iterable[Kind]) -> dict[str, int]:
 class Watch:
     """Looks at one step after the other, and keeps what was found."""
 
-    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Begin after the rows of earlier steps."""
-        self._seen = Seen()
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, minibatches: int) -> None:
+        """Begin after the rows of earlier steps.
+
+        Args:
+            rows: of `metrics.jsonl`.
+            minibatches: N, the gradient updates of a step.
+        """
+        self._seen = Seen(reward=RewardSoFar(minibatches=minibatches))
         self._found: dict[str, Trouble] = {}
         for row in rows:
             self.see(row)

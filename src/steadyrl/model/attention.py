@@ -127,6 +127,10 @@ def _blockwise(query: Tensor, key: Tensor, value: Tensor, scaling: float | None,
     attended = []
     for block, *parts in zip(packed.blocks, *unfolded, strict=True):
         q, k, v = (part.unflatten(0, block).transpose(1, 2) for part in parts)
+        if (
+            q.is_cuda and q.dtype == torch.float32
+        ):  # no kernel there shares keys in float32, but the one with L × L scores
+            k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
         mixed = scaled_dot_product_attention(
             q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
         )

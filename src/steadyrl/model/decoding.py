@@ -1,6 +1,7 @@
 """A cache for decoding one token at a time, which is not copied at every step."""
 
 import inspect
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ class ReservedLayer(DynamicLayer):
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         """Append, and return everything so far; with `fp8`, rounded to e4m3 at unit scale, as vLLM's cache does."""
         if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
+            self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
             self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         assert self.keys is not None
         assert self.values is not None
@@ -36,9 +37,9 @@ class ReservedLayer(DynamicLayer):
         self.keys, self.values = (buffer[:, :, :end] for buffer in self._room)
         return self.keys, self.values
 
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take these rows, in this order, some perhaps twice; fewer rows move together in the room there is."""
-        super().reorder_cache(beam_idx)
+        super().reorder_cache(cast(torch.LongTensor, beam_idx))  # the library names the type of the host alone
         if self._room is None or self.keys is None or self.values is None or len(beam_idx) > len(self._room[0]):
             self._room = None
             return

@@ -12,7 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 BLOCK_BYTES = 8 * 2**20
-"""Size of one block of float32 logits."""
+"""Size of one block of float32 logits on a CPU: it stays in the caches."""
+GPU_BLOCK_BYTES = 256 * 2**20
+"""The same on a GPU, which small blocks do not keep busy."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +113,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _blocks(head: Head, targets: Tensor) -> Iterator[tuple[Head, Tensor, Tensor]]:
     """The head cut along the vocabulary, with the targets that lie in each block and their place in it."""
-    width = max(1, BLOCK_BYTES // (4 * max(1, len(targets))))
+    width = max(1, (GPU_BLOCK_BYTES if targets.is_cuda else BLOCK_BYTES) // (4 * max(1, len(targets))))
     bias = (None,) * -(-len(head.weight) // width) if head.bias is None else head.bias.split(width)
     start = 0
     for w, b in zip(head.weight.detach().split(width), bias, strict=True):

@@ -1,14 +1,15 @@
-"""Write `arithmetic.jsonl`: small sums and differences for a tiny model. The same file every time.
+"""Write `arithmetic.jsonl.gz`: small sums and differences for a tiny model. The same file every time.
 
 python src/steadyrl/recipes/make_arithmetic.py
 """
 
+import gzip
 import json
 import random
 from pathlib import Path
 
 PAIRS = 4000
-TARGET = Path(__file__).with_name("arithmetic.jsonl")
+TARGET = Path(__file__).with_name("arithmetic.jsonl.gz")
 
 
 def make_pair(left: int, sign: str, right: int) -> dict[str, str]:
@@ -25,7 +26,7 @@ def main() -> None:
     problems = [(a, s, b) for a in range(100) for b in range(100) for s in "+-" if s == "+" or a >= b]
     chosen = random.Random(0).sample(problems, PAIRS)
     lines = [json.dumps(make_pair(*problem)) + "\n" for problem in chosen]
-    TARGET.write_text("".join(lines), encoding="utf-8")
+    TARGET.write_bytes(gzip.compress("".join(lines).encode(), mtime=0))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import io
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -41,11 +43,15 @@ STYLE: Any = {
     "xtick.labelcolor": COLOUR["ink"],
     "ytick.labelcolor": COLOUR["ink"],
     "ytick.left": False,
+    "xtick.bottom": False,
 }
 LIGHT = {role: light for role, (light, _) in PALETTE.items()}
 """The colours of a picture that stands alone."""
 NICE = (1, 2, 2.5, 5, 10)
 """Steps between ticks."""
+SVG = "http://www.w3.org/2000/svg"
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 Scale = Literal["linear", "share", "log"]
 """`share`: in percent. `log`: logarithmic if the positive values span a factor of 5 or more."""
 
@@ -75,17 +81,71 @@ def white_card(figure: Figure) -> None:
 
 
 def svg(figure: Figure, paint: Mapping[str, str]) -> str:
-    """The figure as SVG text without prologue, metadata and fonts of its own; stand-ins become `paint`."""
+    """The figure as small SVG text without metadata and fonts of its own; stand-ins become `paint`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    for pattern, replacement in (
-        (r"<metadata>.*?</metadata>|<defs>\s*<style.*?</defs>", ""),
-        (r'<g id="[^"]*"', "<g"),
-        (r"font-family: [^;\"]*", "font-family: ui-sans-serif, system-ui, Helvetica, Arial, sans-serif"),
-    ):
-        text = re.sub(pattern, replacement, text, flags=re.DOTALL)
+    text = _compact(ElementTree.fromstring(buffer.getvalue()))
+    text = re.sub(r"font-family: [^;}]*", "font-family: ui-sans-serif, system-ui, Helvetica, Arial, sans-serif", text)
     for role, stand_in in COLOUR.items():
         text = text.replace(stand_in, paint[role])
     return text
+
+
+def _compact(root: ElementTree.Element) -> str:
+    """The same picture in a quarter of the bytes."""
+    styles: dict[str, str] = {}
+    for child in root:
+        _shorten(child, styles)
+    rules = ElementTree.Element(f"{{{SVG}}}style")
+    rules.text = "".join(f".{name}{{{style}}}" for style, name in styles.items())
+    root.text, root[:] = "", [rules, *_opened(root)]
+    return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _shorten(element: ElementTree.Element, styles: dict[str, str]) -> None:
+    """Lengths to a tenth of a point, styles as classes, no groups without meaning, no white space between elements."""
+    for child in element:
+        _shorten(child, styles)
+    attributes, element.tail = element.attrib, None
+    element.text = element.text and element.text.strip()
+    if style := attributes.pop("style", None):
+        # named by its content, so that the pictures of one page agree
+        attributes["class"] = styles.setdefault(style, f"s{zlib.crc32(style.encode()):x}")
+    if attributes.get("transform", "").startswith("rotate(-0 "):
+        del attributes["transform"]
+    for name in attributes.keys() & {"x", "y", "width", "height", "transform"}:
+        attributes[name] = re.sub(r"-?\d+\.\d+", lambda found: _tenths(10 * float(found[0])), attributes[name])
+    if "d" in attributes:
+        attributes["d"] = _relative(attributes["d"])
+    if element.tag == f"{{{SVG}}}g":
+        attributes.pop("id", None)
+    element[:] = _opened(element)
+
+
+def _opened(element: ElementTree.Element) -> list[ElementTree.Element]:
+    """The children of an element; a group that says nothing is replaced by its own."""
+    return [
+        inner
+        for child in element
+        if not child.tag.endswith("}metadata") and child.find(f"{{{SVG}}}style") is None
+        for inner in (child if child.tag == f"{{{SVG}}}g" and not child.attrib else [child])
+    ]
+
+
+def _relative(path: str) -> str:
+    """A path by the differences between its points, which are short numbers; errors of rounding do not add up."""
+    words: list[str] = []
+    at = start = (0, 0)
+    for command, numbers in re.findall(r"([MLQCz])([^MLQCz]*)", path):
+        values = [round(10 * float(number)) for number in numbers.split()]
+        points = list(zip(values[::2], values[1::2], strict=True))
+        words += [command.lower() if words else command]
+        words += [_tenths(value - base) for point in points for value, base in zip(point, at, strict=True)]
+        at = points[-1] if points else start
+        start = at if command == "M" else start
+    return re.sub(r" (?=[-a-z])|(?<=[a-zM]) ", "", " ".join(words))
+
+
+def _tenths(value: float) -> str:
+    """A number of tenths as SVG writes it, without a zero before the point."""
+    return re.sub(r"^(-?)0\.", r"\1.", f"{round(value) / 10:.6g}")

@@ -148,7 +148,8 @@ def read_run(run: Path) -> Reading:
     """
     if not (run / "recipe.json").is_file():
         raise RunError(f"{run} is not a run directory: it has no recipe.json; give the folder that training wrote")
-    steps, cold_start, watch = Course(), Course(), Watch()
+    recipe = load(run / "recipe.json")
+    steps, cold_start, watch = Course(), Course(), Watch(minibatches=recipe.update.minibatches)
     for row in stream_jsonl(run / "metrics.jsonl"):
         steps.add(translate_row(row))
         watch.see(row)
@@ -158,7 +159,7 @@ def read_run(run: Path) -> Reading:
     ends = (_first_step_rows(samples), last_step_rows(samples))
     return Reading(
         name=run.resolve().name,
-        recipe=load(run / "recipe.json"),
+        recipe=recipe,
         steps=steps,
         cold_start=cold_start,
         ledger=[translate_row(row) for row in last_step_rows(run / "ledger.jsonl")],

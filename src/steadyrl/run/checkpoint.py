@@ -57,7 +57,7 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: 
     try:
         part.mkdir(parents=True)
         policy.model.save_pretrained(part / "model", safe_serialization=True)
-        policy.tokenizer.save_pretrained(part / "model")
+        _save_tokenizer(policy, part / "model")
         save_file(_moments(policy.model, optimizer), part / "optimizer.safetensors")
         (part / "state.json").write_text(json.dumps(dict(state)))
         (part / "manifest.json").write_text(json.dumps(_manifest(part), indent=1))
@@ -67,7 +67,7 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: 
         _sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        if _is_full(error):
+        if _no_room(error):
             raise NoRoomError(
                 f"could not save {folder}: {error}. Earlier checkpoints are intact; make room and resume"
             ) from error
@@ -76,10 +76,19 @@ def save(folder: Path, policy: Policy, optimizer: torch.optim.Optimizer, state: 
         ) from error
 
 
-def _is_full(error: OSError | SafetensorError) -> bool:
-    """Whether a write had no room; safetensors says so in words alone."""
+def _save_tokenizer(policy: Policy, folder: Path) -> None:
+    try:
+        policy.tokenizer.save_pretrained(folder)
+    except Exception as error:  # tokenizers knows no other for a disk that is full
+        if not isinstance(error, OSError) and (full := _no_room(error)):
+            raise OSError(min(full), str(error)) from error
+        raise
+
+
+def _no_room(error: Exception) -> frozenset[int]:
+    """The error numbers by which a write had no room; safetensors and tokenizers give them in words alone."""
     codes = {error.errno} if isinstance(error, OSError) else set(map(int, re.findall(r"os error (\d+)", str(error))))
-    return bool(codes & NO_ROOM)
+    return NO_ROOM & codes
 
 
 def require_finite(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
@@ -30,6 +30,7 @@ from steadyrl.run.inputs import Inputs, changes, told
 from steadyrl.run.lock import Lock, runs
 from steadyrl.run.logs import MetricsLog, Row, Value, read_jsonl, stream_jsonl, write_atomically
 from steadyrl.run.progress import Display
+from steadyrl.run.record import Step
 from steadyrl.run.rows import Text, chosen_groups, rollout_rows
 from steadyrl.run.trackers import TrackerError, forget_curves, open_trackers, require_trackers
 from steadyrl.terminal import tell
@@ -92,8 +93,10 @@ class Run:
         self._trackers = open_trackers(recipe.trackers, path, recipe.model_dump(mode="json"))
         self._logs = {name: MetricsLog(path / name) for name in LOGS}
         self.cold_start = self._logs["cold_start.jsonl"]
-        self._watch = Watch()
+        self._watch = Watch(minibatches=recipe.update.minibatches)
         self._told: set[str] = set()  # kinds of trouble that this process has spoken of
+        self.on_step: Callable[[Step], None] | None = None
+        self.on_evaluation: Callable[[list[Row]], None] | None = None
 
     @classmethod
     def create(cls, path: Path, recipe: Recipe, *, inputs: Inputs) -> Self:
@@ -200,7 +203,8 @@ class Run:
         for log in self._logs.values():
             if log is not self.cold_start:
                 log.truncate(state["step"])
-        self._watch = Watch(stream_jsonl(self.path / "metrics.jsonl"))
+        rows = stream_jsonl(self.path / "metrics.jsonl")
+        self._watch = Watch(rows, minibatches=self.recipe.update.minibatches)
         return state
 
     def save(self, policy: Policy, optimizer: Optimizer, state: Mapping[str, Any], *, doubtful: bool = False) -> None:
@@ -228,6 +232,8 @@ class Run:
         warm = step * self.recipe.update.minibatches > self.recipe.optimizer.warmup_steps
         if warm and (lost := unmoved(metrics, step=step, dtype=self.recipe.runtime.dtype)):
             self._tell_once("unmoved", lost)
+        if self.on_step is not None:
+            self.on_step(Step(step, metrics))
 
     def _tell_once(self, kind: str, message: str) -> None:
         if kind not in self._told:
@@ -263,6 +269,8 @@ class Run:
             tracker.log(step, {name: value for row in rows for name, value in _evaluation_curves(row).items()})
         if warning := unreached(rows, correct_at=self.recipe.task.correct_at):
             self._tell_once("unreached", f"evaluation at step {step}: {warning}.")
+        if self.on_evaluation is not None:
+            self.on_evaluation([{"step": step, **row} for row in rows])
 
     def close(self) -> None:
         """Flush the trackers, and let others open it; once more does nothing."""
