@@ -1,18 +1,18 @@
 import json
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
 
 from recipes_for_tests import tree
+from steadyrl import recipes
 from steadyrl.options.bounds import Within
 from steadyrl.recipe import Recipe, RecipeError, load, resolve
 from steadyrl.recipe.variants import SECTIONS, Chosen
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted(recipes.FOLDER.glob("*.toml"))
 
 
 def refused(**changes) -> str:
