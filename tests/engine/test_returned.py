@@ -157,7 +157,7 @@ def groups_of(policy: Policy, fault: Callable[[list[Answer]], Any], *, temperatu
     asked = SimpleNamespace(text="", token_ids=(5, 6, 7))
     sampling = Sampling(temperature=temperature, max_new_tokens=8)
     parts: dict[str, Any] = {
-        "task": build_task("chains", seed=0, parameters={"min_terms": 2, "max_terms": 2}),
+        "task": build_task("chains", seed=0, parameters={"min_terms": 2, "max_terms": 2, "teacher_noise": 0.0}),
         "prompts": lambda examples: [asked] * len(examples),
         "engine": Wrong(LocalEngine(policy.model, end_tokens=set(ENDS)), fault),
         "pool": None,
