@@ -9,20 +9,23 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from steadyrl.update import first_forward, old_pass, update
 
 from _measure import alternate, median_ratio, ratio_interval, seconds, show, sized
 from steadyrl.algo import MiniRL
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, build_tiny
-from steadyrl.model.packing import pack_responses
+from steadyrl.model.packing import pack
 from steadyrl.routing import record, replay
-from steadyrl.types import Completion, MicroBatch, Response, Sampling
+from steadyrl.train.forward import old_pass, update_at_old
+from steadyrl.train.step import update
+from steadyrl.types import Completion, MicroBatch, Sampling, Trajectory
 
 DEVICE = "cuda"
 PROMPTS, RESPONSES, PROMPT, NEW_TOKENS = sized(16, 2), sized(16, 2), sized(128, 8), sized(256, 24)
@@ -42,7 +45,7 @@ MODEL = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
-HOW: dict[str, Any] = {"mode": "R3", "temperature": 1.0}
+HOW: dict[str, Any] = {"replay": "R3", "temperature": 1.0}
 
 
 def waited(work: Callable[[], Any]) -> Callable[[], Any]:
@@ -73,35 +76,33 @@ def prompts() -> list[list[int]]:
 
 
 def sample(engine: LocalEngine, tokens: int = NEW_TOKENS) -> list[list[Completion]]:
-    return engine.generate(
-        prompts(), responses=RESPONSES, sampling=Sampling(temperature=1.0, max_new_tokens=tokens), seed=0
-    )
+    how = Sampling(temperature=1.0, max_new_tokens=tokens)
+    return generate(engine, prompts(), responses=RESPONSES, sampling=how, seed=0)
 
 
-def responses(groups: Sequence[Sequence[Completion]]) -> list[Response]:
+def give_weights(held: Policy, engine: LocalEngine) -> None:
+    engine.update_weights(held.model.named_parameters(), version=1)
+
+
+def trajectories(groups: Sequence[Sequence[Completion]]) -> list[Trajectory]:
     """With advantages of both signs."""
     return [
-        Response(prompt_ids=tuple(prompt), completion=c, advantage=1.0 if n % 2 else -1.0, group_tokens=RESPONSES)
+        Trajectory.single(prompt, c, advantage=1.0 if n % 2 else -1.0, group_tokens=RESPONSES)
         for prompt, group in zip(prompts(), groups, strict=True)
         for n, c in enumerate(group)
     ]
 
 
-def packed(held: Policy, answered: Sequence[Response]) -> list[MicroBatch]:
-    return pack_responses(answered, micro_tokens=MICRO_TOKENS, one_block=held.one_block, device=held.device)
+def packed(held: Policy, answered: Sequence[Trajectory]) -> list[MicroBatch]:
+    """On the device."""
+    micros = pack(answered, micro_tokens=MICRO_TOKENS, one_block=held.one_block)
+    return [micro.to(held.device) for micro in micros]
 
 
 def take_update(held: Policy, optimizer: torch.optim.Optimizer, micros: Sequence[MicroBatch]) -> None:
-    forwards = [first_forward(held, micro, **HOW) for micro in micros]
-    update(
-        held,
-        optimizer,
-        MiniRL(),
-        forwards,
-        responses=PROMPTS * RESPONSES,
-        groups=PROMPTS,
-        max_grad_norm=1.0,
-    )
+    loss = partial(MiniRL(), responses=PROMPTS * RESPONSES, groups=PROMPTS)
+    backwards = [partial(update_at_old, held, micro, loss, **HOW) for micro in micros]
+    update(held.model, optimizer, backwards, max_grad_norm=1.0)
 
 
 def parts_of_a_step(held: Policy) -> tuple[list[dict[str, Any]], list[MicroBatch], torch.optim.Optimizer, LocalEngine]:
@@ -111,15 +112,14 @@ def parts_of_a_step(held: Policy) -> tuple[list[dict[str, Any]], list[MicroBatch
         "native": LocalEngine(held.model, end_tokens=set(), max_sequences=PROMPTS * RESPONSES),
         "FP8 emulated": LocalEngine(held.model, end_tokens=set(), precision="fp8", kv_precision="fp8"),
     }
-    answered = responses(sample(engines["native"]))
+    answered = trajectories(sample(engines["native"]))
     micros = packed(held, answered)
-    weights = dict(held.model.named_parameters())
     works: dict[str, tuple[Callable[[], Any], int]] = {
         f"sampling, {name}": (lambda engine=engine: sample(engine), 1) for name, engine in engines.items()
     }
     works |= {
-        f"weights to the engine, {name}": (lambda e=e: e.load_weights(weights, policy_version=1), ROUNDS)
-        for name, e in engines.items()
+        f"weights to the engine, {name}": (partial(give_weights, held, engine), ROUNDS)
+        for name, engine in engines.items()
     }
     works |= {
         "packing": (lambda: packed(held, answered), ROUNDS),
@@ -184,7 +184,7 @@ def waits(work: Callable[[], Any]) -> Counter[str]:
 
 def wait_rows(held: Policy, micros: Sequence[MicroBatch], optimizer: Any, engine: LocalEngine) -> list[dict[str, Any]]:
     """What one more of each thing adds."""
-    answered = responses(sample(engine, 8))
+    answered = trajectories(sample(engine, 8))
     pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any], int]] = {
         "decoded token": (lambda: sample(engine, 8), lambda: sample(engine, 16), 8),
         "micro-batch of the θ_old pass": (lambda: None, lambda: old_pass(held, micros[0], **HOW), 1),

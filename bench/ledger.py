@@ -10,10 +10,10 @@ from typing import Any
 from unittest.mock import patch
 
 from _measure import seconds, show, sized
-from steadyrl import loop, recipes
+from steadyrl import loop
 from steadyrl.measure import step
 from steadyrl.parts import prepared_parts
-from steadyrl.recipe import ColdStart, Evaluate, Recipe
+from steadyrl.recipe import ColdStart, Evaluate, Recipe, shipped
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import MetricsLog, read_jsonl
 
@@ -24,7 +24,7 @@ PARTS["writing"] = (MetricsLog, "log")
 
 def demo(minibatches: int) -> Recipe:
     """The demo after a short cold start, which is enough for responses of the usual length."""
-    recipe = recipes.read("demo")
+    recipe = shipped.read("demo")
     assert recipe.cold_start is not None
     first, second = recipe.cold_start.stages
     brief = [one.model_copy(update={"steps": min(one.steps, 2 * IMITATED)}) for one in (first, second)]

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from _measure import alternate, median_ratio, ratio_interval, show, sized
-from steadyrl import recipes
 from steadyrl.build import build_policy
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences
+from steadyrl.recipe import shipped
 from steadyrl.routing import Recorder, record, replay
 from steadyrl.types import TokenBatch
 
@@ -46,7 +46,7 @@ def old_pass(model: PreTrainedModel, batch: TokenBatch, way: Way) -> torch.Tenso
 
 def main() -> None:
     """Print the table."""
-    policy = build_policy(recipes.read("demo"))
+    policy = build_policy(shipped.read("demo"))
     model, batch = policy.model, packed(policy)
     routes = old_pass(model, batch, record(model))
     assert routes is not None

@@ -16,13 +16,13 @@ from unittest.mock import patch
 import torch
 
 from _measure import MODEL, show, sized
-from steadyrl import recipes
 from steadyrl.engine.base import generate
 from steadyrl.engine.vllm import VLLMEngine, answers
-from steadyrl.guard import Guard
+from steadyrl.guard import ModelGuard
 from steadyrl.loop import global_step
 from steadyrl.model.loading import build_tiny
 from steadyrl.parts import prepared_parts
+from steadyrl.recipe import shipped
 from steadyrl.run.directory import Run
 from steadyrl.types import Sampling
 
@@ -32,10 +32,10 @@ STEPS = sized(20, 2)
 
 def steps() -> dict[str, float]:
     """Median over the steps of the recipe's first, without a cold start: seconds, and the hand-over's share."""
-    recipe = recipes.read("demo-vllm")
+    recipe = shipped.read("demo-vllm")
     with prepared_parts(recipe) as parts, tempfile.TemporaryDirectory() as folder:
         run, rollouter, trainer = Run.create(Path(folder) / "run", recipe, inputs={}), parts.rollouter, parts.trainer
-        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        guard = ModelGuard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
         rows = [global_step(recipe, rollouter, trainer, guard)[0] for _ in range(STEPS + 1)][1:]
         run.close()
     return {

@@ -21,7 +21,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from _measure import MODEL, QUICK, arguments, median_ratio, peak_gib, show, sized
 from steadyrl.build import build_policy
-from steadyrl.guard import Guard
+from steadyrl.guard import ModelGuard
 from steadyrl.loop import global_step
 from steadyrl.parts import prepared_parts
 from steadyrl.recipe import resolve
@@ -59,7 +59,7 @@ def our_steps(folder: Path) -> Iterator[Callable[[], tuple[dict[str, Any], list[
     recipe = resolve({**RECIPE, "task": task, "evaluate": {"prompts": 64}}, source="vs_trl")
     with prepared_parts(recipe) as parts:
         run, rollouter, trainer = Run.create(folder / "run", recipe, inputs={}), parts.rollouter, parts.trainer
-        guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+        guard = ModelGuard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
         yield lambda: global_step(recipe, rollouter, trainer, guard)
 
 

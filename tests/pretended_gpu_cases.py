@@ -3,32 +3,30 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from steadyrl.disagreement import route_metrics
-from steadyrl.update import later_forward, old_pass, old_pass_metrics, step_ledger, update, update_metrics
 from torch import Tensor
 
 from builders import random_ids, tiny_policy
 from pretended_gpu import DEVICE, MixedDevices, Watch, pretended_gpu  # before any backward pass
 from recipes_for_tests import MACHINE, coin_questions, command, train
-from steadyrl import session
+from steadyrl import parts
 from steadyrl.algo import MiniRL, ledger
 from steadyrl.engine import local
-from steadyrl.engine.base import EngineError
+from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
-from steadyrl.model import packing
+from steadyrl.measure.routes import route_metrics
+from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses
 from steadyrl.run.logs import Row, read_jsonl
-from steadyrl.types import Response, Sampling
-
-HOW = {"mode": "R3", "temperature": 1.0}
+from steadyrl.train.schedule import Schedule
+from steadyrl.train.trainer import LocalTrainer
+from steadyrl.types import MicroBatch, Sampling, TokenBatch, Trajectory
 
 
 @pytest.fixture
@@ -107,7 +105,7 @@ def everything(home: Path) -> dict[str, Any]:
 @contextmanager
 def trained_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every model that is built goes to the device, which no recipe can name."""
-    built = session.build_policy
+    built = parts.build_policy
 
     def moved(recipe: Any) -> Policy:
         policy = built(recipe)
@@ -115,7 +113,7 @@ def trained_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         return policy
 
     with pretended_gpu(), monkeypatch.context() as patch:
-        patch.setattr(session, "build_policy", moved)
+        patch.setattr(parts, "build_policy", moved)
         yield
 
 
@@ -158,41 +156,35 @@ def policy_of(size: Size) -> Policy:
     return policy
 
 
-def sampled(policy: Policy, size: Size, watch: Watch) -> list[Response]:
+def sampled(policy: Policy, size: Size, watch: Watch) -> list[list[Trajectory]]:
     """Responses of a fixed length, to prompts of different lengths; `watch` then knows the waits of sampling."""
     engine = LocalEngine(policy.model, end_tokens=set(), precision="fp8", kv_precision="fp8")
     ids = [random_ids(3 + n, seed=n) for n in range(size.prompts)]
     watch.waits.clear()
     how = Sampling(temperature=1.0, max_new_tokens=size.tokens, top_k=5)
-    groups = engine.generate(ids, responses=size.responses, sampling=how, seed=0)
+    groups = generate(engine, ids, responses=size.responses, sampling=how, seed=0)
     return [
-        Response(prompt_ids=prompt, completion=completion, advantage=(-1.0) ** n, group_tokens=9)
+        [Trajectory.single(prompt, c, advantage=(-1.0) ** n, group_tokens=9) for n, c in enumerate(group)]
         for prompt, group in zip(ids, groups, strict=True)
-        for n, completion in enumerate(group)
     ]
 
 
-def learned(policy: Policy, responses: list[Response], size: Size, watch: Watch) -> int:
+def learned(policy: Policy, groups: list[list[Trajectory]], size: Size, watch: Watch) -> int:
     """The θ_old pass, updates and all that is measured of them; the number of micro-batches."""
-    optimizer = torch.optim.AdamW(policy.model.parameters(), lr=1e-3, fused=True)
+    trainer = LocalTrainer(
+        policy=policy,
+        optimizer=torch.optim.AdamW(policy.model.parameters(), lr=1e-3, fused=True),
+        objective=MiniRL(),
+        schedule=Schedule(peak=1e-3, total=size.updates),
+        replay="R3",
+        micro_tokens=size.micro_tokens,
+    )
     watch.waits.clear()
-    micros = pack_responses(responses, micro_tokens=size.micro_tokens, one_block=False, device=policy.device)
-    passes = [old_pass(policy, micro, **HOW) for micro in micros]
-    outcomes = [
-        update(
-            policy,
-            optimizer,
-            MiniRL(),
-            [later_forward(policy, s, temperature=1.0) for s in passes],
-            responses=len(responses),
-            groups=size.prompts,
-            max_grad_norm=1.0,
-        )
-        for _ in range(size.updates)
-    ]
-    rows = step_ledger(passes, outcomes, policy_version=0)
-    assert ledger.summary(rows) | old_pass_metrics(passes) | route_metrics(passes) | update_metrics(outcomes)
-    return len(micros)
+    passes = [trainer.old_pass(micro) for micro in trainer.pack(groups)]
+    updates = [trainer.update(number, groups, passes) for number in range(size.updates)]
+    rows = step_ledger(passes, updates, policy_version=0)
+    assert ledger.summary(rows) | old_pass_metrics(passes) | route_metrics(passes) | update_metrics(updates)
+    return len(passes)
 
 
 @cache
@@ -214,13 +206,13 @@ def of_training(size: Size) -> tuple[Counter[str], int]:
 Half = Callable[[Size], tuple[Counter[str], int]]
 CEILINGS: dict[str, tuple[Half, Size, Size, float, float]] = {
     "a token": (of_sampling, Size(), Size(tokens=16), 8, 1 / 8),
-    "a response": (of_sampling, Size(), Size(responses=6), 12, 1),
-    "a prompt": (of_sampling, Size(), Size(prompts=6), 3, 2),
+    "a response": (of_sampling, Size(), Size(responses=6), 12, 0),
+    "a prompt": (of_sampling, Size(), Size(prompts=6), 3, 0),
     "a layer of the engine": (of_sampling, Size(), Size(layers=4), 2, 0),
     "a layer of the trainer": (of_training, Size(), Size(layers=4), 2, 0),
     "a trained response": (of_training, Size(), Size(responses=6), 12, 0),
-    "a micro-batch": (of_training, Size(responses=6), Size(responses=6, micro_tokens=60), 0, 25),
-    "an update": (of_training, Size(), Size(updates=3), 2, 7),
+    "a micro-batch": (of_training, Size(responses=6), Size(responses=6, micro_tokens=60), 0, 14),
+    "an update": (of_training, Size(), Size(updates=3), 2, 4),
 }
 """What one more of something may add: which half of a step, two sizes, how many more the second has, and the most."""
 
@@ -255,7 +247,19 @@ def test_a_planted_wait_breaks_the_ceiling(monkeypatch):
 # ---- planted mixtures
 
 FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
-    "the batch is left on the host": (packing, "_to", lambda right: lambda batch, device: batch, "model/"),
+    "the batch is left on the host": (TokenBatch, "to", lambda right: lambda batch, device: batch, "model/"),
+    "routes are left on the host": (
+        TokenBatch,
+        "to",
+        lambda right: lambda batch, device: replace(right(batch, device), routes=batch.routes),
+        "routing/hooks.py",
+    ),
+    "the facts are left on the host": (
+        MicroBatch,
+        "to",
+        lambda right: lambda micro, device: replace(micro, batch=micro.batch.to(device)),
+        "algo/ratio.py",
+    ),
     "prompts are left on the host": (
         local,
         "_pad_left",
@@ -272,10 +276,10 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
         ledger,
         "by_position",
         lambda right: lambda response: right(response.cpu()),
-        "algo/ledger.py",
+        "algo/buckets.py",
     ),
 }
-"""A function, what is wrong with it, and the file that the error must name."""
+"""Whose function, its name, what is wrong with it, and the file that the error must name."""
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -12,9 +12,7 @@ from safetensors.torch import load_file
 from recipes_for_tests import coin_questions, command, write_recipe
 from steadyrl import loop
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.returned import NotFinite
-from steadyrl.guard import Guard
-from steadyrl.rollout import rollouter
+from steadyrl.guard import ModelGuard
 from steadyrl.run.logs import read_jsonl
 
 KEPT = {"every": 1, "keep": 1}
@@ -87,16 +85,24 @@ def test_rewards_that_are_all_equal_do_not_hide_a_broken_model(tmp_path, monkeyp
     assert [row["update/skipped"] for row in rows if row["step"] > 2][:2] == [1, 1]
 
 
-def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, capfd):
-    original = LocalEngine.collect
+def plant_not_a_number(monkeypatch, *, rollout: int) -> None:
+    """Let a log-probability of the engine be no number, in one rollout, counted from 1."""
+    collect, count = LocalEngine.collect, 0
 
     def broken(self):
-        for answer in original(self):
-            if answer.place == 0 and len(answer.completions) == 4:
+        nonlocal count
+        for number, answer in enumerate(collect(self)):
+            rolling_out = len(answer.completions) == 4
+            count += rolling_out and number == 0
+            if rolling_out and count == rollout:
                 answer.completions[0].logprobs.fill_(math.nan)
             yield answer
 
     monkeypatch.setattr(LocalEngine, "collect", broken)
+
+
+def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, capfd):
+    plant_not_a_number(monkeypatch, rollout=1)
     recipe = write_recipe(tmp_path, steps=2)
     assert command("train", recipe, "--run", tmp_path / "run") == 2
     told = capfd.readouterr().err
@@ -106,18 +112,8 @@ def test_an_engine_that_errs_alone_is_an_engine_error(tmp_path, monkeypatch, cap
 
 def test_one_bad_step_is_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
     """The trainer, too, cannot answer the prompts of one step."""
-    check, count = rollouter.check_answers, 0
-
-    def once(answered, asked):
-        nonlocal count
-        responses = asked.requests[0].responses
-        count += responses == 4
-        if responses == 4 and count == 2:
-            raise NotFinite("planted")
-        return check(answered, asked)
-
-    monkeypatch.setattr(rollouter, "check_answers", once)
-    monkeypatch.setattr(Guard, "finite", lambda guard, brief=False: brief)
+    plant_not_a_number(monkeypatch, rollout=2)
+    monkeypatch.setattr(ModelGuard, "finite", lambda guard, brief=False: brief)
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, task=coin_questions(tmp_path), steps=4, checkpoints={"every": 1, "keep": 9})
     assert command("train", recipe, "--run", run, report=True) == 0

@@ -22,7 +22,7 @@ from steadyrl.cli import main
 from steadyrl.conformance.families import build, named_config
 from steadyrl.model.tiny import character_tokenizer
 from steadyrl.recipe import resolve
-from steadyrl.recipes import find
+from steadyrl.recipe.shipped import find
 from steadyrl.rollout import rollouter
 from steadyrl.run.logs import read_jsonl
 

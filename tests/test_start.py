@@ -12,8 +12,8 @@ import pytest
 from rich.console import Console
 
 from recipes_for_tests import command, write_recipe
-from steadyrl import recipes
 from steadyrl.cli import COMMANDS
+from steadyrl.recipe import shipped
 from steadyrl.run import progress
 from steadyrl.run.progress import Bar
 from steadyrl.start import too_old
@@ -132,23 +132,23 @@ def test_a_mistake_is_told_before_torch_is_imported(name: str, tmp_path: Path) -
 def test_the_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("recipes") == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == recipes.names()
+    assert listed == shipped.names()
     assert {"demo", "smoke", "own-model"} <= set(listed)
     assert command("recipes", "smoke") == 0
-    assert capsys.readouterr().out == recipes.find("smoke").read_text()
+    assert capsys.readouterr().out == shipped.find("smoke").read_text()
 
 
 def test_a_recipe_is_known_by_name_and_a_file_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()  # a folder takes no name
-    assert recipes.find("demo").parent == recipes.FOLDER
-    assert recipes.find("demo.toml") == Path("demo.toml")
+    assert shipped.find("demo").parent == shipped.FOLDER
+    assert shipped.find("demo.toml") == Path("demo.toml")
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", shipped.names())
 def test_every_recipe_finds_its_files_from_anywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    task = recipes.read(name).task.model_dump()
+    task = shipped.read(name).task.model_dump()
     for place in (task.get("path", ""), task.get("reward", "")):
         file, _, _ = place.partition(":")
         assert Path(file).suffix not in (".jsonl", ".py") or Path(file).is_file()
@@ -163,7 +163,7 @@ def test_init_writes_a_recipe_that_can_be_read(tmp_path: Path, capsys: pytest.Ca
     flags = ["--model", 'C:\\mo"del', "--data", str(tmp_path / "pairs.csv"), "--question-column", "q"]
     assert command("init", target, *flags, "--answer-column", "a", "--reward", "own.py:f", "--replay", "R3") == 0
     assert f"steadyrl train {target} --dry-run" in capsys.readouterr().out
-    recipe = recipes.read(str(target))
+    recipe = shipped.read(str(target))
     assert recipe.model.model_dump()["path"] == 'C:\\mo"del'
     task = recipe.task.model_dump()
     assert (task["question_column"], task["answer_column"], task["reward"]) == ("q", "a", "own.py:f")
@@ -187,7 +187,7 @@ def test_init_asks_for_what_no_flag_says(
     monkeypatch.setattr("builtins.input", answer)
     assert command("init", tmp_path / "own.toml") == 0
     assert "there are q, a" in asked[2]
-    recipe = recipes.read(str(tmp_path / "own.toml"))
+    recipe = shipped.read(str(tmp_path / "own.toml"))
     assert recipe.task.model_dump()["question_column"] == "q"
     assert recipe.update.replay == "none"  # what an empty answer means
 

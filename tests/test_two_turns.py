@@ -15,7 +15,7 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import replay
 from steadyrl.train.forward import OldPass, old_pass, update_at_old
-from steadyrl.train.step import Update, update
+from steadyrl.train.step import GradientStep, update
 from steadyrl.types import Completion, Sampled, Sampling, Trajectory
 
 TEMPERATURE = 0.8
@@ -48,7 +48,7 @@ def play(policy: Policy) -> list[Trajectory]:
     ]
 
 
-def train(policy: Policy, trajectories: list[Trajectory], *, lr: float = LR) -> Update:
+def train(policy: Policy, trajectories: list[Trajectory], *, lr: float = LR) -> GradientStep:
     """One step on all of them."""
     micros = pack(trajectories, micro_tokens=64, one_block=policy.one_block)
     assert len(micros) > 1

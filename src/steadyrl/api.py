@@ -1,14 +1,13 @@
 """The front door: train, resume, evaluate and load from Python. The commands call the same functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from steadyrl import recipes
 from steadyrl.errors import UserError
 from steadyrl.preflight import open_task, refuse_existing_run, require_run
-from steadyrl.recipe import Recipe, resolve
+from steadyrl.recipe import Recipe
 from steadyrl.run.progress import Display
 from steadyrl.run.record import Record, Step
 from steadyrl.run.trackers import require_installed
@@ -50,14 +49,14 @@ def train(
         on_evaluation: told of each evaluation.
         on_start: told, before a weight is loaded, what is known by then.
         stop_asked: asked after each step; True stops the run with a checkpoint, and `resume` continues it.
-        sections: sections and fields of the recipe that are changed: a mapping changes the fields that it has.
+        sections: sections and fields of the recipe that are changed, as `Recipe.replace` takes them.
 
     Raises:
         UserError: the recipe, the model or the data cannot be used; the message names the field and the way out.
         RunStopped: the run cannot go on; what it needs to be looked into is in its directory.
     """
     name = "run" if isinstance(recipe, Recipe) else Path(recipe).stem
-    asked = replaced(recipe if isinstance(recipe, Recipe) else recipes.read(str(recipe)), sections)
+    asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).replace(**sections)
     path = Path(run) if run is not None else Path("runs") / name
     refuse_existing_run(path)
     require_installed(asked.trackers)
@@ -130,7 +129,7 @@ def evaluate(checkpoint: str | Path, *, trust_remote_code: bool = False, **secti
         UserError: there is no such checkpoint, or the verifier fails too often.
     """
     recipe = recipe_of(Path(checkpoint), trust_remote_code=trust_remote_code)
-    return evaluate_recipe(replaced(recipe, sections))
+    return evaluate_recipe(recipe.replace(**sections))
 
 
 def evaluate_recipe(recipe: Recipe) -> "list[Row]":
@@ -164,22 +163,6 @@ def load(path: str | Path, *, dtype: str = "float32", device: str = "cpu", trust
     policy = load_pretrained(str(path), revision=None, trust_remote_code=trust_remote_code, dtype=getattr(torch, dtype))
     policy.model.to(torch.device(device)).eval()  # pyright: ignore[reportArgumentType]
     return policy
-
-
-def replaced(recipe: Recipe, sections: Mapping[str, Any]) -> Recipe:
-    """A recipe with other values; a mapping changes the fields of a section that it has.
-
-    Raises:
-        RecipeError: a field is unknown, mistyped or out of range.
-    """
-    tree = recipe.model_dump(mode="json")
-    for name, value in sections.items():
-        held = tree.get(name)
-        if isinstance(held, dict) and isinstance(value, Mapping):
-            other = any(value.get(tag, held.get(tag)) != held.get(tag) for tag in ("kind", "name"))
-            value = value if other else {**held, **value}
-        tree[name] = value
-    return resolve(tree, source="the recipe") if sections else recipe
 
 
 def _carry_out(

@@ -36,7 +36,7 @@ from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run import checkpoint
 from steadyrl.train.forward import OldPass, gradient_of
-from steadyrl.train.step import Update
+from steadyrl.train.step import GradientStep
 from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches
 from steadyrl.types import Trajectory
 
@@ -115,7 +115,7 @@ def _repeat(recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, respons
         )
 
 
-def _measured(done: Update, version: int, responses: int) -> dict[str, float]:
+def _measured(done: GradientStep, version: int, responses: int) -> dict[str, float]:
     factors = ledger.summary(step_ledger(micro_batches([done]), [done], policy_version=version))
     return factors | update_metrics([done], responses=responses)
 

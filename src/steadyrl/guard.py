@@ -27,7 +27,7 @@ class TrainingStopped(RunStopped):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Guard:
+class ModelGuard:
     """Looks at the model through the prompts of the next step."""
 
     trainer: LocalTrainer

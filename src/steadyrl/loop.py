@@ -13,7 +13,7 @@ from steadyrl.cold_start import StopAsked, cold_start
 from steadyrl.engine.base import Engine
 from steadyrl.engine.returned import NotFinite
 from steadyrl.evaluate import Evaluator
-from steadyrl.guard import Guard
+from steadyrl.guard import ModelGuard
 from steadyrl.measure.routes import replay_effect, unrouted
 from steadyrl.measure.step import step_metrics
 from steadyrl.model.attention import describe_rows
@@ -44,7 +44,7 @@ def train(
         TrainingStopped: loss, gradient or log-probs were not finite for MAX_SKIPPED updates in a row, or still are at
             the end.
     """
-    guard = Guard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
+    guard = ModelGuard(trainer=trainer, rollouter=rollouter, run=run, prompts=recipe.rollout.prompts)
     run.note_engine({**rollouter.engine.facts, "training_forward": describe_rows(not trainer.policy.one_block)})
     with repeatable(trainer.policy.device):
         if state := run.restore(trainer.policy, trainer.optimizer):
@@ -75,7 +75,7 @@ def train(
 
 
 def global_step(
-    recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, guard: Guard
+    recipe: Recipe, rollouter: Rollouter, trainer: LocalTrainer, guard: ModelGuard
 ) -> tuple[dict[str, Value], list[Row]]:
     """Sample, reward, update N times, and give the engine the new weights; the step's metrics and its ledger.
 

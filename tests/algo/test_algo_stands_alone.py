@@ -25,4 +25,4 @@ def test_the_library_needs_torch_only() -> None:
     first, modules = done.stdout.splitlines()
     assert first == "True"
     rooms = {name.split(".")[1] for name in eval(modules) if "." in name}
-    assert rooms == {"algo", "types", "errors", "options"}
+    assert rooms == {"algo", "options", "types", "errors"}

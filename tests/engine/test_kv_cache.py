@@ -13,7 +13,7 @@ from steadyrl.engine.base import EngineError
 from steadyrl.engine.kv_cache import missing_instructions, no_fp8_cache, resolve_kv_precision
 from steadyrl.plan import describe
 from steadyrl.recipe import load, resolve
-from steadyrl.recipes import find
+from steadyrl.recipe.shipped import find
 
 WIDE = AutoConfig.for_model("qwen3", head_dim=32, hidden_size=64, num_attention_heads=2)
 NARROW = AutoConfig.for_model("qwen3", head_dim=16, hidden_size=64, num_attention_heads=4)

@@ -12,9 +12,9 @@ import torch
 
 from builders import dense_policy, tiny_policy
 from recipes_for_tests import command, write_recipe
-from steadyrl.engine.base import Answer, EngineError
+from steadyrl.engine.base import Answer, EngineError, Request
 from steadyrl.engine.local import LocalEngine
-from steadyrl.engine.returned import NotFinite
+from steadyrl.engine.returned import Asked, NotFinite, check_answers
 from steadyrl.model.loading import Policy
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.tasks.build import build_task
@@ -206,6 +206,18 @@ def test_the_wrong_one_of_several_is_named(policy: Policy) -> None:
 
     with pytest.raises(EngineError, match=r"response 2 to prompt 1: .* nan for token 0"):
         groups_of(policy, third)
+
+
+def test_after_a_wrong_answer_no_request_waits(policy: Policy) -> None:
+    engine = LocalEngine(policy.model, end_tokens=set())
+    prompt = {"token_ids": (5, 6), "responses": 2, "sampling": Sampling(temperature=1.0, max_new_tokens=3), "seed": 0}
+    requests = [Request(**prompt, place=place) for place in range(3)]
+    engine.submit(requests)
+    asked = Asked(model=policy.model, requests=requests, ends=frozenset(), policy_version=7)
+    with pytest.raises(EngineError, match="policy_version = 0") as refusal:
+        list(check_answers(engine.collect(), asked))
+    assert list(engine.collect()) == []
+    assert refusal.traceback  # it keeps the iterator alive
 
 
 def test_a_greedy_token_is_certain(policy: Policy) -> None:

@@ -9,12 +9,13 @@ from torch import Tensor
 from builders import dense_policy, random_ids, tiny_policy
 from machine import GPU, on_gpu
 from steadyrl.conformance.families import build, named_config
+from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
-from steadyrl.model.packing import pack_responses, pack_sequences
+from steadyrl.model.packing import pack, pack_sequences
 from steadyrl.routing import RoutingError, check_replay, check_routes, moe_blocks, record, replay
-from steadyrl.types import Completion, Response, Sampling, TokenBatch
+from steadyrl.types import Completion, Sampling, TokenBatch, Trajectory
 
 pytestmark = on_gpu
 
@@ -32,8 +33,8 @@ def there(policy: Policy) -> Policy:
 
 def packed(policy: Policy) -> TokenBatch:
     sequences = [random_ids(n, seed=n) for n in (30, 41, 17, 25)]
-    (batch,) = pack_sequences(sequences, [5, 9, 2, 5], micro_tokens=256, one_block=False, device=policy.device)
-    return batch
+    (batch,) = pack_sequences(sequences, [5, 9, 2, 5], micro_tokens=256, one_block=False)
+    return batch.to(policy.device)
 
 
 def scored(policy: Policy, batch: TokenBatch) -> tuple[Tensor, list[Tensor]]:
@@ -47,7 +48,7 @@ def scored(policy: Policy, batch: TokenBatch) -> tuple[Tensor, list[Tensor]]:
 def sampled(policy: Policy, *, temperature: float = 0.7, **options: str) -> list[Completion]:
     engine = LocalEngine(policy.model, end_tokens={1, 10, 20}, **options)
     how = Sampling(temperature=temperature, max_new_tokens=24)
-    return [c for group in engine.generate(PROMPTS, responses=3, sampling=how, seed=0) for c in group]
+    return [c for group in generate(engine, PROMPTS, responses=3, sampling=how, seed=0) for c in group]
 
 
 def shifted(policy: Policy, routes: Tensor) -> Tensor:
@@ -128,11 +129,11 @@ def test_a_family_computes_what_it_computes_on_the_cpu(name):
 def test_the_trainer_replays_the_routes_of_the_engine(dtype, config, record_property):
     policy = there(tiny_policy(dtype=dtype, **config))
     completions = sampled(policy, precision="fp8", kv_precision="fp8")
-    responses = [
-        Response(prompt_ids=PROMPTS[n // 3], completion=c, advantage=1.0, group_tokens=9)
-        for n, c in enumerate(completions)
+    trajectories = [
+        Trajectory.single(PROMPTS[n // 3], c, advantage=1.0, group_tokens=9) for n, c in enumerate(completions)
     ]
-    (micro,) = pack_responses(responses, micro_tokens=4096, one_block=False, device=policy.device)
+    (packed_there,) = pack(trajectories, micro_tokens=4096, one_block=False)
+    micro = packed_there.to(policy.device)
     routes = micro.batch.routes
     assert routes is not None
     check_routes(policy.model, routes)

@@ -11,7 +11,7 @@ import torch
 
 from machine import GPU, on_gpu
 from recipes_for_tests import DENSE, MACHINE, coin_questions, command, merged, train
-from steadyrl.loop import Clock
+from steadyrl.clock import Clock
 from steadyrl.run.logs import Row, read_jsonl
 
 pytestmark = on_gpu

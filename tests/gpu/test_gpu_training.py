@@ -1,24 +1,30 @@
 """The trainer on a CUDA device: ratio, objectives, attention and recomputed activations."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from steadyrl.update import first_forward, later_forward, old_pass
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from builders import random_ids, response, tiny_policy
 from machine import GPU, on_gpu
+from steadyrl import algo
+from steadyrl.algo import Objective, Reinforce
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, recompute_activations
-from steadyrl.model.packing import pack_responses, pack_sequences
-from steadyrl.options.source import declared
+from steadyrl.model.packing import pack, pack_sequences
 from steadyrl.routing import record, replay
+from steadyrl.train.forward import old_pass, update_at_old, update_later
 from steadyrl.types import MicroBatch, Tokens
 
 pytestmark = on_gpu
 
+EXPORTED = [getattr(algo, name) for name in algo.__all__]
+OBJECTIVES = [kind for kind in EXPORTED if isinstance(kind, type) and Objective in kind.__mro__[1:]]
+SUM = partial(Reinforce(), responses=1, groups=1)
+"""Σ Â log π over all tokens, undivided: gradients are then large beside the tolerances."""
 WIDE = {
     "hidden_size": 256,
     "num_attention_heads": 8,
@@ -43,8 +49,8 @@ def with_routes(policy: Policy, *, experts: int = 8) -> MicroBatch:
         rows = torch.rand(len(prompt) + len(answer) - 1, 2, experts, generator=generator).topk(2).indices
         advantage = 1.0 if n % 2 else -0.5
         made.append(response(prompt, answer, advantage=advantage, routes=rows.to(torch.uint8)))
-    (micro,) = pack_responses(made, micro_tokens=4096, one_block=False, device=policy.device)
-    return micro
+    (micro,) = pack(made, micro_tokens=4096, one_block=False)
+    return micro.to(policy.device)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -54,17 +60,16 @@ def test_at_the_old_weights_the_ratio_is_exactly_one(dtype, mode, config):
     """The θ_old pass keeps no graph and the update does: both must compute the same bits."""
     policy = there(tiny_policy(dtype=dtype, **config))
     micro = with_routes(policy)
-    old = old_pass(policy, micro, mode=mode, temperature=0.7)
-    with later_forward(policy, old, temperature=0.7) as (logprobs, _):
-        assert logprobs.requires_grad
-        assert torch.equal(logprobs.detach(), old.old_logprobs)
+    old = old_pass(policy, micro, replay=mode, temperature=0.7)
+    trace = update_later(policy, old, SUM, temperature=0.7)
+    assert any(bool(p.grad.any()) for p in policy.model.parameters() if p.grad is not None)
+    assert torch.equal(trace.logprobs, old.old_logprobs)
 
 
 def with_gradient(policy: Policy, micro: MicroBatch) -> tuple[Tensor, list[Tensor]]:
     policy.model.zero_grad()
-    with first_forward(policy, micro, mode="R3", temperature=1.0) as (logprobs, _):
-        logprobs.sum().backward()
-    return logprobs.detach(), [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
+    trace = update_at_old(policy, micro, SUM, replay="R3", temperature=1.0)
+    return trace.logprobs, [p.grad.clone() for p in policy.model.parameters() if p.grad is not None]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -88,8 +93,8 @@ def test_a_gradient_is_that_of_the_cpu():
         torch.testing.assert_close(one.cpu(), other, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", declared("objective"))
-def test_an_objective_is_that_of_the_cpu(name):
+@pytest.mark.parametrize("kind", OBJECTIVES, ids=lambda kind: kind.__name__)
+def test_an_objective_is_that_of_the_cpu(kind):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 60, (64,), generator=generator)
     response = torch.arange(64).repeat_interleave(lengths)
@@ -104,7 +109,7 @@ def test_an_objective_is_that_of_the_cpu(name):
         group_tokens=8 * per_token,
         response=response,
     )
-    objective, found = declared("objective")[name].load()(), []
+    objective, found = kind(), []
     for device in ("cpu", GPU):
         moved = Tokens(**{name: getattr(tokens, name).to(device) for name in Tokens.__slots__})
         leaf = now.clone().to(device).requires_grad_()
@@ -129,7 +134,8 @@ def test_packed_rows_need_no_square_of_the_length(dtype, near, record_property):
     policy, exact = there(tiny_policy(dtype=dtype, **wide)), there(tiny_policy(**wide))
     exact.model.load_state_dict({k: v.float() for k, v in policy.model.state_dict().items()})
     sequences = [random_ids(n, seed=n) for n in (700, 690, 512, 33)]
-    (batch,) = pack_sequences(sequences, [50, 50, 9, 2], micro_tokens=4096, one_block=False, device=policy.device)
+    (batch,) = pack_sequences(sequences, [50, 50, 9, 2], micro_tokens=4096, one_block=False)
+    batch = batch.to(policy.device)
     with torch.no_grad(), record(exact.model) as recorder, sdpa_kernel(SDPBackend.MATH):
         expected, _ = response_logprobs(exact.model, batch, temperature=1.0)
     with sdpa_kernel(LINEAR), replay(policy.model, recorder.routes()):

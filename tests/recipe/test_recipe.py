@@ -7,12 +7,11 @@ import pytest
 from pydantic import BaseModel
 
 from recipes_for_tests import tree
-from steadyrl import recipes
 from steadyrl.options.bounds import Within
-from steadyrl.recipe import Recipe, RecipeError, load, resolve
+from steadyrl.recipe import Recipe, RecipeError, load, resolve, shipped
 from steadyrl.recipe.variants import SECTIONS, Chosen
 
-RECIPES = sorted(recipes.FOLDER.glob("*.toml"))
+RECIPES = sorted(shipped.FOLDER.glob("*.toml"))
 
 
 def refused(**changes) -> str:

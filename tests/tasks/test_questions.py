@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from steadyrl.recipes import FOLDER
+from steadyrl.recipe.shipped import FOLDER
 from steadyrl.tasks import RewardPool, RewardRequest, Split, TaskError, build_task
 from steadyrl.tasks.questions import Questions
 

@@ -18,7 +18,7 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import hooks
 from steadyrl.train.forward import OldPass, Replay, old_pass, update_at_old, update_later
-from steadyrl.train.step import Update, update
+from steadyrl.train.step import GradientStep, update
 from steadyrl.train.trainer import micro_batches
 from steadyrl.types import Completion, Sampling, Trajectory
 
@@ -71,7 +71,7 @@ def take_update(
     objective: Objective | None = None,
     lr: float = 0.0,
     max_grad_norm: float | None = None,
-) -> Update | None:
+) -> GradientStep | None:
     loss = partial(objective or MiniRL(), responses=groups * RESPONSES, groups=groups)
     return update(
         policy.model,
@@ -81,7 +81,7 @@ def take_update(
     )
 
 
-def factors(passes: Sequence[OldPass], *outcomes: Update | None) -> dict[str, float]:
+def factors(passes: Sequence[OldPass], *outcomes: GradientStep | None) -> dict[str, float]:
     """`mismatch/`, `staleness/` and `weight/` of a step."""
     return ledger.summary(step_ledger(passes, outcomes, policy_version=0))
 

@@ -2,9 +2,8 @@
 
 import argparse
 
-from steadyrl import recipes
 from steadyrl.commands.flags import with_flags
-from steadyrl.recipe import Recipe
+from steadyrl.recipe import Recipe, shipped
 from steadyrl.start import import_torch
 
 
@@ -19,7 +18,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print the counts and the rows as JSON")
     parser.add_argument("--strict", action="store_true", help="also count what is partial, doubtful or failed")
     options, rest = parser.parse_known_args(argv)
-    recipe = with_flags(Recipe, recipes.read(options.recipe), rest, f"steadyrl audit {options.recipe}")
+    recipe = with_flags(Recipe, shipped.read(options.recipe), rest, f"steadyrl audit {options.recipe}")
     import_torch()
     from steadyrl.audit import run
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from steadyrl.errors import UserError
 from steadyrl.recipe import resolve
-from steadyrl.recipes import find
+from steadyrl.recipe.shipped import find
 from steadyrl.tasks.sources import read_source
 
 FIELDS = {

@@ -2,7 +2,7 @@
 
 import argparse
 
-from steadyrl.recipes import find, names
+from steadyrl.recipe.shipped import find, names
 
 
 def main(argv: list[str]) -> int:

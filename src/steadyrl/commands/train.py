@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from steadyrl import api, recipes
+from steadyrl import api
 from steadyrl.commands.flags import first, of_recipe, with_flags
 from steadyrl.commands.training import carry_out, refuse_several_processes
 from steadyrl.preflight import open_task
-from steadyrl.recipe import Recipe
+from steadyrl.recipe import Recipe, shipped
 from steadyrl.start import import_torch
 
 
@@ -23,9 +23,9 @@ def main(argv: list[str]) -> int:
     """Train by a recipe, or say what would be trained."""
     refuse_several_processes()
     given, rest = first(
-        argv, "train RECIPE [flags]", f"RECIPE is a TOML file, or one of ours: {', '.join(recipes.names())}"
+        argv, "train RECIPE [flags]", f"RECIPE is a TOML file, or one of ours: {', '.join(shipped.names())}"
     )
-    flags = with_flags(TrainFlags, recipes.read(given), rest, f"steadyrl train {given}")
+    flags = with_flags(TrainFlags, shipped.read(given), rest, f"steadyrl train {given}")
     recipe, target = of_recipe(flags), flags.run or Path("runs") / Path(given).stem
     if not flags.dry_run:
         return carry_out(

@@ -4,17 +4,18 @@
 train on numbers that no policy gives.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from steadyrl.engine.base import Answer, EngineError, Request
-from steadyrl.routing import RoutingError, check_routes, is_moe
-from steadyrl.types import Completion
+from steadyrl.routing import RoutingError, moe_blocks
+from steadyrl.routing.check import check_ids, check_shape
+from steadyrl.types import Completion, Routes
 
 ROUNDING = 1e-3
 """A log-probability may lie this far above 0."""
@@ -43,7 +44,7 @@ class Asked:
 
 
 def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
-    """Pass on each answer that is what was asked for, as it comes.
+    """Pass on each answer that is what was asked for, as it comes; after a wrong one, drop the requests that wait.
 
     Args:
         answers: what `Engine.collect` returned.
@@ -55,8 +56,16 @@ def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
     """
     if not isinstance(answers, Iterable):
         raise EngineError(f"the engine returned {_kind(answers)}, not answers")
+    try:
+        yield from _checked(answers, asked)
+    finally:
+        if isinstance(answers, Generator):
+            answers.close()
+
+
+def _checked(answers: Iterable[Any], asked: Asked) -> Iterator[Answer]:
     waiting = {request.place: request for request in asked.requests}
-    moe, vocabulary = is_moe(asked.model), asked.model.config.get_text_config().vocab_size
+    blocks, vocabulary = moe_blocks(asked.model), asked.model.config.get_text_config().vocab_size
     for answer in answers:
         if not isinstance(answer, Answer):
             raise EngineError(f"the engine returned {_kind(answer)}, not an Answer")
@@ -66,10 +75,10 @@ def check_answers(answers: Any, asked: Asked) -> Iterator[Answer]:
         flat = _placed(answer, request)
         for where, one in flat:
             _check_tokens(where, one, request, asked, vocabulary)
-            _check_tensors(where, one, rows=len(request.token_ids) + len(one.token_ids) - 1, moe=moe)
+            _check_tensors(where, one, rows=len(request.token_ids) + len(one.token_ids) - 1, moe=bool(blocks))
         _check_logprobs(flat, greedy=request.sampling.temperature == 0.0)
-        if moe:
-            _check_experts(flat, asked.model)
+        if blocks:
+            _check_experts(flat, blocks)
         yield answer
     if waiting:
         some, asked_for = sorted(waiting)[:4], len(asked.requests)
@@ -165,20 +174,25 @@ def _check_logprobs(flat: Sequence[Placed], *, greedy: bool) -> None:
         at -= len(one.logprobs)
 
 
-def _check_experts(flat: Sequence[Placed], model: PreTrainedModel) -> None:
+def _check_experts(flat: Sequence[Placed], blocks: list[tuple[nn.Module, int]]) -> None:
     """Layers, slots and ids of all routes at once; one response after the other only to name the wrong one."""
-    try:
-        if len({(one.routes.dtype, one.routes.shape[1:]) for _, one in flat if one.routes is not None}) == 1:
-            check_routes(model, torch.cat([one.routes for _, one in flat if one.routes is not None]))
-            return
-    except RoutingError:
-        pass  # the first that is wrong is named below
-    for where, one in flat:
-        assert one.routes is not None
+    every = [(where, one.routes) for where, one in flat if one.routes is not None]
+    if len({(routes.dtype, routes.shape[1:]) for _, routes in every}) == 1:
         try:
-            check_routes(model, one.routes)
+            _check_routes(torch.cat([routes for _, routes in every]), blocks)
+            return
+        except RoutingError:
+            pass  # the first that is wrong is named below
+    for where, routes in every:
+        try:
+            _check_routes(routes, blocks)
         except RoutingError as error:
             raise EngineError(f"{where}: the engine returned wrong routes: {error}") from error
+
+
+def _check_routes(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
+    check_shape(routes, blocks)
+    check_ids(routes, blocks)
 
 
 def _has_numbers(value: Any) -> bool:

@@ -14,7 +14,7 @@ from steadyrl.clock import Clock
 from steadyrl.measure.routes import route_metrics, routed
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.train.forward import OldPass
-from steadyrl.train.step import Update
+from steadyrl.train.step import GradientStep
 from steadyrl.train.trainer import Trained
 from steadyrl.types import MicroBatch
 
@@ -79,7 +79,7 @@ def old_pass_metrics(passes: Sequence[OldPass]) -> dict[str, float]:
 
 
 def step_ledger(
-    passes: Sequence[OldPass], updates: Sequence[Update | None], *, policy_version: int
+    passes: Sequence[OldPass], updates: Sequence[GradientStep | None], *, policy_version: int
 ) -> list[ledger.Row]:
     """Both factors of eq. 5 and their product, each over all tokens and by bucket (`ledger.table`).
 
@@ -104,7 +104,7 @@ def step_ledger(
     return rows
 
 
-def _versions(updates: Sequence[Update | None], first: int) -> list[int]:
+def _versions(updates: Sequence[GradientStep | None], first: int) -> list[int]:
     """The policy version that each update began with."""
     moved = [done is not None and done.finite for done in updates]
     return list(itertools.accumulate(moved[:-1], initial=first)) if moved else []
@@ -135,7 +135,7 @@ def _responses(micros: Sequence[MicroBatch]) -> Tensor:
     return torch.cat([m.response + size for m, size in zip(micros, sizes, strict=False)])
 
 
-def update_metrics(updates: Sequence[Update | None], *, responses: int | None = None) -> dict[str, float]:
+def update_metrics(updates: Sequence[GradientStep | None], *, responses: int | None = None) -> dict[str, float]:
     """What the updates did, and how far their token-level objective was from the sequence-level one.
 
     Over the tokens of responses whose advantage is not zero; where there is none, nothing was updated, and both means

@@ -1,6 +1,8 @@
 """The recipe: one frozen tree that says everything a run depends on."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -70,6 +72,37 @@ class Recipe(Section):
     """What is kept on disk."""
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = ()
     """Where metrics go beside `metrics.jsonl`."""
+
+    @classmethod
+    def load(cls, given: str | Path) -> "Recipe":
+        """Read the recipe that comes with SteadyRL under this name, or a TOML file.
+
+        Raises:
+            RecipeError: there is none, or it cannot be used.
+        """
+        from steadyrl.recipe.shipped import read
+
+        return read(str(given))
+
+    def replace(self, **sections: Any) -> "Recipe":
+        """Change values: `recipe.replace(seed=1, optimizer={"learning_rate": 1e-4})`.
+
+        A mapping changes the fields of a section that it has; one that names another `kind` or `name` takes the place
+        of the section.
+
+        Raises:
+            RecipeError: a field is unknown, mistyped or out of range.
+        """
+        from steadyrl.recipe.loading import resolve
+
+        tree = self.model_dump(mode="json")
+        for name, value in sections.items():
+            held = tree.get(name)
+            if isinstance(held, dict) and isinstance(value, Mapping):
+                other = any(value.get(tag, held.get(tag)) != held.get(tag) for tag in ("kind", "name"))
+                value = value if other else {**held, **value}
+            tree[name] = value
+        return resolve(tree, source="Recipe.replace") if sections else self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> "Recipe":

@@ -36,7 +36,7 @@ class Choice:
 
     letter: str
     """Case folded."""
-    more: "Answer | None"
+    more: "ReadAnswer | None"
     """What stands behind it, as in `B) 12`."""
 
 
@@ -44,7 +44,7 @@ class Choice:
 class Several:
     """A tuple, interval, set, matrix, union, or a list without brackets."""
 
-    items: tuple["Answer", ...]
+    items: tuple["ReadAnswer", ...]
     """What is in it."""
     brackets: str
     """Its two brackets, `matrix`, `union`, or empty."""
@@ -56,7 +56,7 @@ class Equation:
 
     name: str
     """The left side."""
-    answer: "Answer"
+    answer: "ReadAnswer"
     """The right side."""
 
 
@@ -69,7 +69,7 @@ class Opaque:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReadAnswer:
     """An answer that was read."""
 
     text: str

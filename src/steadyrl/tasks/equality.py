@@ -1,11 +1,11 @@
 """Whether an answer equals a reference. `docs/answers.md` gives the rules in words."""
 
-from steadyrl.tasks.answer_values import Answer, Choice, Equation, Formula, Number, Opaque, Several
+from steadyrl.tasks.answer_values import Choice, Equation, Formula, Number, Opaque, ReadAnswer, Several
 from steadyrl.tasks.formula_values import exact, is_identical, is_worked_out
 from steadyrl.tasks.formulas import Node, functions, leaves, symbols
 
 
-def is_right(reference: Answer, answer: Answer, *, literal: bool = False) -> bool:
+def is_right(reference: ReadAnswer, answer: ReadAnswer, *, literal: bool = False) -> bool:
     """Whether an answer equals the reference.
 
     Args:
@@ -44,7 +44,7 @@ def is_right(reference: Answer, answer: Answer, *, literal: bool = False) -> boo
     return False
 
 
-def _is_choice(expected: Choice, answer: Answer) -> bool:
+def _is_choice(expected: Choice, answer: ReadAnswer) -> bool:
     """The letter, with or without what stands behind it; or only what stands behind it."""
     given = answer.value
     if not isinstance(given, Choice):

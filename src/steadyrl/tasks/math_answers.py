@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from steadyrl.tasks.answer_values import Answer, Choice, Equation, Formula, Number, Several
+from steadyrl.tasks.answer_values import Choice, Equation, Formula, Number, ReadAnswer, Several
 from steadyrl.tasks.answers import Final, Place, behind_last_mark, find_final
 from steadyrl.tasks.equality import is_right
 from steadyrl.tasks.plain_text import plain_characters, plain_latex, unwrapped
@@ -71,7 +71,7 @@ def _gives(final: Final, reference: Reference, place: Place, question: str) -> b
     )
 
 
-def _said(final: Final, reference: Reference, *, only_number: bool) -> list[Answer]:
+def _said(final: Final, reference: Reference, *, only_number: bool) -> list[ReadAnswer]:
     """What a sentence may be meant to answer: the sentence itself, else its formula, its number or its words."""
     text = without_reason(without_opening(final.text)) if final.found == "marked" else final.text
     text = text.rstrip(" !")  # no factorial at the end of a sentence

@@ -3,7 +3,7 @@
 import re
 from fractions import Fraction
 
-from steadyrl.tasks.answer_values import Answer, Choice, Equation, Formula, Number, Opaque, Several
+from steadyrl.tasks.answer_values import Choice, Equation, Formula, Number, Opaque, ReadAnswer, Several
 from steadyrl.tasks.formula_values import exact, is_literal, is_value
 from steadyrl.tasks.formulas import PLAIN_NAMES, Node, NotAFormula, parse, symbols
 from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex, unwrapped
@@ -78,41 +78,41 @@ _MATRIX = re.compile(r"\\begin\{([pbvBV]?matrix)\}(.*)\\end\{\1\}", re.DOTALL)
 _ARRAY = re.compile(r"[(\[]? ?\\begin\{array\} ?\{[lcr| ]{1,40}\}(.*)\\end\{array\} ?[)\]]?", re.DOTALL)
 
 
-def read_answer(text: str) -> Answer:
+def read_answer(text: str) -> ReadAnswer:
     """Reads the text of an answer; never fails. What is neither number, formula nor list is words."""
     if PLAIN_NUMBER.fullmatch(text):
-        return Answer(text, Number(Fraction(text), percent=False, unit="", literal=True, node=None))
+        return ReadAnswer(text, Number(Fraction(text), percent=False, unit="", literal=True, node=None))
     if len(text) > _LONGEST:
-        return Answer(folded(text), None)
+        return ReadAnswer(folded(text), None)
     clean = plain_latex(plain_characters(text))
     clean = _INDEX.sub(r"_\1", re.sub(r"[ \t]+", " ", clean))
-    return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else Answer(folded(clean), None)
+    return _read(clean, depth=0) if len(clean) <= 2 * _LONGEST else ReadAnswer(folded(clean), None)
 
 
-def _read(text: str, depth: int) -> Answer:
+def _read(text: str, depth: int) -> ReadAnswer:
     """Reads cleaned text."""
     text = _MEMBER.sub("", unwrapped(text))
     name = folded(text)
     if (named := _named_number(name)) is not None:
-        return Answer(name, Number(named, percent=False, unit="", literal=True, node=None))
+        return ReadAnswer(name, Number(named, percent=False, unit="", literal=True, node=None))
     if (
         not text
         or depth > 6
         or _LABEL.fullmatch(text)
         or (PLAIN_WORDS.fullmatch(text) and text.lower() not in PLAIN_NAMES)
     ):
-        return Answer(name, None)
+        return ReadAnswer(name, None)
     choice = _read_choice(text, depth)
     if choice is not None:
-        return Answer(f"choice {choice.letter}" if choice.more is None else name, choice)
+        return ReadAnswer(f"choice {choice.letter}" if choice.more is None else name, choice)
     text = _UNDERSCORES.sub("", _HEDGE.sub("", text, count=1) if _HEDGE.match(text) else text)
     text = _DOTTED_THOUSANDS.sub(lambda match: match.group().replace(".", "").replace(",", "."), text)
     if not text:
-        return Answer(name, None)
+        return ReadAnswer(name, None)
     value = _read_several(text, depth) or _read_equation(text, depth) or _read_number(text)
     if value is None and _looks_like_latex(text):
         value = Opaque(text)
-    return Answer(name, value)
+    return ReadAnswer(name, value)
 
 
 def _named_number(name: str) -> Fraction | None:
@@ -139,7 +139,7 @@ def _read_several(text: str, depth: int) -> Several | None:
     if (match := _MATRIX.fullmatch(text) or _ARRAY.fullmatch(text)) is not None:
         rows = [row.split("&") for row in match.groups()[-1].split("\n") if row.strip()]
         items = tuple(_read(item, depth + 1) for row in rows for item in row)
-        return Several((Answer(f"{len(rows)} rows", None), *items), "matrix")
+        return Several((ReadAnswer(f"{len(rows)} rows", None), *items), "matrix")
     if "\\cup" in text:
         return Several(tuple(_read(part, depth + 1) for part in text.split("\\cup")[:_MOST_ITEMS]), "union")
     if text.startswith("\\{") and text.endswith("\\}"):
@@ -173,7 +173,7 @@ def _closes_at_end(text: str) -> bool:
     return False
 
 
-def _items(text: str, depth: int) -> tuple[Answer, ...]:
+def _items(text: str, depth: int) -> tuple[ReadAnswer, ...]:
     """The items of a list; none if there is no comma, semicolon, `and` or `or` outside brackets."""
     found = [part for part in _split(text, _BETWEEN_ITEMS) if part.strip()]
     if not 1 < len(found) <= _MOST_ITEMS:

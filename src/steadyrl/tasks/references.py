@@ -1,13 +1,13 @@
 """Reading a reference answer. What cannot be read is rejected."""
 
-from steadyrl.tasks.answer_values import Answer, Formula, Opaque
+from steadyrl.tasks.answer_values import Formula, Opaque, ReadAnswer
 from steadyrl.tasks.answers import behind_last_mark, last_box, last_tag
 from steadyrl.tasks.base import TaskError
 from steadyrl.tasks.formula_values import exact
 from steadyrl.tasks.formulas import parts
 from steadyrl.tasks.reading import PLAIN_NUMBER, PLAIN_WORDS, RELATION, read_answer
 
-Reference = Answer
+Reference = ReadAnswer
 _MOST_WORDS = 50  # of a reference that is a text
 
 
@@ -34,7 +34,7 @@ def read_reference(answer: str) -> Reference:
     return read
 
 
-def _can_be_given(read: Answer) -> bool:
+def _can_be_given(read: ReadAnswer) -> bool:
     """Whether a response can say it: it has letters or digits, divides by no 0, and is read by something."""
     if isinstance(read.value, Formula):
         return not any(part.op in ("div", "over") and exact(part.args[1]) == 0 for part in parts(read.value.node))

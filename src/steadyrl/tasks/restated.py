@@ -2,7 +2,7 @@
 
 import re
 
-from steadyrl.tasks.answer_values import Answer, Equation, Formula, Number, Several
+from steadyrl.tasks.answer_values import Equation, Formula, Number, ReadAnswer, Several
 from steadyrl.tasks.formula_values import exact, is_literal
 from steadyrl.tasks.formulas import Node
 from steadyrl.tasks.plain_text import folded, plain_characters, plain_latex
@@ -20,7 +20,7 @@ _FOR_THE_EYE = re.compile(r"[(){}\[\]$\s]|\\[lr]brace")
 _WHOLE_NUMBER = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.])\d+(?:\.\d+)?")
 
 
-def is_restated(answer: Answer, reference: Answer, question: str) -> bool:
+def is_restated(answer: ReadAnswer, reference: ReadAnswer, question: str) -> bool:
     """Whether an answer that is more than a plain number stands in the question, and is not how the reference is.
 
     A fraction or a root that comes out even is restated too if its numbers stand in the question: `84/7` is no answer

@@ -12,7 +12,7 @@ from steadyrl.train.forward import Trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Update:
+class GradientStep:
     """One gradient step."""
 
     traces: tuple[Trace, ...]
@@ -33,7 +33,7 @@ def update(
     backwards: Iterable[Callable[[], Trace]],
     *,
     max_grad_norm: float | None,
-) -> Update | None:
+) -> GradientStep | None:
     """Take one gradient step; None where there is no micro-batch, because every advantage is zero.
 
     A step whose objective, gradient norm or log-probs are not finite is skipped: the weights stay what they were.
@@ -57,4 +57,4 @@ def update(
         before = sampled(model)
         optimizer.step()
         moved = moved_since(before, model)
-    return Update(traces=traces, objective=value, grad_norm=norm, finite=finite, moved=moved)
+    return GradientStep(traces=traces, objective=value, grad_norm=norm, finite=finite, moved=moved)

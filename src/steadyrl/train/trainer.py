@@ -14,7 +14,7 @@ from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.train.forward import Loss, OldPass, Replay, Trace, old_pass, update_at_old, update_later
 from steadyrl.train.schedule import Schedule
-from steadyrl.train.step import Update, update
+from steadyrl.train.step import GradientStep, update
 from steadyrl.types import MicroBatch, Trajectory
 
 MAX_SKIPPED = 3
@@ -56,7 +56,7 @@ class Trained:
 
     old: tuple[OldPass, ...]
     """The θ_old pass over all of its responses."""
-    updates: tuple[Update | None, ...]
+    updates: tuple[GradientStep | None, ...]
     """Its gradient steps, in order; None for a mini-batch that moves nothing."""
     version: int
     """Policy version of θ_old."""
@@ -152,7 +152,7 @@ class LocalTrainer:
         """Compute π_old of a micro-batch."""
         return old_pass(self.policy, micro, replay=self.replay, temperature=self.temperature)
 
-    def update(self, number: int, groups: Groups, micros: Sequence[MicroBatch | OldPass]) -> Update | None:
+    def update(self, number: int, groups: Groups, micros: Sequence[MicroBatch | OldPass]) -> GradientStep | None:
         """Take gradient step `number` of a global step, counted from 0, and note whether it was finite.
 
         Args:
@@ -226,7 +226,7 @@ def denominators(groups: Groups) -> dict[str, int]:
     }
 
 
-def micro_batches(updates: Sequence[Update | None]) -> list[OldPass]:
+def micro_batches(updates: Sequence[GradientStep | None]) -> list[OldPass]:
     """Return the micro-batches that updates have seen."""
     return [trace.old for done in updates if done is not None for trace in done.traces]
 

@@ -3,9 +3,11 @@
 import difflib
 from pathlib import Path
 
-from steadyrl.recipe import Recipe, RecipeError, load
+from steadyrl.recipe.base import RecipeError
+from steadyrl.recipe.loading import load
+from steadyrl.recipe.tree import Recipe
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 def names() -> list[str]:
