@@ -363,6 +363,8 @@ def test_groups_of_equal_rewards_count_unless_they_are_filtered(tmp_path, monkey
 
     def planted(*args):
         rewards = original(*args)
+        if rewards.values.shape != (8, 4):
+            return rewards  # of an evaluation
         values = torch.tensor([0.0, 1.0, 0.0, 1.0]).repeat(8, 1)
         values[:2] = 1.0
         return replace(rewards, values=values)

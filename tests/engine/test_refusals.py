@@ -3,10 +3,10 @@
 import logging
 
 import pytest
-from steadyrl.engine.refusals import exceptions_logged, last_cause
 
 from recipes_for_tests import TINY, merged
 from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.vllm.refusals import exceptions_logged, last_cause
 from steadyrl.parts import prepared_parts
 from steadyrl.recipe import resolve
 

@@ -161,6 +161,7 @@ def groups_of(policy: Policy, fault: Callable[[list[Answer]], Any], *, temperatu
         "prompts": lambda examples: [asked] * len(examples),
         "engine": Wrong(LocalEngine(policy.model, end_tokens=set(ENDS)), fault),
         "pool": None,
+        "advantage": None,
     }
     rollouter = Rollouter(
         **parts,

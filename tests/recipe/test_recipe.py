@@ -1,7 +1,6 @@
 import json
 import tomllib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import pytest
@@ -9,10 +8,10 @@ from pydantic import BaseModel
 
 from recipes_for_tests import tree
 from steadyrl.options.bounds import Within
-from steadyrl.recipe import Recipe, RecipeError, load, resolve
+from steadyrl.recipe import Recipe, RecipeError, load, resolve, shipped
 from steadyrl.recipe.variants import SECTIONS, Chosen
 
-RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+RECIPES = sorted(shipped.FOLDER.glob("*.toml"))
 
 
 def refused(**changes) -> str:
