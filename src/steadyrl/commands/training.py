@@ -45,17 +45,16 @@ def carry_out(path: Path, *, begin: "Callable[[Callable[[], bool], Callable[[Pre
     Returns:
         The exit status.
     """
-    started, steps = time.monotonic(), 0
+    started, steps, before = time.monotonic(), 0, 0
 
     def on_start(ready: "Prepared") -> None:
         from steadyrl.plan import summary
 
-        nonlocal steps
-        steps = ready.recipe.steps
+        nonlocal steps, before
+        steps, before = ready.recipe.steps, len(Record(path).metrics)
         print(summary(ready, run=path), flush=True)
 
     with _one_interrupt() as asked:
-        before = len(Record(path).metrics)
         try:
             record = begin(lambda: bool(asked), on_start)
         except KeyboardInterrupt as interrupt:
