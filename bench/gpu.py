@@ -23,8 +23,8 @@ from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, build_tiny
 from steadyrl.model.packing import pack
 from steadyrl.routing import record, replay
-from steadyrl.train.forward import old_pass, update_at_old
-from steadyrl.train.step import update
+from steadyrl.training.forward import old_pass, update_at_old
+from steadyrl.training.step import update
 from steadyrl.types import Completion, MicroBatch, Sampling, Trajectory
 
 DEVICE = "cuda"

@@ -16,8 +16,8 @@ from steadyrl.algo import MiniRL, group_advantage, ledger, mismatch
 from steadyrl.engine.base import generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.loading import build_tiny
-from steadyrl.train.schedule import Schedule
-from steadyrl.train.trainer import LocalTrainer, Trained
+from steadyrl.training.schedule import Schedule
+from steadyrl.training.trainer import LocalTrainer, Trained
 from steadyrl.types import Completion, Sampling, Trajectory
 
 STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 30

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-_annotated = ("types", "algo", "routing", "model", "engine", "conformance", "train", "measure")
+_annotated = ("types", "algo", "routing", "model", "engine", "conformance", "training", "measure")
 _checked = jaxtyping.install_import_hook([f"steadyrl.{name}" for name in _annotated], "typecheck.checked")
 
 

@@ -29,10 +29,10 @@ import torch
 ROOT = Path(__file__).parents[1]
 ALGO = [f"algo/test_{n}.py" for n in ("trust", "advantage", "ratio", "surrogate", "ledger", "enumeration", "objective")]
 OTHERS = {
-    "routing/*.py": ["routing/test_routing.py", "train/test_update.py"],
+    "routing/*.py": ["routing/test_routing.py", "training/test_update.py"],
     "model/packing.py": ["model/test_packing.py", "invariants/test_packed_responses.py", "test_two_turns.py"],
-    "train/*.py": [
-        *("train/test_update.py", "train/test_schedule.py", "rollout/test_advantages.py"),
+    "training/*.py": [
+        *("training/test_update.py", "training/test_schedule.py", "rollout/test_advantages.py"),
         "invariants/test_objective_equivalences.py",
     ],
 }

@@ -24,8 +24,8 @@ from steadyrl.measure.routes import route_metrics
 from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
 from steadyrl.run.logs import Row, read_jsonl
-from steadyrl.train.schedule import Schedule
-from steadyrl.train.trainer import LocalTrainer
+from steadyrl.training.schedule import Schedule
+from steadyrl.training.trainer import LocalTrainer
 from steadyrl.types import MicroBatch, Sampling, TokenBatch, Trajectory
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from recipes_for_tests import coin_questions, command, train
 from steadyrl import cli, gap
 from steadyrl.routing import record, replay
-from steadyrl.train.trainer import LocalTrainer
+from steadyrl.training.trainer import LocalTrainer
 from steadyrl.types import Trajectory
 
 MINIBATCHES, RESPONSES = 2, 4

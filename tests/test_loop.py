@@ -16,8 +16,8 @@ from steadyrl.recipe import load, resolve
 from steadyrl.rollout import rollouter
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.logs import read_jsonl
-from steadyrl.train import trainer
-from steadyrl.train.schedule import Schedule
+from steadyrl.training import trainer
+from steadyrl.training.schedule import Schedule
 
 NAMES = {metric.name for metric in METRICS} - {"reward/<name>"}  # of verifiers that return more than a number
 

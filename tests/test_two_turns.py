@@ -14,8 +14,8 @@ from steadyrl.measure.step import step_ledger
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import replay
-from steadyrl.train.forward import OldPass, old_pass, update_at_old
-from steadyrl.train.step import GradientStep, update
+from steadyrl.training.forward import OldPass, old_pass, update_at_old
+from steadyrl.training.step import GradientStep, update
 from steadyrl.types import Completion, Sampled, Sampling, Trajectory
 
 TEMPERATURE = 0.8

@@ -27,8 +27,8 @@ from steadyrl.recipe.building import build
 from steadyrl.tasks.base import Task
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.pool import RewardPool
-from steadyrl.train.schedule import Schedule
-from steadyrl.train.trainer import LocalTrainer
+from steadyrl.training.schedule import Schedule
+from steadyrl.training.trainer import LocalTrainer
 
 
 def open_pool(recipe: Recipe, task: Task) -> RewardPool:

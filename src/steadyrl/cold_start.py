@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from steadyrl.build import build_optimizer, stage_task
 from steadyrl.errors import UserError
-from steadyrl.evaluate import Evaluator
+from steadyrl.evaluation import Evaluator
 from steadyrl.model.forward import feed
 from steadyrl.model.loading import Policy, decoder_of, head_of
 from steadyrl.model.logprobs import token_logprobs

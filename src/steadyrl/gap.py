@@ -35,9 +35,9 @@ from steadyrl.recipe import Recipe
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run import checkpoint
-from steadyrl.train.forward import OldPass, gradient_of
-from steadyrl.train.step import GradientStep
-from steadyrl.train.trainer import LocalTrainer, micro_batches, minibatches
+from steadyrl.training.forward import OldPass, gradient_of
+from steadyrl.training.step import GradientStep
+from steadyrl.training.trainer import LocalTrainer, micro_batches, minibatches
 from steadyrl.types import Trajectory
 
 PARTS = 16

@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 
 from steadyrl.engine.returned import NotFinite
 from steadyrl.errors import RunStopped
-from steadyrl.evaluate import Evaluator
+from steadyrl.evaluation import Evaluator
 from steadyrl.report.page import redraw
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.checkpoint import CheckpointError, NoRoomError, NotFiniteError, require_finite
 from steadyrl.run.directory import Run
 from steadyrl.run.incident import save_incident
-from steadyrl.train.forward import OldPass
-from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
+from steadyrl.training.forward import OldPass
+from steadyrl.training.trainer import BROKEN, Diverged, LocalTrainer
 
 BRIEF = 64
 """Tokens of the forward that checks a model before it is saved."""

@@ -12,7 +12,7 @@ from steadyrl.clock import Clock
 from steadyrl.cold_start import StopAsked, cold_start
 from steadyrl.engine.base import Engine
 from steadyrl.engine.returned import NotFinite
-from steadyrl.evaluate import Evaluator
+from steadyrl.evaluation import Evaluator
 from steadyrl.guard import ModelGuard
 from steadyrl.measure.routes import replay_effect, unrouted
 from steadyrl.measure.step import step_metrics
@@ -23,7 +23,7 @@ from steadyrl.rollout.advantages import with_advantages
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import Row, Value
-from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
+from steadyrl.training.trainer import BROKEN, Diverged, LocalTrainer
 
 
 def train(

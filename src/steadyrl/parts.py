@@ -7,14 +7,14 @@ from functools import partial
 
 from steadyrl.build import build_engine, build_policy, build_trainer, open_pool, unquantised_engine
 from steadyrl.consistency import refuse_contradictions
-from steadyrl.evaluate import Evaluator
+from steadyrl.evaluation import Evaluator
 from steadyrl.prepare import Prepared, prepare
 from steadyrl.recipe import Recipe
 from steadyrl.recipe.building import build
 from steadyrl.rollout.rollouter import Rollouter
 from steadyrl.routing import check_recording, check_replay, is_moe
 from steadyrl.terminal import tell
-from steadyrl.train.trainer import LocalTrainer
+from steadyrl.training.trainer import LocalTrainer
 from steadyrl.types import Sampling
 
 

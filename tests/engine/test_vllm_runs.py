@@ -24,7 +24,7 @@ from steadyrl.recipe import resolve
 from steadyrl.rollout.advantages import with_advantages
 from steadyrl.run.directory import Run
 from steadyrl.run.logs import read_jsonl
-from steadyrl.train.forward import old_pass
+from steadyrl.training.forward import old_pass
 
 pytestmark = [pytest.mark.vllm, needs_vllm]
 

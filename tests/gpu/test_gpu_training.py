@@ -16,7 +16,7 @@ from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy, recompute_activations
 from steadyrl.model.packing import pack, pack_sequences
 from steadyrl.routing import record, replay
-from steadyrl.train.forward import old_pass, update_at_old, update_later
+from steadyrl.training.forward import old_pass, update_at_old, update_later
 from steadyrl.types import MicroBatch, Tokens
 
 pytestmark = on_gpu

@@ -12,7 +12,7 @@ from steadyrl.measure.routes import replay_effect, route_metrics, unrouted
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import record
-from steadyrl.train.forward import old_pass
+from steadyrl.training.forward import old_pass
 from steadyrl.types import Completion, MicroBatch, Sampling, Trajectory
 
 SAMPLING = Sampling(temperature=1.0, max_new_tokens=24)

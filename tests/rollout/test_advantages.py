@@ -10,7 +10,7 @@ from steadyrl.recipe.variants import SECTIONS
 from steadyrl.rollout import advantages as room
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.tasks.base import Example
-from steadyrl.train.trainer import denominators, minibatches
+from steadyrl.training.trainer import denominators, minibatches
 
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 4.0, 4.0]])
 

@@ -66,7 +66,7 @@ def names(run: Path) -> list[str]:
 MOMENTS = {
     "in the cold start": ("steadyrl.cold_start:_imitate", 3, []),
     "within the first checkpoint": ("steadyrl.run.checkpoint:_moments", 1, []),
-    "between the updates of a step": ("steadyrl.train.trainer:LocalTrainer.update", 6, [0, 2]),
+    "between the updates of a step": ("steadyrl.training.trainer:LocalTrainer.update", 6, [0, 2]),
     "before a step is written down": ("steadyrl.run.directory:Run.log", 5, [0, 2, 4]),
     "before an evaluation is written down": ("steadyrl.run.directory:Run.log_evaluation", 2, [0, 2]),
     "within a later checkpoint": ("steadyrl.run.checkpoint:_manifest", 4, [0, 2, 4]),
@@ -101,9 +101,9 @@ def die(argv: list[str], place: str, call: int) -> None:
 def test_a_run_killed_twice_and_killed_again_in_its_resumption_ends_the_same(home, expected, tmp_path):
     run = tmp_path / "run"
     recipe = write_recipe(tmp_path, **changes(home))
-    die(["train", str(recipe), "--run", str(run)], "steadyrl.train.trainer:LocalTrainer.update", 7)
+    die(["train", str(recipe), "--run", str(run)], "steadyrl.training.trainer:LocalTrainer.update", 7)
     die(["resume", str(run)], "steadyrl.run.checkpoint:_manifest", 1)
-    die(["resume", str(run)], "steadyrl.train.trainer:LocalTrainer.update", 5)
+    die(["resume", str(run)], "steadyrl.training.trainer:LocalTrainer.update", 5)
     assert names(run) == ["step-000000", "step-000002", "step-000004"]
     assert command("resume", run) == 0
     assert comparable(run) == expected

@@ -9,7 +9,7 @@ from torch import Tensor
 from steadyrl.algo import ledger, mismatch
 from steadyrl.engine.base import EngineError
 from steadyrl.model.loading import Policy
-from steadyrl.train.forward import OldPass, Replay, old_pass
+from steadyrl.training.forward import OldPass, Replay, old_pass
 from steadyrl.types import Completion, MicroBatch, Routes
 
 

@@ -13,9 +13,9 @@ from steadyrl.algo.ratio import begins
 from steadyrl.clock import Clock
 from steadyrl.measure.routes import route_metrics, routed
 from steadyrl.rollout.groups import Group, Rewards
-from steadyrl.train.forward import OldPass
-from steadyrl.train.step import GradientStep
-from steadyrl.train.trainer import Trained
+from steadyrl.training.forward import OldPass
+from steadyrl.training.step import GradientStep
+from steadyrl.training.trainer import Trained
 from steadyrl.types import MicroBatch
 
 

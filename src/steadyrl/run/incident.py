@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from steadyrl.model.loading import Policy
 from steadyrl.run import checkpoint
-from steadyrl.train.forward import OldPass
+from steadyrl.training.forward import OldPass
 
 
 def save_incident(

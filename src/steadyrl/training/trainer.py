@@ -12,9 +12,9 @@ from steadyrl.algo import Objective
 from steadyrl.clock import Clock
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
-from steadyrl.train.forward import Loss, OldPass, Replay, Trace, old_pass, update_at_old, update_later
-from steadyrl.train.schedule import Schedule
-from steadyrl.train.step import GradientStep, update
+from steadyrl.training.forward import Loss, OldPass, Replay, Trace, old_pass, update_at_old, update_later
+from steadyrl.training.schedule import Schedule
+from steadyrl.training.step import GradientStep, update
 from steadyrl.types import MicroBatch, Trajectory
 
 MAX_SKIPPED = 3

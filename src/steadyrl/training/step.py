@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from steadyrl.model.moved import Moved, moved_since, sampled
-from steadyrl.train.forward import Trace
+from steadyrl.training.forward import Trace
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

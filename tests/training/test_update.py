@@ -17,9 +17,9 @@ from steadyrl.measure.step import old_pass_metrics, step_ledger, update_metrics
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack
 from steadyrl.routing import hooks
-from steadyrl.train.forward import OldPass, Replay, old_pass, update_at_old, update_later
-from steadyrl.train.step import GradientStep, update
-from steadyrl.train.trainer import micro_batches
+from steadyrl.training.forward import OldPass, Replay, old_pass, update_at_old, update_later
+from steadyrl.training.step import GradientStep, update
+from steadyrl.training.trainer import micro_batches
 from steadyrl.types import Completion, Sampling, Trajectory
 
 PROMPTS = [random_ids(n, seed=n) for n in (4, 7, 5, 6)]

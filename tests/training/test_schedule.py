@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from steadyrl.train.schedule import Schedule
+from steadyrl.training.schedule import Schedule
 
 
 @pytest.mark.parametrize(
