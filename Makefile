@@ -7,7 +7,7 @@ PIP := pip install --disable-pip-version-check
 INSTALL := $(BIN)/$(PIP) --constraint constraints.txt
 LAB := $(BIN)/python -m steadyrl_lab
 
-.PHONY: demo vllm test lint fast compat wheel mutants bench docs lab lab-smoke clean
+.PHONY: demo vllm test lint fast compat wheel mutants bench docs site lab lab-smoke clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
 	$(BIN)/steadyrl train demo --run runs/demo-$$(date +%Y%m%d-%H%M%S)
@@ -55,6 +55,9 @@ docs: .venv/ready  ## pages that are printed from the code
 	$(BIN)/python -m steadyrl.recipe.table docs/objective.md
 	$(BIN)/steadyrl conformance --all > docs/routing-families.md
 
+site: .venv/site  ## the documentation as a site, in build/site; a warning is an error
+	$(BIN)/mkdocs build --strict --clean
+
 .venv/ready: pyproject.toml lab/pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(INSTALL) torch  # first and alone, so that nothing else chooses its build
@@ -75,6 +78,10 @@ docs: .venv/ready  ## pages that are printed from the code
 
 .venv/bench: .venv/ready
 	$(INSTALL) --editable '.[bench]'
+	touch $@
+
+.venv/site: .venv/ready
+	$(INSTALL) --editable '.[site]'
 	touch $@
 
 .venv/vllm: .venv/ready

@@ -93,7 +93,7 @@ def test_a_run_that_was_asked_to_stop_is_resumed_to_the_same_numbers(home: Path,
 
 
 def test_a_run_directory_is_never_overwritten(finished, home: Path) -> None:
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match=r"exists already|already exists"):
         train(home / "recipe-under-test.json", run=finished[0].path)
 
 

@@ -1,6 +1,7 @@
-"""The pages: their links resolve, and the example for owners of data runs."""
+"""The pages: their links resolve, and the tutorial runs."""
 
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from steadyrl.run.logs import read_jsonl
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
-OWN_DATA = ROOT / "docs" / "your-data.md"
+OWN_DATA = ROOT / "docs" / "tutorial.md", ROOT / "docs" / "your-data.md"
+FORMS = ("own_reward", "trl_reward", "compute_score")
 
 
 def heading_names(page: Path) -> set[str]:
@@ -44,26 +46,28 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 @pytest.fixture
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder with the four files that the page shows."""
+    """The folder with the files that the pages show, their data written; the recipe takes two steps instead of many."""
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```(\w+)\n(.*?)```", OWN_DATA.read_text(encoding="utf-8"), re.DOTALL)
-    assert [language for language, _ in blocks] == ["csv", "csv", "python", "toml"]
-    for name, (_, content) in zip(("pairs.csv", "exam.csv", "reward.py", "mine.toml"), blocks, strict=True):
-        (tmp_path / name).write_text(content, encoding="utf-8")
+    for page in OWN_DATA:
+        text = page.read_text(encoding="utf-8")
+        for name, content in re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL):
+            (tmp_path / name).write_text(re.sub(r"steps = \d+", "steps = 2", content), encoding="utf-8")
+    runpy.run_path("pairs.py")
     return tmp_path
 
 
-def test_the_example_of_own_data_trains(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tutorial_trains(example: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("train", "mine.toml", "--dry-run") == 0
-    assert "1 training pair(s) of pairs.csv left out" in capsys.readouterr().out
-    assert command("train", "mine.toml", "--run", "runs/mine", "--verifier.no-audit") == 0
-    assert all("reward/digits" in row for row in read_jsonl(example / "runs/mine/metrics.jsonl"))
-    evaluated = [row for row in read_jsonl(example / "runs/mine/eval.jsonl") if row["mode"] == "sampled"]
+    assert "training pair(s) of pairs.csv left out" in capsys.readouterr().out
+    few = ("--evaluate.prompts", "4", "--evaluate.samples", "4", "--task.reward", "forms.py:compute_score")
+    assert command("train", "mine.toml", "--run", "runs/first", "--verifier.no-audit", *few) == 0
+    assert all("reward/digits" in row for row in read_jsonl(example / "runs/first/metrics.jsonl"))
+    evaluated = [row for row in read_jsonl(example / "runs/first/eval.jsonl") if row["mode"] == "sampled"]
     assert {row["set"] for row in evaluated} == {"held_out", "exam"}
     assert all("pass@4" in row for row in evaluated)
-    assert command("resume", "runs/mine") == 0
+    assert command("resume", "runs/first") == 0
 
 
-@pytest.mark.parametrize("form", ["own_reward", "trl_reward", "compute_score"])
-def test_every_form_of_the_example_passes_the_audit(example: Path, form: str) -> None:
-    assert command("audit", "mine.toml", "--task.reward", f"reward.py:{form}") == 0
+@pytest.mark.parametrize("function", ["reward.py:reward", *(f"forms.py:{form}" for form in FORMS)])
+def test_every_reward_of_the_pages_passes_the_audit(example: Path, function: str) -> None:
+    assert command("audit", "mine.toml", "--task.reward", function) == 0

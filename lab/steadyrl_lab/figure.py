@@ -181,7 +181,7 @@ def load_figure(lab: Path, name: str) -> Figure:
 
 
 def cold_name(figure: Figure, arm: str) -> str:
-    """What an arm's cold start is called: that of its regime, of its figure, or one of its own."""
+    """What an arm's cold start is called: that of its regime, of its figure, or a separate one."""
     if figure.arms[arm].cold:
         return f"{figure.name}.{arm}"
     return figure.name if figure.cold else figure.regime

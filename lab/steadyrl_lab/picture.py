@@ -1,6 +1,6 @@
 """The picture of a figure, as the paper draws it: reward, held-out accuracy, entropy and divergence over updates.
 
-An arm's label gives its look: what stands before the comma has one colour, what stands after it one dash.
+An arm's label sets its style: the part before the comma its colour, the part after it its dash.
 """
 
 import math

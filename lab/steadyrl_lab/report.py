@@ -66,9 +66,9 @@ def _glance(every: Iterable[tuple[Figure, Results]]) -> str:
         ]
         rows.append((f"[{figure.title}](#{_anchor(figure.title)})", *fallen, *ends))
     words = (
-        "Runs that collapsed without clipping and with it (in brackets, where there are any, those that end no better "
-        "than they began, collapsed or not), and held-out accuracy at the end (T = 1, the sampler's precision, mean "
-        "over the seeds) by what is replayed. Figures that compare something else are below.\n"
+        "Runs that collapsed, without clipping and with it. The number in brackets counts runs that end no better than "
+        "they began, collapsed or not. Accuracy is that on held-out problems at the end: sampled at T = 1 in the "
+        "sampler's precision, mean over the seeds. Figures that compare something else are below.\n"
     )
     head = ("figure", "collapsed, no clip", "collapsed, clip")
     arms = [f"{replay}, {clip}" for clip in ("no clip", "clip") for replay in ("no replay", "R2", "R3")]
@@ -82,9 +82,9 @@ def _beginnings(every: Iterable[tuple[Figure, Results]]) -> str:
         return ""
     sampled, greedy = (sorted(run.accuracy(mode)[0][1] for run in runs) for mode in ("sampled", "greedy"))
     return (
-        f"After the cold start sampling is right in {sampled[0]:.2f} to {sampled[-1]:.2f} of the held-out problems and "
-        f"greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}: what sampling gains up to there needs no new skill. "
-        "Where greedy decoding ends stands in the tables below.\n"
+        f"After the cold start, sampling is right in {sampled[0]:.2f} to {sampled[-1]:.2f} of the held-out problems, "
+        f"and greedy decoding in {greedy[0]:.2f} to {greedy[-1]:.2f}. What sampling gains up to there needs no new "
+        "skill. The tables below show where greedy decoding ends.\n"
     )
 
 
@@ -294,7 +294,7 @@ def _announcements(every: Sequence[tuple[Figure, Results]]) -> str:
     for name in dict.fromkeys(name for name, _ in signs):
         course = [usual(stable, name), *around(fallen, name)]
         courses.append((f"`{name}`", *("–" if value is None else f"{value:.2g}" for value in course)))
-    head = ("quantity", "falls announced", "stable runs that sounded by then", "median lead, updates")
+    head = ("quantity", "collapses announced", "stable runs with an alarm by then", "median lead, updates")
     places = {-1: "the window before", 0: "from the fall on"}
     titles = [places.get(place, f"{place * WINDOW:+d} updates") for place in AROUND]
     return "\n".join([ALARMS, _table(head, alarms), COURSES, _table(("quantity", "stable runs", *titles), courses)])

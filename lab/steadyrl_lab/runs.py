@@ -1,6 +1,6 @@
 """Run the arms of a figure: the cold starts first, then every arm and seed that has no result yet, a few side by side.
 
-Each run is an ordinary `steadyrl train` in a process of its own. What was killed is resumed from its checkpoint, what
+Each run is an ordinary `steadyrl train` in a separate process. What was killed is resumed from its checkpoint, what
 has finished is skipped, and a run whose recipe has changed since is refused: all arms of a figure share one regime.
 """
 
@@ -87,7 +87,7 @@ def _job(lab: Path, figure: Figure, arm: str, seed: int) -> Job:
 
 
 def _require_recipe(folder: Path, recipe: Recipe) -> None:
-    """Refuse to go on with, or to start from, a run of another recipe.
+    """Refuse to continue, or to start from, a run of another recipe.
 
     Raises:
         ResultError: the folder holds one.

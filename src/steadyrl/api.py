@@ -1,4 +1,4 @@
-"""The front door: train, resume, evaluate and load from Python. The commands call the same functions."""
+"""Trains, resumes, evaluates and loads from Python. The commands call the same functions."""
 
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from steadyrl.run.logs import Row
 
 OnStep = Callable[[Step], None]
-"""Told of each global step, once it is written down."""
+"""Called after each global step, when its metrics are logged."""
 OnEvaluation = Callable[[list["Row"]], None]
-"""Told the rows of each evaluation, one for each set, mode and precision."""
+"""Called after each evaluation with its rows, one for each set, mode and precision."""
 
 
 def train(
@@ -45,15 +45,15 @@ def train(
     Args:
         recipe: the name of a recipe that comes with SteadyRL, the path of a TOML file, or a `Recipe`.
         run: the run directory, which must not exist; by default `runs/<name of the recipe>`.
-        on_step: told of each global step.
-        on_evaluation: told of each evaluation.
-        on_start: told, before a weight is loaded, what is known by then.
+        on_step: called after each global step.
+        on_evaluation: called after each evaluation.
+        on_start: called before a weight is loaded, with the task and the prompts.
         stop_asked: asked after each step; True stops the run with a checkpoint, and `resume` continues it.
         sections: sections and fields of the recipe that are changed, as `Recipe.replace` takes them.
 
     Raises:
-        UserError: the recipe, the model or the data cannot be used; the message names the field and the way out.
-        RunStopped: the run cannot go on; what it needs to be looked into is in its directory.
+        UserError: the recipe, the model or the data cannot be used. The message names the field and the fix.
+        RunStopped: the run had to stop. Its directory has what is needed to find out why.
     """
     name = "run" if isinstance(recipe, Recipe) else Path(recipe).stem
     asked = (recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)).replace(**sections)
@@ -120,7 +120,7 @@ def evaluate(checkpoint: str | Path, *, trust_remote_code: bool = False, **secti
     Args:
         checkpoint: a run directory, whose newest checkpoint is taken, or one of its checkpoints.
         trust_remote_code: run the model's own Python code, where the run's recipe asks for it.
-        sections: what is changed of the run's recipe, such as `evaluate={"prompts": 1000}`.
+        sections: changes to the run's recipe, such as `evaluate={"prompts": 1000}`.
 
     Returns:
         A row for each set, mode and precision, as `eval.jsonl` has them.

@@ -99,7 +99,7 @@ def own_verifier(recipe: Recipe, task: Task) -> OwnCode | None:
 
 
 def digest(recipe: Recipe, task: Task, tokenizer: Tokenizer) -> str:
-    """A digest of the problems, the reward function with the Python files beside it, the tokenizer and the software."""
+    """A digest of the problems, the reward function with the Python files of its folder, tokenizer and software."""
     parts: list[Any] = [recipe.seed, recipe.task.model_dump(mode="json"), recipe.verifier.time_limit, AT_START]
     parts += [importlib.metadata.version(name) for name in ("reasoning-gym", "math-verify", "sympy")]
     sources = [path for path in Path(__file__).parent.glob("tasks/*") if path.is_file()]

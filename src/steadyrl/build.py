@@ -35,7 +35,7 @@ def open_pool(recipe: Recipe, task: Task) -> RewardPool:
     """The verifier workers of a recipe.
 
     Args:
-        recipe: What is asked for.
+        recipe: The recipe of the run.
         task: The task as it is in this process; the workers see the same problems.
 
     Raises:

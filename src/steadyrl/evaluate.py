@@ -49,7 +49,7 @@ class Evaluator:
     """Asks for the first problems of each set; the same ones, with the same random numbers, at any step."""
 
     recipe: Recipe
-    """What is asked for."""
+    """The recipe of the run."""
     rollouter: Rollouter
     """With the engine of the run."""
     unquantised: Callable[[], Engine]

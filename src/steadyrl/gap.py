@@ -1,15 +1,15 @@
-"""Is the token level good enough? Its gradient against that of the sequence level, on a step of a run's own.
+"""Compares the token-level gradient with the sequence-level gradient, on one step of a run.
 
 `steadyrl gap RUN` repeats one global step in memory, from the newest checkpoint, and changes nothing of the run. The
-engine samples at θ_old what the run would sample; the batch is split into the N mini-batches of the recipe; before
-each of the N updates, which are then made as the run would make them, two gradients are compared:
+engine samples at θ_old what the run would sample. The batch is split into the N mini-batches of the recipe, and each
+update is made as in the run. Before each update, two gradients are compared:
 
     g = Σ_y Σ_t r_t Â ∇log π_θ(y_t)          eq. 4 of arXiv 2512.01374, the token level, without cap and clip
     G = Σ_y (Π_t r_t) Â Σ_t ∇log π_θ(y_t)    eq. 2, the gradient of eq. 1, the sequence level
 
-with r_t = π_θ(y_t)/μ_old(y_t) and Â in the place of R, over a random part of the mini-batch's responses with an
-advantage, under the recipe's replay. Both gradients are estimates from the same responses: the comparison says how far
-the token level is from the sequence level on them, and not how noisy the sequence level is.
+with r_t = π_θ(y_t)/μ_old(y_t) and Â instead of R, under the recipe's replay. Both gradients are estimated from the same
+random sample of the mini-batch's responses with an advantage. So the comparison measures how far the token level is
+from the sequence level on these responses. It does not measure how noisy the sequence level is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ from steadyrl.types import Trajectory
 PARTS = 16
 """Blocks of responses that the bootstrap draws from."""
 HELD = 2**27
-"""Numbers of gradient that are held at a time, unless one tensor of the model has more."""
+"""Numbers of gradient in memory at a time, unless one tensor of the model has more."""
 LEVELS = (MiniRL(clip=False, weight_cap=None), Composed(level="sequence", weight_cap=None, trust="none"))
 """Eq. 4 and eq. 2."""
 

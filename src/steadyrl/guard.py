@@ -19,16 +19,16 @@ from steadyrl.train.forward import OldPass
 from steadyrl.train.trainer import BROKEN, Diverged, LocalTrainer
 
 BRIEF = 64
-"""Tokens of the forward that looks at a model before it is saved."""
+"""Tokens of the forward that checks a model before it is saved."""
 
 
 class TrainingStopped(RunStopped):
-    """The run cannot go on by itself; what it needs to be looked into is in the run directory."""
+    """The run had to stop; the run directory has what is needed to find out why."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelGuard:
-    """Looks at the model through the prompts of the next step."""
+    """Checks the model with the prompts of the next step."""
 
     trainer: LocalTrainer
     """π and how far training has come."""

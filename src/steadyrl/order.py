@@ -15,7 +15,7 @@ def seed_of(*parts: int | str) -> int:
 def problem_indices(seed: int, step: int, count: int, size: int | None) -> list[int]:
     """Indices of the problems of global step `step`, which counts from 1.
 
-    An endless task is read in order; a finite one is shuffled anew in each epoch.
+    An endless task is read in order; a finite one is shuffled again in each epoch.
     """
     first = (step - 1) * count
     if size is None:

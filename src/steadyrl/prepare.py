@@ -33,7 +33,7 @@ class Prepared:
     task: Task
     """Problems, in this process."""
     prompts: Prompts
-    """What the model will be asked, looked at."""
+    """The prompts, checked."""
     ends: frozenset[int]
     """Tokens that end a response."""
     warnings: tuple[str, ...]
@@ -45,7 +45,7 @@ def prepare(recipe: Recipe, task: Task | None = None) -> Iterator[Prepared]:
     """Build the task, and render, encode and check its prompts; templates are rendered as long as the context.
 
     Args:
-        recipe: what is asked for.
+        recipe: the recipe of the run.
         task: its task, where it has been built.
 
     Raises:
@@ -93,7 +93,7 @@ def prepare(recipe: Recipe, task: Task | None = None) -> Iterator[Prepared]:
 
 
 def _chat(tokenizer: PreTrainedTokenizerBase, renderer: Renderer, recipe: Recipe, task: Task) -> Chat:
-    """The chat, looked at with the first problem whose roles the template takes; the others are found row by row.
+    """The chat, tried with the first problem whose roles the template takes; the others are found row by row.
 
     Raises:
         TemplateError: it takes none of the first problems.

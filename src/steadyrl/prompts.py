@@ -35,7 +35,7 @@ class Limits:
     max_new_tokens: int
     """`rollout.max_new_tokens`."""
     ends: frozenset[int]
-    """Tokens that end a response by themselves, without those of `rollout.stop`."""
+    """Tokens that always end a response, without those of `rollout.stop`."""
     end_texts: tuple[str, ...]
     """How those of them are written that are special: white space behind one changes nothing."""
 
@@ -44,7 +44,7 @@ class Limits:
 
         Args:
             prompt: as the model would see it.
-            said: what must stand in it.
+            said: texts that it must contain.
         """
         length, response = len(prompt.packed), self.max_new_tokens
         if any(text.strip() not in prompt.text for text in said):

@@ -1,4 +1,4 @@
-"""The saved model that somebody names, and whether it may run code of its own."""
+"""Finds the saved model that a user names, and decides whether its own code may run."""
 
 from pathlib import Path
 

@@ -9,8 +9,8 @@ import sys
 import unicodedata
 
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode's categories of what has no shape of its own: controls, formats such as bidi overrides and zero-width
-characters, halves of pairs, and the separators of lines and paragraphs."""
+"""Unicode's categories of invisible characters: controls, formats such as bidi overrides and zero-width characters,
+halves of surrogate pairs, and separators of lines and paragraphs."""
 _BLANK = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols that look like nothing."""
 _PLAIN = re.compile(r"[ -~]*")

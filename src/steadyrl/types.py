@@ -97,7 +97,7 @@ class Trajectory:
     group_tokens: int
     """Σ_i |y_i| over the counted trajectories of the group."""
     excess: float | None = None
-    """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â stands for it."""
+    """R less the mean R of the others in the group, which Δ is measured with; None: not known, Â replaces it."""
     counted: bool = True
     """Whether it counts in the denominators: it has a reward, and its group is not filtered out."""
 
@@ -190,8 +190,8 @@ class Tokens:
             rollout_logprobs: log μ_old, such as TRL's `sampling_per_token_logps` or verl's `rollout_log_probs`.
             old_logprobs: log π_old, such as `old_per_token_logps` or `old_log_probs`.
             advantages: Â of each response, or of each token.
-            mask: where the sampled tokens are, such as `completion_mask` or `response_mask`: neither padding nor the
-                output of a tool.
+            mask: true at sampled tokens, such as `completion_mask` or `response_mask`; false at padding and at the
+                output of tools.
             group_tokens: Σ_i |y_i| over the group of each response, counted over the whole mini-batch.
 
         Raises:
@@ -217,10 +217,11 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBatch:
-    """A packed micro-batch. A prompt stands in it once, however many responses follow it.
+    """A packed micro-batch. It contains a prompt once, even if several responses follow.
 
-    The model computes the *positions*, end to end in one row. Attention alone sees whole sequences: it takes each
-    position to the *cells* of the sequences that it belongs to, which lie in blocks of nearly equal length.
+    The model computes the *positions*, in one row. Only attention sees whole sequences: it copies
+    each position to the *cells* of all sequences that contain it. Cells form blocks of sequences of nearly equal
+    length.
 
     A prompt of 2 tokens, answered by 3 and by 2, takes 2 + 2 + 1 positions with the ids p0 p1 a0 a1 b0, and two blocks
     of one sequence, of 4 and of 3: `cells = [0, 1, 2, 3, 0, 1, 4]`, `home = [0, 1, 2, 3, 6]`,

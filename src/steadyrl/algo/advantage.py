@@ -1,11 +1,11 @@
 """Advantages relative to the group of responses to the same prompt, and the filters of GRPO-like recipes.
 
-A reward may be missing, because its verifier failed. `known` says which rewards there are; None: all of them. A
-response without a reward takes no part in its group's baseline or deviation, and its advantage is 0. So is that of a
-response which is alone in its group with a reward.
+A reward may be missing, because its verifier failed. `known` marks the rewards that exist; None means all. A response
+without a reward does not count in its group's baseline or deviation, and its advantage is 0. If only one response of a
+group has a reward, its advantage is 0 too.
 
-Rewards are float32 numbers. Sums that a verifier adds up in another order differ in the last bits and mean the same, so
-a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
+Rewards are float32 numbers. A verifier may add the same numbers in another order, and the sums differ in the last bits.
+So a group whose spread is below 8 · 2⁻²³ · max |R| counts as a group of equal rewards everywhere.
 """
 
 from dataclasses import dataclass

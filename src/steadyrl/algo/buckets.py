@@ -56,13 +56,13 @@ def add_up(
     *,
     kept: int,
 ) -> tuple[Float[Tensor, "terms factors buckets"], Cells]:
-    """Sums over the tokens of each bucket, the buckets of the splits one after another; and of the cells.
+    """Sums over the tokens of each bucket and of each cell. The buckets of the splits follow one another.
 
     Args:
-        terms: what is added up, of the tokens of a slice.
+        terms: the summands of a slice of tokens.
         response: the response that each token belongs to, in order.
         splits: ways to sort the tokens.
-        kept: of how many terms, the first ones, the cells have sums.
+        kept: the cells have sums of this many terms, the first ones.
     """
     sizes = tuple(len(split.buckets) for split in splits)
     totals: list[Tensor] = []

@@ -1,7 +1,7 @@
 """What is measured each step: both factors of eq. 5 (arXiv 2512.01374), before anything is truncated.
 
-The estimators follow Schulman's notation, for x ~ q and ρ = p(x)/q(x): k1 = −log ρ and k3 = ρ − 1 − log ρ both have
-the mean D_KL[q‖p]; k3 is never negative and varies less when p is near q. χ² = E_q[(ρ − 1)²].
+The estimators follow Schulman's notation, for x ~ q and ρ = p(x)/q(x): k1 = −log ρ and k3 = ρ − 1 − log ρ. Both have
+the mean D_KL[q‖p]. k3 is never negative and varies less when p is near q. χ² = E_q[(ρ − 1)²].
 """
 
 from collections.abc import Mapping, Sequence
@@ -146,18 +146,20 @@ def summary(rows: Sequence[Row]) -> dict[str, float]:
 def describe(
     log_ratio: Float[Tensor, "factors tokens"], response: Int[Tensor, "tokens"], splits: Sequence[Split]
 ) -> dict[str, Float[Tensor, "factors buckets"]]:
-    """Factors in numbers, untruncated, in every bucket of every split; what an empty bucket holds means nothing.
+    """Statistics of the untruncated factors, for every bucket of every split. An empty bucket has undefined values.
 
-    `tokens`; `k1`, `k3` (each with `_margin`, half its 95% interval) and `chi2`; `mean`, `max` and `ess` of the ratio,
-    the last (Σρ)² / (n Σρ²), the share of tokens that a weighted average rests on (Kish); `ess_sequences`, the same of
-    W = Π ρ over the tokens of a response in the bucket: the share of responses (VCPO, arXiv 2602.17616); `abs_mean`
-    and `abs_max` of its log; `p01`, `p50` and `p99`, quantiles of the ratio; `tail_2` and `tail_5`, the shares of
-    ratios outside [1/2, 2] and [1/5, 5].
+    * `tokens`: how many.
+    * `k1`, `k3` and `chi2`; `k1_margin` and `k3_margin` are half the 95% intervals.
+    * `mean` and `max` of the ratio; `p01`, `p50` and `p99`, its quantiles.
+    * `ess`: (Σρ)² / (n Σρ²), the share of tokens that carry a weighted average (Kish).
+    * `ess_sequences`: the same for W = Π ρ over the tokens of a response in the bucket (VCPO, arXiv 2602.17616).
+    * `abs_mean` and `abs_max` of the log ratio.
+    * `tail_2` and `tail_5`: the shares of ratios outside [1/2, 2] and [1/5, 5].
 
     Args:
         log_ratio: log of the ratio, per factor and token.
         response: the response that each token belongs to, in order.
-        splits: ways to sort the tokens; their buckets stand one after another in the result.
+        splits: ways to sort the tokens; the result has their buckets one after another.
     """
     p01, p50, p99, lowest, highest = ranks(log_ratio, splits, quantiles=(0.01, 0.5, 0.99)).double()
     finite = (part.double().nan_to_num(nan=-torch.inf) for part in log_ratio.split(CHUNK, dim=1))
@@ -212,9 +214,9 @@ def _margin(
     totals: Float[Tensor, "2 factors buckets responses"],
     mean: Float[Tensor, "2 factors buckets"],
 ) -> Float[Tensor, "2 factors buckets"]:
-    """Half the 95% interval of means over tokens; tokens of one response are not independent, responses are.
+    """Half the 95% interval of means over tokens. Responses are independent; tokens of one response are not.
 
-    1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n over m responses of n tokens in all; not finite for m = 1.
+    1.96 · sqrt( m/(m−1) · Σ_i (Σ_t (x_t − mean))² ) / n, for m responses with n tokens in total. Not finite for m = 1.
     """
     spread = (totals - mean[..., None] * held).square().sum(dim=-1)
     m = (held > 0).sum(dim=-1)

@@ -2,8 +2,8 @@
 
     π_θ/μ_old = π_old/μ_old × π_θ/π_old: mismatch of the engines × staleness of the policy
 
-`response` numbers the response that each token belongs to; the tokens of a response are contiguous and in order.
-Sums run in float64, so that the log of a product of 32,768 ratios is as good as its terms.
+`response` holds the number of the response that each token belongs to. The tokens of a response are contiguous and in
+order. Sums are computed in float64, so the log of a product of 32,768 ratios is as exact as its terms.
 """
 
 from math import inf, nan
@@ -55,8 +55,8 @@ def at_level(
     | `sequence`      | Π_s r_s               | eq. 1 and 2                                       |
     | `geometric`     | (Π_s r_s)^{1/\\|y\\|} | GSPO, arXiv 2507.18071                            |
 
-    A ratio of 0 makes every product 0 that it is a factor of, whatever the others are. A NaN shows at its own token and
-    never in another response; behind it, `prefix` takes its ratio as 1.
+    A product with a ratio of 0 is 0, even if another factor is infinite. A NaN shows at its own token and never in
+    another response. After it, `prefix` treats its ratio as 1.
     """
     match level:
         case "token":
@@ -123,7 +123,7 @@ def _bounded(values: Float[Tensor, "tokens"], limit: float) -> Float[Tensor, "to
 
 
 def _lowest_prefix(log_ratio: Float[Tensor, "tokens"], response: Int[Tensor, "tokens"]) -> Float[Tensor, "tokens"]:
-    """One running minimum over all responses: each lies below the one before, and so begins anew."""
+    """One running minimum over all responses. Each response is shifted below the one before it, which restarts it."""
     first = begins(response)
     below = _bounded(log_ratio, BEYOND) - 3.0 * BEYOND * first.cumsum(dim=0)
     lowest = log_ratio.index_select(0, below.cummin(dim=0).indices.roll(1))

@@ -1,7 +1,7 @@
 """How far the token-level objective is from the sequence-level one: eq. 1 to 4 of arXiv 2512.01374, measured.
 
-For one response with ratios r_t = π_θ(y_t)/μ_old(y_t), the sequence level weighs its reward by Π r_t and the token
-level, to first order, by 1 + Σ(r_t − 1). The difference is that of arXiv 2602.04879, Theorem 3.1, response by response:
+Take one response with ratios r_t = π_θ(y_t)/μ_old(y_t). The sequence level weighs its reward by Π r_t. The token level
+weighs it, to first order, by 1 + Σ(r_t − 1). The difference is that of arXiv 2602.04879, Theorem 3.1, for one response:
 
     1 + Σ_t (r_t − 1) − Π_t r_t = Σ_t (r_t − 1)(1 − Π_{j>t} r_j)
 
@@ -58,9 +58,9 @@ def surrogate_error(
 
     Args:
         gap: of the responses that were computed at θ.
-        rewards: R of each, or R less the mean R of the others in its group: both have the mean Δ.
-        responses: how many there are in all; those that are not in `gap` have the reward of the others in their group,
-            and so add 0. None: as many as in `gap`.
+        rewards: R of each response, or R minus the mean R of the others in its group. Both have the mean Δ.
+        responses: the number of all responses. Those that are not in `gap` add 0, because their reward equals that of
+            the others in their group. None: as many as in `gap`.
 
     Returns:
         `delta` and the ends of its 95% interval, `delta_low` and `delta_high`, over the responses; `delta_bound`, the
@@ -119,10 +119,10 @@ def gram(
 def gradient_gap(products: Float[Tensor, "2 2 parts parts"], *, resamples: int = 1000, seed: int = 0) -> GradientGap:
     """Cosine and relative error of the two gradients, with a bootstrap interval over the parts.
 
-    A part is one response, or a block of about as many responses as the others. Both gradients are the sums over the
-    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both, and needs
-    only their inner products. The interval is between quantiles of the resamples; where the gap is small against the
-    noise of the parts, that noise adds to ‖g − G‖ and the interval may lie above the value.
+    A part is one response, or a block of responses; blocks have about equal sizes. Both gradients are sums over the
+    parts, and `products` is their `gram`. A resample draws as many parts with replacement, the same for both gradients,
+    and needs only inner products. The interval is between quantiles of the resamples. If the gap is small against the
+    noise of the parts, the noise adds to ‖g − G‖, and the interval may be above the value.
 
     Raises:
         ValueError: the sequence-level gradient, or the token-level one, is zero or not finite.

@@ -1,8 +1,8 @@
 """Which tokens may still move the policy: the mask M_t of eq. 7, arXiv 2512.01374, and its alternatives.
 
-Each function says which tokens are masked, in two columns of booleans. The log ratio carries the anchor: log π_θ/π_old
-(`ratio.staleness`) measures the move from θ_old, log π_θ/μ_old (`ratio.product`) the move from what sampled.
-`advantages` holds Â of each token's response, `response` says which response that is.
+Each function returns the masked tokens, as two columns of booleans. The log ratio sets the anchor: log π_θ/π_old
+(`ratio.staleness`) measures the move from θ_old. log π_θ/μ_old (`ratio.product`) measures the move from the policy that
+sampled. `advantages` holds Â of each token's response. `response` is the number of that response.
 """
 
 from typing import NamedTuple
@@ -87,8 +87,8 @@ def off_policy_sequence_mask(
 ) -> Clipped:
     """OPSM of DeepSeek-V3.2, eq. 9 of arXiv 2512.02556: masked iff Â<0 and the response's mean of −log r_t exceeds δ.
 
-    `log_ratio` is log π_θ/μ_old: the source takes the probabilities that the inference engine returned, so that both
-    factors of eq. 5 count. `threshold` is δ in nats per token, for which the source gives no value.
+    `log_ratio` is log π_θ/μ_old. The source uses the probabilities that the sampling engine returned, so both factors
+    of eq. 5 count. `threshold` is δ in nats per token; the source gives no value.
     """
     far = -at_level(log_ratio, response, level="geometric") > threshold
     return Clipped(low=far & (advantages < 0), high=torch.zeros_like(far))

@@ -16,7 +16,7 @@ def print_evaluation(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def print_accuracy(path: Path) -> None:
-    """Accuracy and mean reward before and now, of every set, mode and precision that was looked at both times."""
+    """Accuracy and mean reward before and now, of every set, mode and precision that both evaluations have."""
     rows = read_jsonl(path / "eval.jsonl") if (path / "eval.jsonl").exists() else []
     if not rows:
         print("no evaluation yet")

@@ -48,7 +48,7 @@ class Subject:
     """A model with trained weights, where that is what is checked."""
 
     def build(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-        """A model of its own for each check."""
+        """A new model for each check."""
         if self.model is None:
             return build(self.config, seed=seed, dtype=dtype)
         return cast(PreTrainedModel, cast(nn.Module, copy.deepcopy(self.model)).to(dtype))
@@ -91,7 +91,7 @@ def foreign(model: PreTrainedModel, ids: Tensor = IDS) -> Routes:
 
 
 def unchosen(model: PreTrainedModel) -> Routes:
-    """Valid routes of which the model would choose not one, given the model's own in the layers below."""
+    """Valid routes that the model would never choose, given the model's own in the layers below."""
     routes = recorded(model)
     layers = [
         torch.zeros(len(routes), experts).scatter(1, routes[:, layer].long(), 1.0).topk(routes.shape[-1], largest=False)
@@ -261,7 +261,7 @@ def checkpointing(subject: Subject) -> None:
 
 
 def alone(model: PreTrainedModel, sequences: list[Tensor], routes: list[Tensor] | None) -> list[Tensor]:
-    """Log-probabilities of each sequence in a forward of its own, under its routes or natively."""
+    """Log-probabilities of each sequence in a separate forward, under its routes or natively."""
     found = []
     for which, ids in enumerate(sequences):
         with nullcontext() if routes is None else replay(model, routes[which]):

@@ -1,7 +1,7 @@
-"""The mixture-of-experts families of transformers, each with what makes a small model of it and its gate by formula.
+"""The mixture-of-experts families of transformers: how to build a small model of each, and the formula of its gate.
 
-Written down apart from the code that is checked: how a family turns the dense logits of its router into the weights
-of the chosen experts is stated here once more, from its published form.
+The formulas turn the dense logits of a router into the weights of the chosen experts. They are written from the
+published form of each family, independently of the code that is checked.
 """
 
 from collections.abc import Mapping

@@ -26,7 +26,7 @@ class Handed:
     weights: Float[Tensor, "positions experts"]
     """As the experts module received them."""
     logits: Float[Tensor, "positions outputs"]
-    """The router's dense logits, computed anew in float32 from its input and weight."""
+    """The router's dense logits, recomputed in float32 from its input and weight."""
 
 
 def dense(

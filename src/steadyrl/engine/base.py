@@ -1,4 +1,4 @@
-"""What an inference engine is, and what is asked of it."""
+"""The protocol of a sampling engine, its requests and its answers."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Request:
     token_ids: tuple[int, ...]
     """The prompt."""
     responses: int
-    """Completions that are wanted; each has random numbers of its own."""
+    """How many completions; each has its own random numbers."""
     sampling: Sampling
     """How they are sampled."""
     seed: int
@@ -49,7 +49,7 @@ class Answer:
 class Engine(Protocol):
     """Samples from μ: the policy as the inference engine computes it.
 
-    The same weights, prompt, sampling, seed and place give the same answer, whatever else is asked beside it. Who is
+    The same weights, prompt, sampling, seed and place give the same answer, whatever else is requested. Who is
     decoded together changes the order of sums: log-probabilities may differ in their last bits, and so may a token
     that hangs by them.
     """
@@ -61,7 +61,7 @@ class Engine(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
-        """What is in force: engine, version, device, and the precision of weights, activations and cache."""
+        """What the engine uses: its name, version, device, and the precision of weights, activations and cache."""
         ...
 
     def submit(self, requests: Sequence[Request]) -> None:

@@ -30,7 +30,7 @@ class BaseEngine:
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
-        """What is in force."""
+        """What the engine uses."""
         return self._facts
 
     def submit(self, requests: Sequence[Request]) -> None:

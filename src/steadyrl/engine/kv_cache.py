@@ -44,7 +44,7 @@ def resolve_kv_precision(asked: str, config: PreTrainedConfig | None, *, on_cpu:
     """Return `native` or `fp8`: what `auto` takes for this model on this machine, or what was asked for.
 
     Raises:
-        EngineError: FP8 was asked for by name, and vLLM cannot do it here.
+        EngineError: The recipe asks for FP8, and vLLM cannot do it here.
     """
     reason = None if asked == "native" else no_fp8_cache(config, on_cpu=on_cpu)
     if asked == "fp8" and reason is not None:

@@ -1,10 +1,10 @@
-"""Low-precision inference, emulated: what real engines quantise, this quantises.
+"""Emulates low-precision inference: it quantises what real engines quantise.
 
-W8A8 as vLLM and SGLang run it: weights of linear layers and experts have one scale per output channel, activations
-one per token, both rounded to e4m3 and multiplied in higher precision. Router, norms, embeddings and output
-projection keep theirs. Rounding and scaling back in float gives the numbers of such an engine up to the order of
-summation, so that μ differs from π for the reason it differs in production. Coarser formats, for studies of a larger
-difference, round activations to e5m2, or weights to four bits in groups of 32.
+This is W8A8 as in vLLM and SGLang. Weights of linear layers and experts have one scale per output channel, activations
+one scale per token. Both are rounded to e4m3 and multiplied in higher precision. Router, norms, embeddings and output
+projection keep their precision. Values are rounded and scaled back in float. This gives the numbers of such an engine,
+up to the order of summation, so μ differs from π for the same reason as in production. Coarser formats exist for
+studies of larger differences: activations in e5m2, or weights of four bits in groups of 32.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def round_int4(x: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."
 def round_fp4(x: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
     """x in MXFP4 (OCP Microscaling, 2023): e2m1, ±{0, ½, 1, 1½, 2, 3, 4, 6}, times a power of two a group of 32.
 
-    The power is that of the largest |x| of the group, less 2; what then lies above 6 becomes 6.
+    The power is that of the largest |x| of the group, less 2; then values above 6 become 6.
     """
 
     def grid(group: Tensor, most: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""What an engine returns, held against what was asked for before any of it reaches the trainer.
+"""Checks what an engine returns against the request, before the trainer uses it.
 
-`check_answers` runs where groups are made, on whatever engine: nothing that it lets through can end in a traceback, or
-train on numbers that no policy gives.
+`check_answers` runs on the answers of every engine. What passes it cannot end in a traceback, and the trainer never
+uses numbers that no policy gives.
 """
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ class NotFinite(EngineError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What an engine was asked for, and of which model."""
+    """What an engine was asked for, and for which model."""
 
     model: PreTrainedModel
     """Its sizes tell which tokens and experts there are."""
@@ -126,7 +126,7 @@ def _check_tokens(where: str, one: Completion, request: Request, asked: Asked, v
     if one.finish_reason != ("stop" if ended else "length") or not (ended or len(ids) == longest):
         raise EngineError(
             f"{where}: the engine returned finish_reason = {one.finish_reason!r} for {len(ids)} of at most {longest} "
-            f"tokens, the last of which is {'an' if ended else 'no'} end token"
+            f"tokens, and the last token is {'an' if ended else 'no'} end token"
         )
     if type(one.policy_version) is not int or one.policy_version != asked.policy_version:
         raise EngineError(

@@ -36,9 +36,9 @@ def accuracy(
 ) -> Estimate:
     """avg@k and its Wilson interval.
 
-    Samples of one prompt are not independent, so the interval uses the effective number of samples p(1−p)/s², with s
-    the standard error of the mean of the prompts' means, and at most the samples there are; where those means are all
-    equal, the number of prompts.
+    Samples of one prompt are not independent, so the interval uses the effective number of samples p(1−p)/s². Here s is
+    the standard error of the mean of the prompts' means. The effective number is at most the number of samples. If the
+    means of all prompts are equal, it is the number of prompts.
     """
     means, drawn = _prompt_means(correct, known)
     if not len(means):
@@ -108,9 +108,9 @@ def sizes(samples: int) -> list[int]:
 
 
 def pass_at(k: int, correct: Sequence[Sequence[bool]]) -> float | None:
-    """pass@k: the chance that of k responses to a prompt at least one is right, averaged over prompts.
+    """pass@k: the chance that at least one of k responses to a prompt is right, averaged over prompts.
 
-    1 − C(n−c, k)/C(n, k) for a prompt with n responses of which c are right (arXiv 2107.03374, eq. 1): unbiased.
+    1 − C(n−c, k)/C(n, k) for a prompt with n responses, c of them right: unbiased (arXiv 2107.03374, eq. 1).
 
     Args:
         k: at least 1.

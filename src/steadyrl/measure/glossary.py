@@ -272,10 +272,10 @@ _PREFACE = """\
 <!-- Printed by `python -m steadyrl.measure.glossary`; edit src/steadyrl/measure/glossary.py. -->
 
 A run directory holds JSON Lines files: one object per line, each with its `step`. NaN and infinities are
-written as `null`. A mean or share runs over the response tokens, or the responses, of the whole step; that of
-the updates (`staleness/`, `weight/`, `surrogate/`, `clip/`) over those whose advantage is not 0. Logarithms are
-natural. μ is the policy of the engine that samples, π that of the trainer; θ_old are the weights that sampled, θ
-the weights now. Both policies are taken at the sampling temperature.
+written as `null`. Logarithms are natural. A mean or share covers all response tokens, or all responses, of the step.
+Those of the updates (`staleness/`, `weight/`, `surrogate/`, `clip/`) cover only those whose advantage is not 0.
+μ is the policy of the sampling engine, π the policy of the trainer. θ_old are the weights that sampled, θ the current
+weights. Both policies are taken at the sampling temperature.
 """
 
 

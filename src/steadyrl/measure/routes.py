@@ -19,7 +19,7 @@ def routed(routes: Routes) -> Bool[Tensor, "positions layers"]:
 
 
 def unrouted(completions: Sequence[Completion], *, limit: float) -> dict[str, float]:
-    """Share of the fed positions that came without routes in some layer, which the trainer will then route by itself.
+    """Share of the fed positions that came without routes in some layer, which the trainer then routes natively.
 
     Raises:
         EngineError: it is above `limit`.
@@ -68,8 +68,8 @@ def _differences(old: OldPass) -> tuple[Tensor, Tensor, Tensor]:
 def replay_effect(policy: Policy, micros: Sequence[MicroBatch], *, temperature: float) -> dict[str, float]:
     """D_KL[μ‖π_old], by k3, of the same responses with the trainer's experts and with the rollout's.
 
-    `replay/removed` is 1 − (with the rollout's)/(with the trainer's): the share of it that stems from routing. It is
-    noisy, for it rests on a few trajectories, and negative where replay makes the engines differ more.
+    `replay/removed` is 1 − (with the rollout's)/(with the trainer's): the share of the divergence that comes from
+    routing. It is noisy, because it uses few trajectories. It is negative if replay makes the engines differ more.
     """
     if any(micro.batch.routes is None for micro in micros):
         return {}

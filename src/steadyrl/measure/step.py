@@ -130,7 +130,7 @@ def _table(measured: Mapping[str, Tensor], passes: Sequence[OldPass], versions: 
 
 
 def _responses(micros: Sequence[MicroBatch]) -> Tensor:
-    """The response of each token, told apart over micro-batches too; each has fewer responses than tokens."""
+    """The response of each token, numbered through all micro-batches; each has fewer responses than tokens."""
     sizes = [0, *itertools.accumulate(len(m.response) for m in micros)]
     return torch.cat([m.response + size for m, size in zip(micros, sizes, strict=False)])
 

@@ -215,7 +215,7 @@ def fields(kinds: Iterable[Kind]) -> dict[str, int]:
 
 
 class Watch:
-    """Looks at one step after the other, and keeps what was found."""
+    """Checks one step after the other, and keeps the trouble that it found."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = (), *, minibatches: int) -> None:
         """Begin after the rows of earlier steps.

@@ -41,10 +41,10 @@ class _EmptyMask(Tensor):
 
 
 def attend_by_block(model: PreTrainedModel) -> None:
-    """Let a model take packed rows, where all its layers attend to everything before them by torch's `sdpa`.
+    """Let a model take packed rows, if all its layers use full causal attention by torch's `sdpa`.
 
-    Models with recurrent layers, sliding windows or attention of their own stay as they are, and so does one that
-    says it qualifies, but mixes the sequences of a row: see `attends_by_block`.
+    Models with recurrent layers, sliding windows or special attention are not changed. Neither is a model that
+    qualifies but mixes the sequences of a row: see `attends_by_block`.
     """
     if not may_attend_by_block(model):
         return

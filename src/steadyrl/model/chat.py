@@ -58,7 +58,7 @@ class Chat:
         date: str | None = None,
         example: Conversation | None = None,
     ) -> None:
-        """Look at what the template makes of a question.
+        """Check what the template makes of a question.
 
         Args:
             tokenizer: of the model.
@@ -134,7 +134,7 @@ class Chat:
         return None if first is None else known[first]
 
     def check_header(self) -> None:
-        """Hold the end of a prompt against what stands before an answer.
+        """Compare the end of a prompt with the text before an answer.
 
         A template may ignore `add_generation_prompt` where answers have no header, as in `[INST] question [/INST]`.
 

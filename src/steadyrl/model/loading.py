@@ -79,8 +79,8 @@ def load_pretrained(
     """A saved model with its tokenizer, or one of the hub.
 
     Raises:
-        ModelError: it is not there, is damaged, needs code of its own that was not asked for, or cannot be trained in
-            full: an adapter, quantised or frozen weights.
+        ModelError: the model is missing or damaged, or needs its own code and `trust_remote_code` is off. Or it cannot
+            be trained in full, because of an adapter, or quantised or frozen weights.
     """
     model = load_model(path, revision=revision, trust_remote_code=trust_remote_code, dtype=dtype)
     tokenizer = load_tokenizer(path, revision=revision, trust_remote_code=trust_remote_code)
@@ -93,7 +93,7 @@ def load_tokenizer(path: str | Path, *, revision: str | None, trust_remote_code:
     """The tokenizer alone.
 
     Raises:
-        ModelError: it is not there, is damaged, or needs code of its own that was not asked for.
+        ModelError: the model is missing or damaged, or needs its own code and `trust_remote_code` is off.
     """
     _check_folder(path)
     try:
@@ -257,7 +257,7 @@ def _policy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, warni
 
 @torch.no_grad()
 def _check_head(model: PreTrainedModel) -> None:
-    """Hold `head_of` against the model's own logits on two tokens: a family with another head is refused by name."""
+    """Hold `head_of` against the model's own logits on two tokens: a family with another head is rejected."""
     model.eval()
     ids = torch.tensor([[1, 0]], device=model.device)
     own = model(input_ids=ids, use_cache=False).logits.float()

@@ -47,7 +47,7 @@ def token_logprobs(
 ) -> tuple[Float[Tensor, "tokens"], Float[Tensor, "tokens"]]:
     """log π(y_t) and the entropy −Σ_w π(w) log π(w), of the distribution at `temperature`, in float32.
 
-    Gradient flows from the log-probabilities to `hidden` and to the head; the entropy is only measured.
+    The log-probabilities have a gradient for `hidden` and the head. The entropy has none.
 
     Args:
         hidden: last hidden state at the positions that predict the targets.
@@ -112,7 +112,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _blocks(head: Head, targets: Tensor) -> Iterator[tuple[Head, Tensor, Tensor]]:
-    """The head cut along the vocabulary, with the targets that lie in each block and their place in it."""
+    """The head cut along the vocabulary, with the targets of each block and their place in it."""
     width = max(1, (GPU_BLOCK_BYTES if targets.is_cuda else BLOCK_BYTES) // (4 * max(1, len(targets))))
     bias = (None,) * -(-len(head.weight) // width) if head.bias is None else head.bias.split(width)
     start = 0

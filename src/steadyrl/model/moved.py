@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 SAMPLE = 2**16
-"""Most weights of one tensor that are looked at, at even distances; a smaller tensor is looked at whole."""
+"""Largest sample of one tensor, at even distances. Of a smaller tensor, all weights are compared."""
 
 LEAST_MOVED = 0.1
 """A smaller share is worth a warning."""
@@ -15,7 +15,7 @@ LEAST_MOVED = 0.1
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Moved:
-    """Of the weights that were looked at, those with a gradient that is not zero."""
+    """The sampled weights whose gradient is not zero."""
 
     pulled: int
     """How many they are."""

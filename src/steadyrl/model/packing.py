@@ -1,8 +1,8 @@
 """Sequences into packed micro-batches.
 
-A prompt is computed once for all the trajectories of a micro-batch that begin with it: with G of them, a share of up to
-(G−1)/G of the prompt tokens is never computed. No other position is padding either; only attention, which needs whole
-sequences, is given blocks of them, sorted so that the members of a block are of nearly equal length.
+A prompt is computed once for all the trajectories of a micro-batch that begin with it. With G such trajectories, up to
+(G−1)/G of the prompt tokens are not computed. There is no padding outside attention. Attention needs whole sequences:
+it gets blocks of sequences, sorted so that those of a block have nearly equal lengths.
 
 All of this happens on the host, with a fixed number of tensor operations for each micro-batch.
 """
@@ -22,7 +22,7 @@ from steadyrl.types import MicroBatch, Routes, Sampled, TokenBatch, Trajectory
 MAX_PADDING = 0.03
 """Largest share of padding among the cells of a block."""
 MAX_PADDING_ALONE = 0.10
-"""The same where a block is a micro-batch by itself, and a narrow one costs a forward of its own."""
+"""The same if each block is a micro-batch, where a narrow block costs another forward."""
 
 
 class _Fed(NamedTuple):
@@ -53,8 +53,8 @@ class _Fed(NamedTuple):
 def pack(trajectories: Sequence[Trajectory], *, micro_tokens: int, one_block: bool) -> list[MicroBatch]:
     """Micro-batches of at most `micro_tokens` cells, padding included, on the host.
 
-    Trajectories whose advantage is zero move nothing: they are packed apart from the others, so that an update can skip
-    their micro-batches and keep its gradient.
+    Trajectories with an advantage of zero have no gradient. They are packed apart from the others, so an update can
+    skip their micro-batches.
 
     Args:
         trajectories: with their advantages; those that share a prompt side by side.
@@ -100,8 +100,8 @@ def pack_sequences(
 def layout(lengths: Sequence[int], *, micro_tokens: int, one_block: bool) -> list[list[list[int]]]:
     """Micro-batches, each a list of blocks, each a list of indices into `lengths`, the longest first.
 
-    The order is kept from one micro-batch to the next, so that trajectories with one prompt stay together, except where
-    every block is a micro-batch of its own.
+    The order is kept from one micro-batch to the next, so trajectories with the same prompt stay together. It is not
+    kept if every block is a micro-batch.
 
     Raises:
         UserError: a sequence is longer than `micro_tokens`.

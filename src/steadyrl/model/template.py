@@ -69,7 +69,7 @@ class Renderer:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None:
-            # -P: modules in the folder a run starts in must not shadow installed ones. A session of its own: Ctrl-C
+            # -P: modules in the folder a run starts in must not shadow installed ones. A new session: Ctrl-C
             # reaches the run alone
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "steadyrl.model.template_worker"],

@@ -1,11 +1,11 @@
-"""Renders chat templates in a process of its own, because a template is a program that came with a model.
+"""Renders chat templates in a separate process, because a template is a program that came with a model.
 
     python -m steadyrl.model.template_worker
 
 The first line is `{"time_limit": 5.0}`. Each further line is one request,
-`{"template": …, "variables": {…}, "date": "2026-01-31", "conversations": […], "header": true}`, answered by
-`{"texts": […]}` or by `{"error": …}`. One conversation that takes more than `time_limit` seconds of CPU time ends the
-process by SIGPROF. The worker ends with its standard input.
+`{"template": …, "variables": {…}, "date": "2026-01-31", "conversations": […], "header": true}`. The answer is
+`{"texts": […]}` or `{"error": …}`. If one conversation takes more than `time_limit` seconds of CPU time, SIGPROF ends
+the process. The worker ends when its standard input is closed.
 """
 
 import json

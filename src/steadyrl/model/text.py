@@ -80,7 +80,7 @@ def end_tokens(
         tokenizer: of the model.
         model_ends: what its generation config names.
         stop: strings of a single token.
-        chat: the chat template, where it has been looked at already.
+        chat: the chat template, if it was already examined.
 
     Raises:
         UserError: a stop string is not a single token.

@@ -15,7 +15,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """One token for each character of `alphabet`, after padding, end of sequence and unknown.
 
     Raises:
-        ValueError: a character stands in the alphabet twice.
+        ValueError: the alphabet has a character twice.
     """
     twice = {c for c in alphabet if alphabet.count(c) > 1}
     if twice:

@@ -50,7 +50,7 @@ def refuse_quantised(path: str | Path, config: PreTrainedConfig) -> None:
 
 
 def refuse_frozen(model: PreTrainedModel) -> None:
-    """Refuse a model of which a weight takes no gradient.
+    """Reject a model with a weight that takes no gradient.
 
     Raises:
         ModelError: at least one does not.

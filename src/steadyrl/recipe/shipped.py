@@ -1,4 +1,4 @@
-"""The recipes that come with SteadyRL, known by name, and how a recipe is read by name or by path."""
+"""The recipes that come with SteadyRL, and reading a recipe by its name or path."""
 
 import difflib
 from pathlib import Path
@@ -32,7 +32,7 @@ def find(given: str) -> Path:
 
 
 def read(given: str) -> Recipe:
-    """The recipe with a name or a path. The data and the functions of a recipe of ours are beside it.
+    """The recipe with a name or a path. The data and functions of a shipped recipe are in its folder.
 
     Raises:
         RecipeError: it is not there, or cannot be used.

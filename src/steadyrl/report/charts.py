@@ -54,7 +54,7 @@ def _curves(axes: Axes, chart: "Chart", course: Course) -> Legend:
 
 
 def _evaluated(axes: Axes, chart: "Chart", rows: Sequence[Row]) -> Legend:
-    """A mean and its 95% interval: a curve per mode, precision and set; points where it was not always looked at."""
+    """A mean and its 95% interval: a curve per mode, precision and set; points if some evaluations left it out."""
     legend: Legend = {}
     every = max(map(len, by_mode(rows).values()), default=0)
     mean, low, high = chart.fields

@@ -23,7 +23,7 @@ PALETTE = {
     "line": ("#e4e7eb", "#333a44"),
 }
 """Colours by role, on a light and on a dark ground."""
-# matplotlib draws in stand-ins; they become CSS variables or, in a picture that stands alone, light colours
+# matplotlib draws with placeholders. They become CSS variables, or light colours in a single picture
 COLOUR = {role: f"#c0ffe{index}" for index, role in enumerate(PALETTE)}
 STYLE: Any = {
     "svg.fonttype": "none",
@@ -46,7 +46,7 @@ STYLE: Any = {
     "xtick.bottom": False,
 }
 LIGHT = {role: light for role, (light, _) in PALETTE.items()}
-"""The colours of a picture that stands alone."""
+"""The colours of a single picture."""
 NICE = (1, 2, 2.5, 5, 10)
 """Steps between ticks."""
 SVG = "http://www.w3.org/2000/svg"
@@ -81,7 +81,7 @@ def white_card(figure: Figure) -> None:
 
 
 def svg(figure: Figure, paint: Mapping[str, str]) -> str:
-    """The figure as small SVG text without metadata and fonts of its own; stand-ins become `paint`."""
+    """The figure as small SVG text without metadata and embedded fonts; placeholders become `paint`."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = _compact(ElementTree.fromstring(buffer.getvalue()))

@@ -1,7 +1,7 @@
-"""The files of a run directory, read for its report: long ones are summarised, and only the ends of others are read.
+"""Reads the files of a run directory for its report. Long files are summarised; of others only the end is read.
 
-What a report costs in memory does not grow with the run: of each curve at most `MOST_BUCKETS` points are kept, of the
-ledger, the responses and the samples one step or two.
+The memory of a report does not grow with the run. Each curve keeps at most `MOST_BUCKETS` points. The ledger, the
+responses and the samples keep one or two steps.
 """
 
 import math
@@ -195,7 +195,7 @@ def is_partial(row: Row) -> bool:
 
 
 def last_ledger(rows: Sequence[Row]) -> dict[tuple[str, str], dict[str, Row]]:
-    """Of one step, the factors' rows by split and bucket; a split whose tokens all lie in one bucket says nothing.
+    """Of one step, the factors' rows by split and bucket; a split with all tokens in one bucket says nothing.
 
     The whole comes first.
     """

@@ -39,7 +39,7 @@ class Rollouter:
     advantage: Advantage
     """How rewards become advantages."""
     model: PreTrainedModel
-    """Of which sizes the engine's answers must be."""
+    """The sizes that the engine's answers must have."""
     tokenizer: PreTrainedTokenizerBase
     """Text of responses."""
     ends: frozenset[int]

@@ -37,7 +37,7 @@ def is_experts(module: nn.Module) -> bool:
 def moe_blocks(model: nn.Module) -> list[tuple[nn.Module, int]]:
     """Mixture-of-experts blocks in layer order, each with its number of experts.
 
-    A block is the parent of experts; adapters may stand between the two (`experts.base_layer`).
+    A block is the parent of experts; adapters may be between the two (`experts.base_layer`).
     """
     blocks: dict[str, int] = {}
     for name, module in model.named_modules():

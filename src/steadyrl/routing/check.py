@@ -21,7 +21,7 @@ def check_routes(model: PreTrainedModel, routes: Routes) -> None:
 
 
 def check_shape(routes: Routes, blocks: list[tuple[nn.Module, int]]) -> None:
-    """Check the type, the layers and the slots of routes, without a look at their values.
+    """Check the type, the layers and the slots of routes, but not their values.
 
     Raises:
         RoutingError: they are not those of a model with these blocks.

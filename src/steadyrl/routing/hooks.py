@@ -1,16 +1,16 @@
 """Routing Replay: run a mixture-of-experts model with the experts that were chosen elsewhere (arXiv 2512.01374, §2).
 
 Only the discrete choice is replayed. The gate weights come from the live router's dense scores at the replayed
-experts, by the family's own formula, so gradient reaches the router. This holds for any family because the one thing
-they share is intercepted: inside a mixture-of-experts block, the `topk` of [positions, experts] scores, or one `max`
-for each slot. Its indices are replaced, its values are gathered at the new indices, and the family's code goes on
-from there. Where scores were masked just before the choice, as by a router limited to groups, the values are gathered
-from the scores before the mask: a replayed expert outside the live groups then has the weight it would have inside.
-Every slot of a block must be chosen exactly once in a forward; a block that chooses in another way is refused.
+experts, by the family's own formula, so the router gets a gradient. All families share one call: inside a
+mixture-of-experts block, the `topk` of [positions, experts] scores, or one `max` for each slot. Replay intercepts this
+call. It replaces the indices and gathers the values at the new indices; then the family's code continues. Some routers
+mask scores just before the choice, for example to limit it to groups. Then the values are gathered from the scores
+before the mask, so a replayed expert outside the live groups has the weight that it would have inside. A forward must
+choose every slot of a block exactly once; a block that chooses in another way is rejected.
 
-Routes are tensors handed in and out. Nothing is kept in modules, classes or the process: the hooks live as long as
-the context. The hooks are on the model's blocks, so a model belongs to one thread while a context is open on it; other
-models are not touched.
+Routes are passed as tensors. Nothing is kept in modules, classes or the process: the hooks are removed when the context
+ends. The hooks are on the model's blocks, so only one thread may use a model while a context is open on it. Other
+models are not changed.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,7 +33,7 @@ CHOICES = frozenset({torch.topk, Tensor.topk, torch.max, Tensor.max})
 MASKS = frozenset({torch.masked_fill, Tensor.masked_fill})
 WATCHED = CHOICES | MASKS
 NATIVE = -1
-"""Stands for the sentinel in routes of int64."""
+"""The sentinel in routes of int64."""
 
 
 class Recorder:
@@ -116,10 +116,10 @@ def replay(
             The check reads every id and waits for the device.
 
     Raises:
-        RoutingError: on entry, the model is dense, or the routes have another number of layers or slots, another
-            type, an expert out of range or twice in a row, routes are being replayed already, or another thread has a
-            context open on this model; at a block's forward, another number of positions, or another thread; on
-            leaving, a reentrant checkpoint has yet to recompute a block in its backward pass.
+        RoutingError: on entry, the model is dense, already replays routes, or has a context open in another thread.
+            Or the routes have another number of layers or slots, another type, an expert out of range, or an expert
+            twice in a row. In a forward, the number of positions or the thread differs. On exit, a reentrant
+            checkpoint has not yet recomputed a block in its backward pass.
     """
     blocks = blocks_of(model)
     check_shape(routes, blocks)
@@ -159,7 +159,7 @@ def _begun(held: Open, recorder: Recorder, layer: int, experts: int, choice: Ten
 
 @contextmanager
 def _forward_within(module: nn.Module, make: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Until the end of the context, run the module's forward inside a context of its own."""
+    """Until the end of the context, run the module's forward inside another context."""
     forward, own = module.forward, "forward" in module.__dict__
 
     def intercepted(*args: Any, **kwargs: Any) -> Any:

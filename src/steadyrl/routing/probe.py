@@ -37,12 +37,12 @@ def _probe(model: PreTrainedModel) -> Int[Tensor, "1 positions"]:
 
 @torch.no_grad()
 def check_replay(model: PreTrainedModel) -> None:
-    """Hold a model against what replay rests on, in two forwards of a few positions.
+    """Check that replay works for a model, in two forwards of a few positions.
 
     Raises:
-        RoutingError: the model is dense; a block's choice is not seen, or is seen for some slots only; a replayed
-            expert gets no gate weight, and so would get no gradient; or the only gate weight of a position is the
-            same everywhere, so that the router would get no gradient.
+        RoutingError: the model is dense. Or the choice of a block is not seen, or only for some slots. Or a replayed
+            expert gets no gate weight, so it would get no gradient. Or a position has one gate weight that never
+            varies, so the router would get no gradient.
     """
     name, blocks = type(model).__name__, blocks_of(model)
     ids, natural = _probe(model), check_recording(model)

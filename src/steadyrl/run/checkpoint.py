@@ -3,11 +3,11 @@
     RUN/checkpoints/step-000040/
         model/                  loads with AutoModelForCausalLM.from_pretrained
         optimizer.safetensors   moments by parameter name
-        state.json              where the run stood
+        state.json              counters of the run
         manifest.json           size and SHA-256 of every file above
 
-A checkpoint is written beside its final name, synced to the disk, and renamed: a kill or a full disk leaves the
-earlier ones as they were.
+A checkpoint is written under another name, synced to disk and renamed. A kill or a full disk does not change earlier
+checkpoints.
 """
 
 import hashlib
@@ -147,7 +147,7 @@ def _step(folder: Path) -> int:
 
 
 def drop_after(folder: Path, chosen: Path) -> None:
-    """Delete the checkpoints newer than `chosen`: the run goes on from there and will write its own."""
+    """Delete the checkpoints newer than `chosen`: the run continues from there and writes them again."""
     for later in listed(folder):
         if _step(later) > _step(chosen):
             _delete(later)

@@ -1,4 +1,4 @@
-"""A run directory: what was asked for, what was measured, and what is needed to go on.
+"""A run directory: the recipe, the measurements, and everything that `resume` needs.
 
 RUN/recipe.json  engine.json  metrics.jsonl  ledger.jsonl  eval.jsonl  cold_start.jsonl  samples.jsonl  rollouts.jsonl
         failures.jsonl  changes.jsonl  report.html  checkpoints/  lock  incident/ (of a run that stopped)
@@ -38,7 +38,7 @@ from steadyrl.types import Trajectory
 
 
 def _recipe_text(recipe: Recipe, inputs: Inputs) -> str:
-    """The resolved recipe and, in a section of their own, digests of what the run reads."""
+    """The resolved recipe and, in a separate section, digests of what the run reads."""
     return json.dumps(json.loads(recipe.model_dump_json()) | {SEEN: dict(inputs)}, indent=2, ensure_ascii=False)
 
 
@@ -104,7 +104,7 @@ class Run:
 
         Args:
             path: where.
-            recipe: what is asked for.
+            recipe: the recipe of the run.
             inputs: digests of what the run reads.
 
         Raises:
@@ -131,7 +131,7 @@ class Run:
 
     @classmethod
     def reopen(cls, path: Path, *, start_from: str | None = None) -> Self:
-        """Go on with a run, from its newest checkpoint or from the one named `start_from`.
+        """Continue a run, from its newest checkpoint or from `start_from`.
 
         Raises:
             RunDirectoryError: it is not a run directory.
@@ -140,12 +140,12 @@ class Run:
         return cls(path, load(path / "recipe.json"), start_from=start_from)
 
     def compare_inputs(self, recipe: Recipe, inputs: Inputs, *, accept: bool) -> str | None:
-        """Hold what the run reads now against what it read before, and note it in recipe.json.
+        """Compare what the run reads now with what it read before, and note it in recipe.json.
 
         Args:
             recipe: of the run, with what was filled in since it was read.
-            inputs: digests of now.
-            accept: go on with what has changed, and add it to changes.jsonl.
+            inputs: current digests.
+            accept: continue with the changes, and add them to changes.jsonl.
 
         Returns:
             A warning where there was nothing to compare with, or where changes were accepted.
@@ -281,7 +281,7 @@ class Run:
 
 
 def _evaluation_curves(row: Row) -> dict[str, Value]:
-    """The numbers of an evaluation by the names that trackers show: the accuracy's has no name of its own."""
+    """The numbers of an evaluation by the names that trackers show: the accuracy has the name of its set."""
     place = f"{row['mode']}/{row['precision']}"
     place = place if row["set"] == "held_out" else f"{row['set']}/{place}"
     several = [name for name in row if name == "reward" or "@" in name]

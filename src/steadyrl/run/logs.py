@@ -171,7 +171,7 @@ class MetricsLog:
             os.fsync(file.fileno())
 
     def truncate(self, step: int) -> None:
-        """Drop every line beyond `step`, atomically; a resumed run then writes those steps anew."""
+        """Drop every line beyond `step`, atomically; a resumed run then writes those steps again."""
         keep_rows(self._path, lambda row: row["step"] <= step)
 
 

@@ -43,7 +43,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A run directory, read anew at each access: also of a run in progress."""
+    """A run directory, read again at each access; works while the run trains."""
 
     path: Path
     """The run directory."""

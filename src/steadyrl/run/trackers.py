@@ -69,8 +69,8 @@ class ProjectTracker:
     def __init__(self, module: ModuleType, run_dir: Path, config: Mapping[str, Any]) -> None:
         """Start, or continue, the run in the project `steadyrl`.
 
-        W&B gets the name of the run directory, that of the folder it lies in as the group, and the objective, the
-        replay and the engine as tags. trackio knows a run by its name alone.
+        W&B gets the name of the run directory. The group is the name of its parent folder. The tags are the objective,
+        the replay and the engine. trackio identifies a run by its name alone.
         """
         folder = run_dir.resolve()
         identity = f"{folder.name}-{_identity(run_dir)}"

@@ -37,7 +37,7 @@ class Choice:
     letter: str
     """Case folded."""
     more: "ReadAnswer | None"
-    """What stands behind it, as in `B) 12`."""
+    """The text after it, as in `B) 12`."""
 
 
 @dataclass(frozen=True, slots=True)

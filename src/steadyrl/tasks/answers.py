@@ -1,4 +1,4 @@
-"""Where the final answer of a response stands. Nothing is read as a number here, nothing is computed."""
+"""Finds the final answer of a response. Reads no number and computes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from steadyrl.tasks.prose import first_sentence, last_match, maths_in, number_in
 Place = Literal["auto", "boxed", "tag", "last_number"]
 Found = Literal["box", "marked", "line"]
 
-_LONGEST_LINE = 2_000  # characters of an answer's line that are looked at
+_LONGEST_LINE = 2_000  # characters of an answer's line that are read
 _NAMES = r"(?:think(?:ing)?|thoughts?|reason(?:ing)?|seed:think|scratchpad)"
 _THOUGHT = re.compile(
     rf"(?P<open><\s?{_NAMES}\s?>|\[{_NAMES}\]|<\|begin_of_thought\|>|◁think▷|<\|channel\|>analysis<\|message\|>)"
@@ -68,8 +68,8 @@ def final_answer(
 
     Args:
         completion: The response.
-        place: Where the answer must stand. `auto`: in the last `\\boxed{}`; else in the last `<answer>`; else
-            behind the last `####` or `answer is`; else it is the last number of the last line.
+        place: Where the answer must be. `auto` tries four places in this order: the last `\\boxed{}`, the last
+            `<answer>`, the text after the last `####` or `answer is`, the last number of the last line.
         prompt_text: The prompt as rendered. If it ends inside a thought, the response begins in one.
         finish_reason: `length` if the response was cut. Then only a closed box, a closed tag, or a marked line
             with a newline behind it counts.
@@ -167,7 +167,7 @@ def _boxes(text: str) -> tuple[list[tuple[int, int, int]], list[int]]:
 
 
 def last_tag(text: str) -> str | None:
-    """What stands between the last `<answer>` and its `</answer>`; empty if it is not closed; None without a tag."""
+    """The text between the last `<answer>` and its `</answer>`; empty if it is not closed; None without a tag."""
     opening = closing = None
     for match in _TAG.finditer(text):
         if match.group(1):
@@ -186,7 +186,7 @@ def last_tag(text: str) -> str | None:
 def behind_last_mark(text: str, *, must_be_closed: bool = False) -> str | None:
     """The sentence behind the last `####` or `answer is`; None if there is none.
 
-    With `must_be_closed` a newline has to stand behind it.
+    With `must_be_closed` a newline must follow it.
     """
     for end in _marks(text):
         line = _line_behind(text, end)
@@ -280,7 +280,7 @@ def _words(text: str) -> list[str]:
 
 
 def _is_passage(text: str, question: str) -> bool:
-    """Whether a text of three words or more stands in the question."""
+    """Whether the question contains a text of three words or more."""
     if len(text) > len(question) + _LONGEST_LINE:
         return False
     words = [word for word in _words(text) if word[0].isalnum()]

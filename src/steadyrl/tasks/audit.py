@@ -139,7 +139,7 @@ def audit(
         verify: What gives responses their rewards; `RewardPool.rewards`.
         problems: How many are tried at most.
         correct_at: From this reward on a response is paid.
-        together: Responses that are verified in one call; the time is looked at between calls.
+        together: Responses that are verified in one call; the time is checked between calls.
         seconds: No call begins after so many seconds. A problem that is not finished then is left out.
         prompt_text: The prompt that a reward function sees as `prompt_text`.
 
@@ -197,7 +197,7 @@ def _verified(verify: Verify, requests: Sequence[RewardRequest], together: int, 
 def _right_findings(
     index: int, example: Example, right: RightResponses, rewards: Sequence[Reward], correct_at: float
 ) -> Iterator[Finding]:
-    """The right half of one problem. Where one form is enough, the first stands for all that are unpaid."""
+    """The right half of one problem. Where one form is enough, the first represents all that are unpaid."""
     paid = [_is_paid(reward, correct_at) for reward in rewards]
     for number, ((form, response), reward) in enumerate(zip(right.forms, rewards, strict=True)):
         counts = not paid[number] if right.every else number == 0 and not any(paid)

@@ -49,13 +49,13 @@ class Context:
     prompt_text: str = ""
     """The prompt as the model saw it, chat template included."""
     finish_reason: FinishReason = "stop"
-    """`stop`: the response ended by itself; `length`: it was cut at the limit."""
+    """`stop`: the response ended with an end token; `length`: it was cut at the limit."""
     token_ids: tuple[int, ...] = ()
     """The sampled tokens."""
 
 
 WHOLE = Context()
-"""Of a response that ended by itself, and of which nothing else is known."""
+"""For a response that ended with an end token, if nothing else is known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +76,8 @@ class RightResponses:
 class Task(Protocol):
     """Training problems, held-out problems, and a verifier.
 
-    Both splits are pure functions of the task's parameters, the seed and the index, so that a resumed run,
-    and a worker process that only verifies, see the same problems without sharing any state.
+    Both splits are pure functions of the task's parameters, the seed and the index. So a resumed run and a worker
+    process see the same problems without shared state.
     """
 
     def size(self, split: Split) -> int | None:

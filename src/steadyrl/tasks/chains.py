@@ -77,7 +77,7 @@ class Chains:
         return float(self.final_answer(completion) == answer)
 
     def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
-        """What stands behind the first `>`."""
+        """The text after the first `>`."""
         return completion.partition(">")[2].strip() or None
 
     def right_responses(self, split: Split, index: int) -> RightResponses:

@@ -45,7 +45,7 @@ def is_right(reference: ReadAnswer, answer: ReadAnswer, *, literal: bool = False
 
 
 def _is_choice(expected: Choice, answer: ReadAnswer) -> bool:
-    """The letter, with or without what stands behind it; or only what stands behind it."""
+    """The letter, the letter with its text, or the text alone."""
     given = answer.value
     if not isinstance(given, Choice):
         return expected.more is not None and is_right(expected.more, answer)

@@ -177,7 +177,7 @@ class _Reader:
         return Node("const", name=name) if name in _CONSTANTS else Node("sym", name=name)
 
     def _index(self) -> str:
-        """What stands below: one token, or those between braces."""
+        """The subscript: one token, or those between braces."""
         if self.next != "{":
             return self._take()
         self._take()

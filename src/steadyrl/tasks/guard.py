@@ -20,13 +20,13 @@ from typing import NoReturn
 from steadyrl.tasks import linux
 
 _WATCHED = {signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM}
-_EVERY = 0.25  # seconds between looks at the parent, where no signal tells of its end
+_EVERY = 0.25  # seconds between checks of the parent, where no signal tells of its end
 _PATIENCE = 5.0  # seconds to wait for processes that were killed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Guard:
-    """What stands around a worker."""
+    """The guard of a worker."""
 
     isolated: bool
     """It has namespaces of mounts and process ids."""

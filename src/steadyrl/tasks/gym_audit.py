@@ -1,10 +1,10 @@
-"""Measures the verifiers of reasoning-gym: what junk earns, whether answers run as code, if right ones are paid.
+"""Measures the verifiers of reasoning-gym: do they pay junk, run answers as code, and pay right answers?
 
     python -m steadyrl.tasks.gym_audit > reasoning_gym.json
     python -m steadyrl.tasks.gym_audit chain_sum n_queens
     python -m steadyrl.tasks.gym_audit --markdown   # the shipped table, as docs/verifiers.md shows it
 
-The measuring runs in another process and in a temporary directory, because code in an answer is meant to run there.
+Measures in another process and in a temporary directory, because code in an answer may run there.
 """
 
 import importlib.metadata
@@ -47,7 +47,7 @@ def measure(names: Sequence[str]) -> GymTable:
 
 
 def all_datasets() -> list[str]:
-    """Every dataset that can be told apart by its name."""
+    """Every dataset with a distinct name."""
     from reasoning_gym.factory import DATASETS
 
     return sorted(set(DATASETS) - UNREPEATABLE.keys())

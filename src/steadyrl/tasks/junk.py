@@ -146,7 +146,7 @@ def _code(answer: str) -> str:
 
 
 def _in_place(junk: Junk, accepted: list[str], right: RightResponses) -> list[Junk]:
-    """Junk where a right response has its answer: a verifier that finds the place must still look at what is there."""
+    """Junk where a right response has its answer: a verifier that finds the place must still read what is there."""
     for _, response in right.forms[1:2] or right.forms[:1]:
         before, _, after = response.rpartition(accepted[0])
         if before:
@@ -170,7 +170,7 @@ def _half(accepted: list[str], right: RightResponses) -> list[Junk]:
 def _of_another(accepted: list[str], right: RightResponses, other: tuple[Example, RightResponses] | None) -> list[Junk]:
     """The right response to another problem, and both answers side by side; not where its answer is right here too.
 
-    A function of the user's own may look at one form only, so it gets the other answer in every form.
+    A user's own function may read one form only, so it gets the other answer in every form.
     """
     if other is None or not accepted or any(_same(answer, accepted) for answer in _accepted(other[0])):
         return []

@@ -27,7 +27,7 @@ def math_verify_reward(
     Args:
         answer: The reference, or all references that are accepted.
         completion: The response.
-        place: Where the answer must stand; see `final_answer`, also for the three arguments below.
+        place: Where the answer must be; see `final_answer`, also for the three arguments below.
         prompt_text: The prompt as rendered.
         finish_reason: `length` if the response was cut.
         question: The question. A formula that only repeats one of the question is no answer.
@@ -43,7 +43,7 @@ def math_verify_reward(
 
 
 def right_responses(answer: str, *, place: Place = "auto") -> list[tuple[str, str]]:
-    """The usual forms of a right response where the answer may stand in `place`, each with its name."""
+    """The usual forms of a right response where the answer may be in `place`, each with its name."""
     text = unwrapped(answer_in(answer))
     boxed, tagged = f"\\boxed{{{text}}}", f"<answer>{text}</answer>"
     bare = {"auto": text, "boxed": boxed, "tag": tagged, "last_number": text}[place]

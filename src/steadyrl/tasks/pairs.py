@@ -92,7 +92,7 @@ def read_pairs(
         rows: The rows with their places, from `sources`.
         columns: Where question, answer and solution are.
         check: Called with each pair; raises TaskError where its answer cannot be used.
-        leave_out: Places of rows that are not looked at, such as `pairs.jsonl, line 7`.
+        leave_out: Places of rows that are skipped, such as `pairs.jsonl, line 7`.
     """
     count, examples, faults, unwanted = 0, [], {}, frozenset(leave_out)
     for where, row in rows:

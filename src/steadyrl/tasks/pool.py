@@ -239,7 +239,7 @@ class _Batch:
         self.waiting = deque(range(len(requests)))
         self.rewards: dict[int, Reward] = {}
         self.alone: set[int] = set()
-        """Positions that are sent by themselves."""
+        """Positions that are sent one by one."""
         self.fatal: set[int] = set()
         """Positions at which a worker died."""
         self._positions = {request["id"]: position for position, request in enumerate(requests)}
@@ -286,7 +286,7 @@ def _wire(request: RewardRequest, *, tokens: bool) -> dict[str, Any]:
 
 
 def _message(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Requests for one worker; a prompt that several of them answer stands only in the first."""
+    """Requests for one worker; a prompt that several of them answer is only in the first."""
     shown: str | None = None
     message = []
     for request in requests:

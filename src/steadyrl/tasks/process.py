@@ -57,7 +57,7 @@ class Worker:
         self._start()
 
     def _start(self) -> None:
-        # -P: modules in the folder a run starts in must not shadow installed ones. A session of its own:
+        # -P: modules in the folder a run starts in must not shadow installed ones. A new session:
         # Ctrl-C reaches the run alone
         command = [sys.executable, "-P", "-m", "steadyrl.tasks.worker", str(os.getpid())]
         self._process = subprocess.Popen(
@@ -75,7 +75,7 @@ class Worker:
         self.send(self._spec)
 
     def restart(self) -> None:
-        """Kill it, forget what it was handed, and start anew.
+        """Kill the worker, forget its requests, and start another.
 
         Raises:
             TaskError: the task can no longer be built.

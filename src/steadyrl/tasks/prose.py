@@ -79,10 +79,10 @@ def last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 
 def number_in(text: str, *, first: bool = False) -> str | None:
-    """The number that a sentence ends with, or with `first` begins with, as it is written.
+    """The number at the end of a sentence, as it is written; with `first`, the number at its beginning.
 
-    None if there is none, if it is a part of an operation (`5 + 11`, `16 - 0`, `x > 3`), if it is not the one that
-    is meant (`not 5`, `17 than 16`), or if it is one of several (`7, 8`, `7 or 8`, `1 2 3`).
+    None if there is no number. None if it is part of an operation (`5 + 11`, `16 - 0`, `x > 3`), is excluded by the
+    words around it (`not 5`, `17 than 16`), or is one of several (`7, 8`, `7 or 8`, `1 2 3`).
     """
     tokens = [match for match in _NUMBER.finditer(text) if not _GLUED.match(text, match.end())]
     if not tokens:
@@ -119,7 +119,7 @@ def _are_joined(text: str, one: re.Match[str], other: re.Match[str]) -> bool:
 
 
 def maths_in(text: str) -> tuple[str, bool] | None:
-    """The last formula between `$` or `\\( \\)`, and whether a number stands behind it; None if there is none."""
+    """The last formula between `$` or `\\( \\)`, and whether a number follows it; None if there is none."""
     last = last_match(_MATH, text)
     if last is None:
         return None
@@ -145,7 +145,7 @@ def first_sentence(text: str) -> str:
 
 
 def without_reason(text: str) -> str:
-    """`72 clips, because 48 + 24 = 72` without the reason, if a number stands before it."""
+    """`72 clips, because 48 + 24 = 72` without the reason, if a number is before it."""
     for match in _REASON.finditer(text[:2000]):
         if any(map(str.isdigit, text[: match.start()])):
             return text[: match.start()]

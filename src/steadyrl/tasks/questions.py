@@ -155,7 +155,7 @@ class Questions:
         )
 
     def final_answer(self, completion: str, context: Context = WHOLE) -> str | None:
-        """The final answer, where `task.answer` says that it stands."""
+        """The final answer, from the place that `task.answer` says that it stands."""
         return final_answer(
             completion, place=self._place, prompt_text=context.prompt_text, finish_reason=context.finish_reason
         )

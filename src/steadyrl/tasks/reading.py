@@ -182,7 +182,7 @@ def _items(text: str, depth: int) -> tuple[ReadAnswer, ...]:
 
 
 def _split(text: str, separator: re.Pattern[str]) -> list[str]:
-    """The text between separators that stand outside all brackets."""
+    """The text between separators outside all brackets."""
     found, level, start = [], 0, 0
     for match in separator.finditer(text):
         sign = match.group()

@@ -126,7 +126,7 @@ class ReasoningGym:
         return self._entry(split, index)["metadata"]
 
     def right_responses(self, split: Split, index: int) -> RightResponses:
-        """The reference answer as it stands and in tags; none where the dataset gives no reference."""
+        """The reference answer as it is and in tags; none where the dataset gives no reference."""
         answer = self.example(split, index).answer.strip()
         forms = usual_forms(answer)
         names = ("bare", "tag", "tag after thoughts") if answer else ()
@@ -152,7 +152,7 @@ class ReasoningGym:
         )
 
     def _make_generator(self, split: Split, block: int, round_: int) -> ProceduralDataset:
-        """A generator with a seed of its own for one block of problems."""
+        """A generator with a separate seed for one block of problems."""
         digest = hashlib.sha256(f"{self._seed}/{split}/{block}/{round_}".encode()).digest()
         seed, size = int.from_bytes(digest[:4]) >> 1, _PROBLEMS * _DRAWS
         try:

@@ -21,10 +21,10 @@ _WHOLE_NUMBER = re.compile(r"(?<![\d.])\d{1,3}(?:,\d{3})+(?![\d,])|(?<![\d.])\d+
 
 
 def is_restated(answer: ReadAnswer, reference: ReadAnswer, question: str) -> bool:
-    """Whether an answer that is more than a plain number stands in the question, and is not how the reference is.
+    """Whether the question contains an answer that is more than a plain number, and the reference is written otherwise.
 
-    A fraction or a root that comes out even is restated too if its numbers stand in the question: `84/7` is no answer
-    to how many of 84 apples each of 7 children gets.
+    A fraction or a root with a whole value is restated too if the question contains its numbers. `84/7` does not answer
+    how many of 84 apples each of 7 children gets.
     """
     inner = answer.value.answer if isinstance(answer.value, Equation) else answer
     value, expected = inner.value, reference.value

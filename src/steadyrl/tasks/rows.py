@@ -16,16 +16,16 @@ _HELD_OUT_SHARE = 1 / 8
 class Rows:
     """A row of digits to be summed along itself again and again, modulo ten.
 
-    A row is a label, a sign and `width` digits. Under x₁…x_w stands y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}, and
-    its label is one less: `c+123` is answered by `b+136a+140`. Every character depends on the one before it, the one
-    a row above, and the sign of its row; so a model of any depth can learn it from short problems and go on to long
-    ones, and one slip is carried to the end. Questions and answers are free of noise.
+    A row is a label, a sign and `width` digits. The row below x₁…x_w is y₁…y_w with y₁ = x₁ and y_i = x_i ± y_{i−1}.
+    Its label is one less: the answer to `c+123` is `b+136a+140`. Every character depends on three others: the one
+    before it, the one a row above, and the sign of its row. So a model of any depth can learn it from short problems
+    and then solve long ones, and one mistake changes all later rows. Questions and answers are free of noise.
 
     Args:
         width: Digits of a row.
         min_rows: Fewest rows of a response; one is `width` + 2 tokens.
         max_rows: Most rows of a response.
-        teacher_noise: Chance that a worked solution replaces a digit by a random one, and carries it on.
+        teacher_noise: Chance that a worked solution has a random digit; later rows are computed from it.
     """
 
     kind: ClassVar[str] = "rows"

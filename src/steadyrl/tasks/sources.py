@@ -67,9 +67,9 @@ def _require_hub_name(path: str, split: str) -> None:
 def read_hub(path: str, subset: str | None, split: str) -> Iterator[Row]:
     """The rows of a `datasets` dataset: a folder, or a name on the hub.
 
-    Where the split is made of files that we can read, we read them ourselves: `datasets` infers the types of CSV and
-    JSON anew, which makes 7 of `007`, a date of a text and nothing of `NA`. Another split, such as `train[:100]`, and
-    a dataset that says how its files are to be read have the types that `datasets` gives them.
+    If a split consists of files that SteadyRL can read, SteadyRL reads them. `datasets` would infer types of CSV and
+    JSON again: `007` would become 7, a text might become a date, and `NA` would be lost. Other splits, such as
+    `train[:100]`, have the types that `datasets` gives them. So do datasets that declare how their files are read.
 
     Raises:
         TaskError: the library is not installed, or the dataset or the split does not exist.

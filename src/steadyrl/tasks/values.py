@@ -34,7 +34,7 @@ class Written(float):
     __slots__ = ("digits",)
 
     def __new__(cls, digits: str) -> "Written":
-        """The number, and the digits as they stand in the file."""
+        """The number, and the digits as written in the file."""
         _require_short(digits)
         number = super().__new__(cls, digits)
         if number in (float("inf"), float("-inf")):

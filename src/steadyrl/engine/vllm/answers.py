@@ -43,9 +43,9 @@ def parameters_of(request: Request, *, ends: Iterable[int], own_seed: bool) -> A
     """How vLLM is to answer a request.
 
     Args:
-        request: a greedy one is answered once: a certainty.
+        request: a greedy request is answered once, because all its answers are equal.
         ends: tokens that end a response.
-        own_seed: each request has a seed of its own, and its n responses those that follow.
+        own_seed: each request has its own seed; its n responses have the next n seeds.
     """
     from vllm import SamplingParams  # pyright: ignore[reportMissingImports]
     from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]

@@ -1,7 +1,7 @@
 """How the trainer's weights reach vLLM.
 
-On a CPU vLLM runs in this process and copies from the trainer's tensors. On a GPU it runs in a process of its own and
-takes handles of this process's GPU memory by its weight-transfer API; **this path has not been run**.
+On a CPU vLLM runs in this process and copies from the trainer's tensors. On a GPU it runs in another process and reads
+this process's GPU memory by its weight-transfer API; **this path has not been run**.
 """
 
 import math
@@ -51,7 +51,7 @@ def send(llm: Any, tensors: Mapping[str, Tensor], release: Release, *, on_cpu: b
 
 
 def _send_handles(llm: Any, tensors: Mapping[str, Tensor]) -> None:
-    """Hand over GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
+    """Pass GPU memory by its handles; the tensors must live until vLLM has read them. Not run here."""
     from torch.multiprocessing.reductions import reduce_tensor
 
     held = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -74,10 +74,10 @@ def _send_handles(llm: Any, tensors: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def _load(worker: Any, tensors: Mapping[str, Tensor], release: Release) -> None:
-    """Load a checkpoint on a CPU by the steps of vLLM's own start: weights by their names, then the kernels' layout.
+    """Load a checkpoint on a CPU as vLLM does at its start: weights by name, then the layout of the kernels.
 
-    vLLM's `reload_weights` takes these steps layer by layer, and loads every tensor twice, so that captured graphs
-    stay valid. There are none here.
+    vLLM's `reload_weights` does this layer by layer and loads every tensor twice, which keeps captured graphs valid.
+    A CPU has no such graphs.
 
     Raises:
         ValueError: the checkpoint leaves weights of vLLM's model unfilled, or not numbers.
