@@ -100,6 +100,7 @@ def test_an_engine_of_ones_own_samples(folder: Path) -> None:
     run = folder / "run"
     assert command("train", recipe_file(folder, engine=SECTIONS["engine"]), "--run", run) == 0
     assert json.loads((run / "engine.json").read_text())["engine"] == "ours"
+    assert {row["precision"] for row in read_jsonl(run / "eval.jsonl")} == {"Counting-native", "native"}
 
 
 def test_an_advantage_of_ones_own_moves_the_policy(folder: Path) -> None:
