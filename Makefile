@@ -7,18 +7,21 @@ PIP := pip install --disable-pip-version-check
 INSTALL := $(BIN)/$(PIP) --constraint constraints.txt
 LAB := $(BIN)/python -m steadyrl_lab
 
-.PHONY: demo vllm test lint fast compat wheel mutants bench docs site lab lab-smoke clean
+.PHONY: demo vllm test slow lint fast compat wheel mutants bench docs site lab lab-smoke clean
 
 demo: .venv/ready  ## train a tiny mixture of experts with MiniRL + R3 on FP8 rollouts
 	$(BIN)/steadyrl train demo --run runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 vllm: .venv/vllm  ## vLLM as a sampling engine: its CPU wheel where there is no NVIDIA GPU
 
-test: lint  ## everything that runs without a GPU
-	$(BIN)/pytest
-
-fast: .venv/dev  ## the tests that take seconds
+test: lint  ## all that runs without a GPU, but for the slow tests
 	$(BIN)/pytest -m "not slow"
+
+slow: .venv/dev  ## the slow tests: every family, long properties, whole runs of minutes
+	$(BIN)/pytest -m slow
+
+fast: .venv/dev  ## the rooms whose tests make no whole run
+	$(BIN)/pytest -m "not slow" $(addprefix tests/,algo options measure routing rollout training recipe/test_recipe.py)
 
 compat: .venv-compat/ready  ## the tests of objectives and routing with the oldest transformers that we take
 	.venv-compat/bin/pytest tests/algo tests/model/test_rout*.py

@@ -131,8 +131,8 @@ def run(tree: Path, files: list[str], *, seconds: float, compiling: bool = False
     os.chdir(tree)
     sys.dont_write_bytecode = not compiling  # once, and never from a mutant
     sys.path[:0] = [str(tree / "src"), str(tree / "tests")]
-    fast = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
-    os._exit(pytest.main([*fast, *(f"tests/{file}" for file in files)]))
+    plain = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+    os._exit(pytest.main([*plain, *(f"tests/{file}" for file in files)]))
 
 
 def tests_of(path: Path) -> list[str]:

@@ -418,6 +418,7 @@ MORE = [  # every part of every composition
 ]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(data=st.lists(wild, min_size=1, max_size=3))
 def test_extreme_ratios_are_no_nan_and_what_is_masked_is_exactly_nothing(data: list) -> None:
@@ -560,6 +561,7 @@ def packed(responses: list, dtype: torch.dtype = torch.float64) -> tuple[Tensor,
     )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=40)
 @given(data=st.lists(one, min_size=1, max_size=6), cuts=st.sets(st.integers(1, 5)), mix=st.randoms())
 def test_any_split_of_the_responses_in_any_order_is_the_same_objective(data: list, cuts: set[int], mix) -> None:

@@ -59,6 +59,7 @@ def test_a_cold_start_is_the_regimes_the_figures_or_the_arms(lab: Path) -> None:
     assert cold_name(load_figure(lab, "pair"), "with") == "quick"
 
 
+@pytest.mark.slow
 def test_a_lab_runs_once_resumes_and_refuses_a_changed_regime(lab: Path, capfd) -> None:
     call = ["--lab", str(lab), "run", "pair", "--jobs", "1"]
     assert main([*call, "--arms", "with"]) == 0

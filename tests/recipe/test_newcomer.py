@@ -35,6 +35,7 @@ def run(package: Path, *commands: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(done, cwd=package, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_new_objective_and_a_new_task_train_are_shown_resumed_and_evaluated(package: Path) -> None:
     changes = {"objective": {"name": "root_is", "weight_cap": 3.0}, "task": {"kind": "reversal", "max_digits": 4}}
     recipe = tree(steps=2, checkpoints={"every": 1}) | changes
