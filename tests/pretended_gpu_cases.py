@@ -17,7 +17,7 @@ from pretended_gpu import DEVICE, MixedDevices, Watch, pretended_gpu  # before a
 from recipes_for_tests import MACHINE, coin_questions, command, train
 from steadyrl import parts
 from steadyrl.algo import MiniRL, ledger
-from steadyrl.engine import local
+from steadyrl.engine import local, wave
 from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.measure.routes import route_metrics
@@ -237,7 +237,7 @@ def planted_wait(right: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def test_a_planted_wait_breaks_the_ceiling(monkeypatch):
-    monkeypatch.setattr(local._Wave, "step", planted_wait(local._Wave.step))
+    monkeypatch.setattr(wave.Wave, "step", planted_wait(wave.Wave.step))
     of_sampling.cache_clear()
     with pytest.raises(AssertionError, match=r"a token more adds 1\.\d+ waits.*pretended_gpu_cases.py:\d+"):
         test_the_waits_for_one_more("a token")
@@ -261,16 +261,16 @@ FAULTS: dict[str, tuple[Any, str, Callable[[Any], Any], str]] = {
         "algo/ratio.py",
     ),
     "prompts are left on the host": (
-        local,
+        wave,
         "_pad_left",
         lambda right: lambda prompts, width, device: right(prompts, width, torch.device("cpu")),
-        "engine/local.py",
+        "engine/wave.py",
     ),
     "random numbers are left on the host": (
         local,
         "sample",
         lambda right: lambda logits, uniform, sampling: right(logits, uniform.cpu(), sampling),
-        "engine/local.py",
+        "engine/sampling.py",
     ),
     "a bucket of the ledger is on the host": (
         ledger,

@@ -11,7 +11,7 @@ from transformers import AutoConfig
 from builders import tiny_policy
 from recipes_for_tests import command, write_recipe
 from steadyrl.conformance.families import build
-from steadyrl.engine import local
+from steadyrl.engine import wave
 from steadyrl.engine.base import EngineError, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.model.decoding import rope_length
@@ -121,7 +121,7 @@ def rows_that_change_places_when_others_leave(wave) -> dict:
 def test_planted_faults_of_decoding_are_found(fault, words: str) -> None:
     model = tiny_policy(hidden_size=64, num_experts=16).model
     with (
-        patch.multiple(local._Wave, **fault(local._Wave)),
+        patch.multiple(wave.Wave, **fault(wave.Wave)),
         pytest.raises(EngineError, match=f"decodes Qwen3MoeForCausalLM .*({words})"),
     ):
         LocalEngine(model, end_tokens={1})
@@ -130,7 +130,7 @@ def test_planted_faults_of_decoding_are_found(fault, words: str) -> None:
 
 def test_a_lack_of_memory_is_not_a_family_that_cannot_be_decoded() -> None:
     exhausted = torch.OutOfMemoryError("CUDA out of memory")
-    with patch.object(local._Wave, "prefill", side_effect=exhausted), pytest.raises(torch.OutOfMemoryError):
+    with patch.object(wave.Wave, "prefill", side_effect=exhausted), pytest.raises(torch.OutOfMemoryError):
         LocalEngine(tiny_policy().model, end_tokens={1})
 
 

@@ -9,7 +9,8 @@ from builders import FAMILIES, dense_policy, family_policy, random_ids, tiny_pol
 from steadyrl.algo.ledger import routes_differ
 from steadyrl.engine import local
 from steadyrl.engine.base import EngineError, Request, generate
-from steadyrl.engine.local import LocalEngine, sample
+from steadyrl.engine.local import LocalEngine
+from steadyrl.engine.sampling import sample
 from steadyrl.model.forward import response_logprobs
 from steadyrl.model.loading import Policy
 from steadyrl.model.packing import pack_sequences

@@ -6,10 +6,10 @@ import pytest
 from steadyrl.tasks.answers import Place
 from steadyrl.tasks.audit import Report, audit, audited
 from steadyrl.tasks.base import WHOLE, Context, Example, RightResponses, Split, Task
+from steadyrl.tasks.batch import Reward, RewardRequest
 from steadyrl.tasks.build import build_task
 from steadyrl.tasks.chains import STYLES
 from steadyrl.tasks.junk import junk_responses
-from steadyrl.tasks.pool import Reward, RewardRequest
 from steadyrl.tasks.right import right_answers
 
 SUMS = [(f"{a} + {b} =", str(a + b)) for a, b in zip(range(117, 200, 9), range(31, 300, 17), strict=False)]

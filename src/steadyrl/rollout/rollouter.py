@@ -17,7 +17,8 @@ from steadyrl.order import problem_indices, seed_of
 from steadyrl.prompts import Prompts
 from steadyrl.rollout.groups import Group, Rewards
 from steadyrl.tasks.base import Split, Task
-from steadyrl.tasks.pool import RewardPool, RewardRequest
+from steadyrl.tasks.batch import RewardRequest
+from steadyrl.tasks.pool import RewardPool
 from steadyrl.types import Completion, Sampling
 
 _MOST_PARTS = 64  # names of parts that a step logs

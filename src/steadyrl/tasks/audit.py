@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from steadyrl.tasks.base import Context, Example, RightResponses, Split, Task
+from steadyrl.tasks.batch import Reward, RewardRequest
 from steadyrl.tasks.junk import Junk, junk_responses
-from steadyrl.tasks.pool import Reward, RewardRequest
 
 Half = Literal["right", "junk"]
 Verify = Callable[[Sequence[RewardRequest]], Sequence[Reward]]

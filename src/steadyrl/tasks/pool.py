@@ -4,51 +4,17 @@ import itertools
 import os
 import selectors
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Self
 
-from steadyrl.tasks.base import WHOLE, Context, Split, TaskError
+from steadyrl.tasks.base import TaskError
+from steadyrl.tasks.batch import Batch, Reward, RewardRequest, as_message, reward_in, wire
 from steadyrl.tasks.calling import KNOWN_FORMS
 from steadyrl.tasks.environment import worker_environment
 from steadyrl.tasks.process import Worker, WorkerDied
 
-_LARGEST_CHUNK = 64  # requests per message: enough to hide the pipes, few enough to share between workers
-_SMALLEST_CHUNKS = 8  # of a worker's share
 _TRIALS = 3  # problems that a user's function is tried on before it is rejected
 _LONGEST_WAIT = 3600.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RewardRequest:
-    """A response that waits for its reward."""
-
-    split: Split
-    """Which problems `index` counts."""
-    index: int
-    """Which problem it answers."""
-    completion: str
-    """Its text."""
-    context: Context = WHOLE
-    """How it came about."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reward:
-    """What a response earned."""
-
-    value: float | None
-    """None where the verifier failed: a missing reward is not a reward of 0."""
-    failure: str | None
-    """Why there is no reward, such as `raised ValueError: …` or `took longer than 10 s`."""
-    parts: Mapping[str, float] = field(default_factory=dict)
-    """Further numbers that the verifier returned, by name."""
-
-    @classmethod
-    def failed(cls, failure: str) -> Self:
-        """No reward, and why."""
-        return cls(value=None, failure=failure)
 
 
 class RewardPool:
@@ -116,7 +82,7 @@ class RewardPool:
         """
         if not self._workers:
             raise RuntimeError("this reward pool is closed; use it inside its `with` block")
-        return self._rewards([_wire(request, tokens=self._ready.tokens) for request in requests])
+        return self._rewards([wire(request, tokens=self._ready.tokens) for request in requests])
 
     def close(self) -> None:
         """Stop the workers."""
@@ -152,25 +118,25 @@ class RewardPool:
         for worker in self._workers:
             if worker.taken or not worker.alive:  # an interrupted call left answers under way; or it died since
                 worker.restart()
-        batch = _Batch([{"id": next(self._numbers), **wire} for wire in wires], grouped=self._ready.grouped)
+        batch = Batch([{"id": next(self._numbers), **wire} for wire in wires], grouped=self._ready.grouped)
         while len(batch.rewards) < len(wires):
             self._hand_out(batch)
             self._collect(batch)
         return [batch.rewards[position] for position in range(len(wires))]
 
-    def _hand_out(self, batch: "_Batch") -> None:
+    def _hand_out(self, batch: "Batch") -> None:
         """Give every idle worker a chunk, smaller ones towards the end so that all finish together."""
         for worker in self._workers:
             if batch.waiting and not worker.taken:
                 worker.taken.extend(batch.next_chunk(len(self._workers)))
-                worker.send(_message([batch.requests[position] for position in worker.taken]))
+                worker.send(as_message([batch.requests[position] for position in worker.taken]))
                 self._set_deadline(worker)
 
     def _set_deadline(self, worker: Worker) -> None:
         responses = len(worker.taken) if self._ready.grouped else 1
         worker.deadline = time.monotonic() + responses * self._time_limit
 
-    def _collect(self, batch: "_Batch") -> None:
+    def _collect(self, batch: "Batch") -> None:
         """Wait for answers, or for the first time limit, and record what came."""
         busy = [worker for worker in self._workers if worker.taken]
         patience = min(worker.deadline for worker in busy) - time.monotonic()
@@ -184,7 +150,7 @@ class RewardPool:
             if worker.taken and time.monotonic() >= worker.deadline:
                 self._stop(worker, batch)
 
-    def _read(self, worker: Worker, batch: "_Batch") -> None:
+    def _read(self, worker: Worker, batch: "Batch") -> None:
         """Record the answers a worker has written; those to no open request are left out."""
         try:
             messages = worker.receive()
@@ -194,7 +160,7 @@ class RewardPool:
         answered = False
         for message in messages:
             position = batch.position(message.get("id"))
-            if position in worker.taken and (reward := _reward_in(message)):
+            if position in worker.taken and (reward := reward_in(message)):
                 batch.rewards[position] = reward
                 worker.taken.remove(position)
                 answered = True
@@ -204,7 +170,7 @@ class RewardPool:
         if answered:
             self._set_deadline(worker)
 
-    def _stop(self, worker: Worker, batch: "_Batch") -> None:
+    def _stop(self, worker: Worker, batch: "Batch") -> None:
         """Replace a worker that takes too long; the response it is at has no reward."""
         failure = f"took longer than {self._time_limit:g} s"
         if self._ready.grouped:
@@ -214,7 +180,7 @@ class RewardPool:
             batch.put_back(worker.taken)
         worker.restart()
 
-    def _bury(self, worker: Worker, batch: "_Batch") -> None:
+    def _bury(self, worker: Worker, batch: "Batch") -> None:
         """Replace a worker that died; the response it was at is verified once more, alone."""
         ended = worker.end()
         if self._ready.grouped and len(worker.taken) > 1:
@@ -229,83 +195,6 @@ class RewardPool:
                 batch.alone.add(first)
                 batch.put_back([first])
         worker.restart()
-
-
-class _Batch:
-    """The requests of one call, the positions nobody has taken yet, and the rewards so far."""
-
-    def __init__(self, requests: list[dict[str, Any]], *, grouped: bool) -> None:
-        self.requests, self._grouped = requests, grouped
-        self.waiting = deque(range(len(requests)))
-        self.rewards: dict[int, Reward] = {}
-        self.alone: set[int] = set()
-        """Positions that are sent one by one."""
-        self.fatal: set[int] = set()
-        """Positions at which a worker died."""
-        self._positions = {request["id"]: position for position, request in enumerate(requests)}
-
-    def position(self, number: object) -> int:
-        """The position of a request's id; −1 where there is none."""
-        return self._positions.get(number, -1) if isinstance(number, int) else -1
-
-    def next_chunk(self, workers: int) -> list[int]:
-        """Take positions for one message: the next few, or all responses to one prompt, or one that goes alone.
-
-        The chunks shrink, so that all workers end together, down to an eighth of a worker's share.
-        """
-        least = len(self.requests) // (_SMALLEST_CHUNKS * workers)
-        count = max(1, least, min(_LARGEST_CHUNK, len(self.waiting) // (2 * workers)))
-        chunk = [self.waiting.popleft()]
-        while self.waiting and not {chunk[0], self.waiting[0]} & self.alone:
-            if self._problem(chunk[0]) != self._problem(self.waiting[0]) if self._grouped else len(chunk) >= count:
-                break
-            chunk.append(self.waiting.popleft())
-        return chunk
-
-    def put_back(self, positions: Sequence[int]) -> None:
-        """Let another worker take them, before the others."""
-        self.waiting.extendleft(reversed(positions))
-
-    def take_apart(self, positions: Sequence[int], failure: str) -> None:
-        """After a call for several responses failed, have each verified alone; one that was alone has no reward."""
-        if len(positions) == 1:
-            self.rewards[positions[0]] = Reward.failed(failure)
-        else:
-            self.alone.update(positions)
-            self.put_back(positions)
-
-    def _problem(self, position: int) -> tuple[str, int]:
-        return self.requests[position]["split"], self.requests[position]["index"]
-
-
-def _wire(request: RewardRequest, *, tokens: bool) -> dict[str, Any]:
-    """A request as it is sent; token ids only to a function that wants them."""
-    known = request.context
-    context = (known.prompt_text, known.finish_reason, known.token_ids if tokens else ())
-    return {"split": request.split, "index": request.index, "completion": request.completion, "context": context}
-
-
-def _message(requests: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Requests for one worker; a prompt that several of them answer is only in the first."""
-    shown: str | None = None
-    message = []
-    for request in requests:
-        if request["context"] and request["context"][0] == shown:
-            request = request | {"context": (None, *request["context"][1:])}
-        elif request["context"]:
-            shown = request["context"][0]
-        message.append(request)
-    return message
-
-
-def _reward_in(message: Mapping[str, Any]) -> Reward | None:
-    """The reward in a worker's message; None if it is none."""
-    match message:
-        case {"failure": str(failure)}:
-            return Reward.failed(failure)
-        case {"reward": float(reward), **rest} if rest.keys() <= {"id", "parts"}:
-            return Reward(value=reward, failure=None, parts=rest.get("parts", {}))
-    return None
 
 
 def _working_directory() -> str | None:
