@@ -7,7 +7,7 @@ from torch import Tensor
 
 from builders import FAMILIES, dense_policy, family_policy, random_ids, tiny_policy
 from steadyrl.algo.ledger import routes_differ
-from steadyrl.engine import local
+from steadyrl.engine import wave
 from steadyrl.engine.base import EngineError, Request, generate
 from steadyrl.engine.local import LocalEngine
 from steadyrl.engine.sampling import sample
@@ -165,7 +165,7 @@ def test_who_is_decoded_beside_does_not_matter(max_sequences: int) -> None:
 def test_dropping_the_ended_does_not_matter(below: float, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tiny_policy()
     expected = sampled(policy, responses=5)
-    monkeypatch.setattr(local, "COMPACT_BELOW", below)
+    monkeypatch.setattr(wave, "COMPACT_BELOW", below)
     assert same(sampled(policy, responses=5), expected, atol=1e-5)
 
 

@@ -399,3 +399,8 @@ def test_packed_gradients_of_any_spans_are_those_of_one_by_one(build, replayed: 
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
     check()
+
+
+def test_the_limits_may_be_reached_exactly() -> None:
+    """97 of 100 cells are the tokens that a micro-batch may hold, and 3% is the padding of a block."""
+    assert layout([50, 47], micro_tokens=100, one_block=False) == [[[0, 1]]]
