@@ -404,3 +404,8 @@ def test_packed_gradients_of_any_spans_are_those_of_one_by_one(build, replayed: 
 def test_the_limits_may_be_reached_exactly() -> None:
     """97 of 100 cells are the tokens that a micro-batch may hold, and 3% is the padding of a block."""
     assert layout([50, 47], micro_tokens=100, one_block=False) == [[[0, 1]]]
+
+
+def test_each_sequence_needs_the_length_of_its_prompt() -> None:
+    with pytest.raises(ValueError, match="shorter"):
+        pack_sequences([[3, 4, 5], [3, 4]], [1], micro_tokens=8, one_block=False)
