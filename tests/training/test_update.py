@@ -541,3 +541,20 @@ def test_the_cap_and_the_limit_on_the_norm_do_not_hide_a_nan():
     assert outcome is not None
     assert not outcome.finite
     assert all(torch.equal(v, before[name]) for name, v in policy.model.state_dict().items())
+
+
+def test_what_is_left_to_be_measured_holds_no_graph():
+    policy = tiny_policy()
+    micros = pack([r for g in rewarded_responses(roll_out(policy)) for r in g], micro_tokens=4096, one_block=False)
+    loss = partial(MiniRL(), responses=16, groups=4)
+    first = update_at_old(policy, micros[0], loss, replay="R3", temperature=TEMPERATURE)
+    later = update_later(policy, first.old, loss, temperature=TEMPERATURE)
+    for trace in (first, later):
+        kept = (trace.logprobs, trace.terms.surrogate, trace.old.old_logprobs)
+        assert not any(tensor.requires_grad for tensor in kept)
+
+
+def test_routes_that_are_not_known_differ_from_nothing():
+    policy = tiny_policy()
+    groups = [[replace(c, routes=None) for c in group] for group in roll_out(policy)]
+    assert [old.differs for old in old_passes(policy, rewarded_responses(groups), mode="R2")] == [None]
