@@ -32,8 +32,8 @@ OTHERS = {
     "routing/*.py": ["routing/test_routing.py", "training/test_update.py"],
     "model/packing.py": ["model/test_packing.py", "invariants/test_packed_responses.py", "test_two_turns.py"],
     "training/*.py": [
-        *("training/test_update.py", "training/test_schedule.py", "rollout/test_advantages.py"),
-        "invariants/test_objective_equivalences.py",
+        *(f"training/test_{name}.py" for name in ("trainer", "update", "schedule")),
+        *("rollout/test_advantages.py", "invariants/test_objective_equivalences.py"),
     ],
 }
 """What is mutated outside `algo/`, and its tests."""
