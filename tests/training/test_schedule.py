@@ -36,5 +36,9 @@ def test_a_schedule_would_reach_zero_just_after_the_last_step(schedule):
     assert rates[50] == pytest.approx(0.0, abs=1e-12)
 
 
+def test_one_step_alone_is_made_at_the_peak():
+    assert [Schedule(peak=1.0, total=1, shape="linear").at(number) for number in (1, 2)] == [1.0, 0.0]
+
+
 def test_without_a_warm_up_the_fall_begins_at_the_peak():
     assert [Schedule(peak=1.0, total=4, shape="linear").at(number) for number in (1, 2)] == [1.0, 0.75]

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from builders import random_ids, response, tiny_policy
+from steadyrl import Recipe
 from steadyrl.algo import MiniRL
 from steadyrl.training.schedule import Schedule
 from steadyrl.training.trainer import MAX_SKIPPED, Diverged, LocalTrainer, Progress, minibatches
@@ -36,6 +37,13 @@ def groups(count: int = 4, *, seed: int = 0) -> list[list[Trajectory]]:
 
 def test_a_new_trainer_has_done_nothing() -> None:
     assert trainer().progress == Progress(step=0, policy_version=0, skipped_in_a_row=0, broken=False)
+
+
+def test_the_usual_settings_are_those_of_a_recipe() -> None:
+    one, usual = trainer(), Recipe.load("demo")
+    assert (one.replay, one.minibatches, one.temperature) == ("none", 1, usual.rollout.temperature)
+    assert one.micro_tokens == 16384
+    assert one.max_grad_norm == usual.optimizer.max_grad_norm
 
 
 def test_each_mini_batch_is_a_gradient_step_with_its_own_rate() -> None:
