@@ -24,7 +24,7 @@ fast: .venv/dev  ## the rooms whose tests make no whole run
 	$(BIN)/pytest -m "not slow" $(addprefix tests/,algo options measure routing rollout training recipe/test_recipe.py)
 
 compat: .venv-compat/ready  ## the tests of objectives and routing with the oldest transformers that we take
-	.venv-compat/bin/pytest tests/algo tests/model/test_rout*.py
+	.venv-compat/bin/pytest tests/algo tests/routing
 
 wheel:  ## build the wheel, install it alone, and train a recipe by name outside the repository
 	rm -rf build dist && $(PYTHON) -m venv build/empty
