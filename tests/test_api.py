@@ -85,7 +85,9 @@ def test_a_run_that_was_asked_to_stop_is_resumed_to_the_same_numbers(home: Path,
         stop_asked=lambda: len(steps) == 2,
     )
     assert [step.number for step in stopped.steps] == [1, 2]
+    assert (stopped.taken, stopped.last_step) == (2, 2)
     again = resume(home / "stopped")
+    assert (again.taken, again.last_step) == (1, 3)
     timed = ("seconds/", "throughput/", "memory/")
     assert [{k: v for k, v in row.items() if not k.startswith(timed)} for row in again.metrics] == [
         {k: v for k, v in row.items() if not k.startswith(timed)} for row in finished[0].metrics

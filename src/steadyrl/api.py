@@ -185,14 +185,16 @@ def _carry_out(
         run.on_step, run.on_evaluation = on_step, on_evaluation
         way_on = f"To change a setting, edit {run.path / 'recipe.json'}, then run `steadyrl resume {run.path}`"
         try:
-            train_loop(ready.recipe, parts.rollouter, parts.trainer, parts.evaluator, run, stop_asked=stop_asked)
+            taken = train_loop(
+                ready.recipe, parts.rollouter, parts.trainer, parts.evaluator, run, stop_asked=stop_asked
+            )
         except TrainingStopped as error:
             raise TrainingStopped(f"{error}. {way_on}") from error
         except UserError as error:
             raise UserError(f"{error}. {way_on}") from error
         finally:
             run.close()
-        return Record(run.path)
+        return Record(run.path, taken)
 
 
 def _audit(ready: "Prepared", parts: "Parts") -> None:

@@ -87,13 +87,15 @@ class ModelGuard:
         Raises:
             TrainingStopped: they are not, or do not.
         """
-        fault = self._fault()
-        if fault is not None:
+        if not self.finite(brief=True) and (fault := self._fault()):
             self.stop(fault)
         trainer = self.trainer
         doubtful = trainer.progress.skipped_in_a_row > 0
-        with self.run.bar("writing a checkpoint"):
-            self.run.save(trainer.policy, trainer.optimizer, trainer.state(), doubtful=doubtful)
+        try:
+            with self.run.bar("writing a checkpoint"):
+                self.run.save(trainer.policy, trainer.optimizer, trainer.state(), doubtful=doubtful)
+        except NotFiniteError as error:  # in weights that those prompts do not need
+            self.stop(str(error))
 
     def stop(self, what: str, minibatch: Sequence[OldPass] = (), *, step: int | None = None) -> NoReturn:
         """Keep the last good weights and the batch, and stop. No skipped update has touched the weights.

@@ -34,11 +34,11 @@ def train(
     run: Run,
     *,
     stop_asked: StopAsked,
-) -> tuple[int, int]:
+) -> int:
     """Train to the last step of the recipe, or until `stop_asked` after a step, and save a checkpoint at the end.
 
     Returns:
-        The last global step, and how many were taken now.
+        How many global steps were taken now.
 
     Raises:
         TrainingStopped: loss, gradient or log-probs were not finite for MAX_SKIPPED updates in a row, or still are at
@@ -71,7 +71,7 @@ def train(
                     guard.save()
                 if stopping:
                     break
-    return trainer.progress.step, trainer.progress.step - start
+    return trainer.progress.step - start
 
 
 def global_step(

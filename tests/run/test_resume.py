@@ -266,9 +266,10 @@ def hurt(path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["step-000006", "step-000004"])
-def test_a_run_goes_on_from_an_earlier_checkpoint_to_the_same_end(name, copy, expected):
+def test_a_run_goes_on_from_an_earlier_checkpoint_to_the_same_end(name, copy, expected, capfd):
     hurt(copy / "checkpoints" / "step-000008" / "optimizer.safetensors", "cut")
     assert command("resume", copy, "--checkpoint", name) == 0
+    assert "nothing was left to train" not in capfd.readouterr().out
     assert comparable(copy) == expected
     assert names(copy)[-1] == "step-000008"
     checkpoint.verify(copy / "checkpoints" / "step-000008")

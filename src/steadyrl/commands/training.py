@@ -45,13 +45,13 @@ def carry_out(path: Path, *, begin: "Callable[[Callable[[], bool], Callable[[Pre
     Returns:
         The exit status.
     """
-    started, steps, before = time.monotonic(), 0, 0
+    started, steps = time.monotonic(), 0
 
     def on_start(ready: "Prepared") -> None:
         from steadyrl.plan import summary
 
-        nonlocal steps, before
-        steps, before = ready.recipe.steps, len(Record(path).metrics)
+        nonlocal steps
+        steps = ready.recipe.steps
         print(summary(ready, run=path), flush=True)
 
     with _one_interrupt() as asked:
@@ -59,8 +59,8 @@ def carry_out(path: Path, *, begin: "Callable[[Callable[[], bool], Callable[[Pre
             record = begin(lambda: bool(asked), on_start)
         except KeyboardInterrupt as interrupt:
             raise KeyboardInterrupt(*asked[-1:]) from interrupt
-    step = len(record.metrics)
-    if steps and step == before >= steps:
+    step = record.last_step
+    if steps and not record.taken and step >= steps:
         print(f"all {steps} steps had been taken; nothing was left to train")
     print_accuracy(path)
     print(_outcome(record, time.monotonic() - started))

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from steadyrl.run.logs import Row, Value, read_jsonl
+from steadyrl.run.logs import Row, Value, last_step_rows, read_jsonl
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +47,19 @@ class Record:
 
     path: Path
     """The run directory."""
+    taken: int | None = None
+    """Global steps that `train` or `resume` took before it returned this; None for a directory that is only read."""
 
     @property
     def steps(self) -> list[Step]:
         """The global steps so far."""
         return [Step(int(row["step"]), row) for row in self.metrics]  # pyright: ignore[reportArgumentType]
+
+    @property
+    def last_step(self) -> int:
+        """The number of the last global step; 0 before the first. Reads the end of the file alone."""
+        rows = last_step_rows(self.path / "metrics.jsonl")
+        return int(rows[-1]["step"]) if rows else 0  # pyright: ignore[reportArgumentType]
 
     @property
     def metrics(self) -> list[Row]:

@@ -135,9 +135,9 @@ class LocalTrainer:
         Returns:
             The micro-batches with an advantage, of each mini-batch; and the θ_old pass of all that has one by now.
         """
-        first, *later = [self.pack(part) for part in parts]
+        first = self.pack(parts[0])
         resting = [self.old_pass(micro) for micro in first if not micro.moves]
-        passes = [[self.old_pass(micro) for micro in part] for part in later]
+        passes = [[self.old_pass(micro) for micro in self.pack(part)] for part in parts[1:]]
         moving: list[Sequence[MicroBatch | OldPass]] = [[micro for micro in first if micro.moves]]
         moving += [[old for old in part if old.micro.moves] for part in passes]
         return moving, [*resting, *(old for part in passes for old in part)]
